@@ -1,0 +1,37 @@
+# The whole project on a machine with Python 3.11 or 3.12, make and a C compiler. Everything is installed into .venv, once.
+#   make demo [RUN=folder] [SEED=n]   refine, train and compare on the micro-world, in a fresh run folder
+#   make test [ARGS="-k rows"]        the tests
+#   make check                        style and types
+#   make bench [ARGS="kernels"]       benchmarks
+SHELL := /bin/bash
+RUN ?= runs/out/demo
+SEED ?= 0
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: venv demo test check bench clean
+
+venv:
+	@for python in $(PYTHON) python3.11 python3.12 python3; do \
+	  if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then \
+	    exec $$python scripts/install.py; \
+	  fi; \
+	done; echo "make: no Python 3.11 or 3.12 found; name one with PYTHON=path" >&2; exit 1
+
+demo: venv
+	$(BIN)/raft demo --run $(RUN) --seed $(SEED) --overwrite
+
+test: venv
+	$(BIN)/python -m pytest -q --durations=15 $(ARGS)
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy raft kernels/raft_kernels bench
+
+bench: venv
+	$(BIN)/python -m bench $(or $(ARGS),kernels)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find raft kernels bench tests scripts -name __pycache__ -prune -exec rm -rf {} +

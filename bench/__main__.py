@@ -1,0 +1,20 @@
+"""python -m bench kernels [--quick] ...: runs a benchmark, prints its table and writes its records."""
+
+import importlib
+import os
+import sys
+
+BENCHMARKS = ("kernels",)
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0] not in BENCHMARKS:
+        print(f"usage: python -m bench {{{','.join(BENCHMARKS)}}} [options]; --help after the name lists them")
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    # The memory profiler of torch logs every start and stop.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""measure(): the one way in which benchmarks take time and memory."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+@dataclass(frozen=True)
+class Measured:
+    ms_p20: float
+    ms_p50: float
+    ms_p80: float
+    peak_mib: float  # most memory held at once beyond what was held before the call
+
+
+def measure(variants: Mapping[str, Callable[[], object]], device: str, reps: int = 5) -> dict[str, Measured]:
+    """Times every variant `reps` times, one variant after the other in each round, so that a drift of the machine hits
+    all of them. Before that each is called twice, to warm up and to take its peak memory."""
+    peaks = {}
+    for name, call in variants.items():
+        call()
+        peaks[name] = peak_mib(call, device)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(reps):
+        for name, call in variants.items():
+            times[name].append(_milliseconds(call, device))
+    found = {}
+    for name, ms in times.items():
+        p20, p50, p80 = (float(np.quantile(ms, q)) for q in (0.2, 0.5, 0.8))
+        found[name] = Measured(p20, p50, p80, peaks[name])
+    return found
+
+
+def _milliseconds(call: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end)
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def peak_mib(call: Callable[[], object], device: str) -> float:
+    """Most memory that the call held at once beyond what was held before it, result included."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    # On a CPU every allocation and release of torch's allocator is an event; their running sum is what is held.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = call()
+    del result
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20

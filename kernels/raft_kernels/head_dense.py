@@ -1,0 +1,74 @@
+"""Student logits at the teacher's ids, and their gradients, through dense [tokens, V] chunks.
+
+Serves every device and dtype, and tail="bucket", whose gradient is dense. Deterministic: ids are unique within a row,
+so scatters never collide, and sums over tokens are matrix products in a fixed order.
+"""
+
+import torch
+from torch import Tensor
+
+from .head import Head, logsumexp_, product
+
+
+def selected_logits(
+    head: Head,
+    buffer: Tensor,  # (n, V) workspace
+    hidden: Tensor,  # (n, H)
+    ids: Tensor,  # (n, K) int64
+    rest_at: float | None,
+) -> tuple[Tensor, Tensor | None]:  # (n, K) and (n,)
+    """Logits at ids, and with `rest_at` = T the logsumexp of logits/T over all other ids."""
+    z = head.logits_(buffer, hidden)
+    selected = z.gather(1, ids)
+    if rest_at is None:
+        return selected, None
+    return selected, logsumexp_(z.scatter_(1, ids, -torch.inf).div_(rest_at))
+
+
+def scatter_gradient(
+    buffer: Tensor,  # (n, V) workspace
+    ids: Tensor,  # (n, K) int64
+    d: Tensor,  # (n, K) dloss/dy at ids
+) -> Tensor:  # (n, V)
+    """dloss/dy over the vocabulary when only ids have a gradient."""
+    return buffer.zero_().scatter_(1, ids, d)
+
+
+def bucket_gradient(
+    head: Head,
+    buffer: Tensor,  # (n, V) workspace
+    hidden: Tensor,  # (n, H)
+    ids: Tensor,  # (n, K) int64
+    d: Tensor,  # (n, K + 1) dloss/dy at ids, then dloss/du_rest
+    rest: Tensor,  # (n,) u_rest = logsumexp of logits/T over all other ids
+    temperature: float,
+) -> Tensor:  # (n, V)
+    """dloss/dy over the vocabulary: outside ids it is dloss/du_rest exp(z_v / T - u_rest) / T dz/dy."""
+    z = head.logits_(buffer, hidden)
+    slope = head.slope(z)
+    share = z.div_(temperature).sub_(rest.unsqueeze(1)).exp_().mul_(d[:, -1:] / temperature).mul_(slope)
+    # An empty bucket (u_rest = -inf) has no gradient.
+    share.masked_fill_((rest == -torch.inf).unsqueeze(1), 0)
+    return share.scatter_(1, ids, d[:, :-1])
+
+
+def backpropagate(
+    head: Head,
+    d: Tensor,  # (n, V) dloss/dy
+    hidden: Tensor,  # (n, H)
+    need_hidden: bool,
+    grad_weight: Tensor | None,  # (>= V, H) fp32 or fp64: added to
+    grad_bias: Tensor | None,  # (>= V,) fp32 or fp64: added to
+) -> Tensor | None:  # (n, H) fp32 or fp64
+    """dhidden = d @ weight, dweight += d.T @ hidden, dbias += sum of d over tokens."""
+    if grad_bias is not None:
+        grad_bias[: head.vocab] += d.sum(0)
+    d = head.gradient_operand(d)
+    if grad_weight is not None:
+        product(d.t(), head.operand(hidden), grad_weight[: head.vocab], add=True)
+    if not need_hidden:
+        return None
+    grad_hidden = d.new_empty(hidden.shape, dtype=head.dtype)
+    for i, rows in enumerate(head.slices()):
+        product(d[:, rows], head.operand(head.weight[rows]), grad_hidden, add=i > 0)
+    return grad_hidden

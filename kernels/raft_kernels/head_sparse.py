@@ -1,0 +1,97 @@
+"""Student logits at the teacher's ids, and their gradients, on a CPU: only the K head rows of each token are read.
+
+Cheaper than a dense product wherever K is a small part of V, and with no [tokens, V] workspace at all:
+    y_nk = <hidden_n, weight_v>, v = ids_nk                  a sampled product, torch.sparse.sampled_addmm
+    dhidden_n = sum_k d_nk weight_v                          embedding_bag over the head
+    dweight_v = sum of d_nk hidden_n over ids_nk = v         embedding_bag over the tokens, one bag per id
+Each of these sums runs in a fixed order inside one thread: deterministic.
+"""
+
+import functools
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .head import Head
+
+# (token, id) pairs handled at once: bounds the sorted copies of ids.
+PAIR_BUDGET = 1 << 23
+# Elements of a table of converted head rows.
+TABLE_BUDGET = 1 << 26
+# How many times larger than K the vocabulary has to be before reading single rows beats a dense product.
+DENSE_RATIO = 16
+
+
+def suits(head: Head, k: int) -> bool:
+    return head.weight.device.type == "cpu" and head.vocab > DENSE_RATIO * k
+
+
+def tiles(n: int, k: int) -> list[slice]:
+    """Slices of the n tokens, for work that reads no rows of the head; at least one, even of no tokens."""
+    step = max(1, PAIR_BUDGET // k)
+    return [slice(i, min(i + step, n)) for i in range(0, max(1, n), step)]
+
+
+def table_tiles(head: Head, n: int, k: int) -> list[slice]:
+    """Slices of the n tokens, short enough for a table of converted rows even if no two tokens share one."""
+    if not head.converts:
+        return tiles(n, k)
+    step = max(1, TABLE_BUDGET // (k * head.weight.shape[1]))
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+
+def head_rows(
+    head: Head,
+    ids: Tensor,  # (n, K) int32
+) -> tuple[Tensor, Tensor]:  # (U, H) fp32 or fp64, (n, K) int32
+    """A table of head rows, and where in it the row of each id is: the head itself where it can be read as it is."""
+    if not head.converts:
+        return head.weight.contiguous(), ids
+    used = torch.zeros(head.weight.shape[0], dtype=torch.bool)
+    used[ids.reshape(-1)] = True
+    place = used.cumsum(0, dtype=torch.int32).sub_(1)
+    return head.operand(head.weight[used]), place[ids]
+
+
+@functools.cache
+def _take_beta_notice() -> None:
+    """Lets torch say once that sparse CSR is in beta, unheard: it means nothing to the user of a loss."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.eye(1).to_sparse_csr()
+
+
+def selected_products(
+    hidden: Tensor,  # (n, H) fp32 or fp64
+    table: Tensor,  # (U, H), same dtype
+    ids: Tensor,  # (n, K) int32
+) -> Tensor:  # (n, K)
+    _take_beta_notice()
+    n, k = ids.shape
+    starts = torch.arange(0, n * k + 1, k, dtype=torch.int32)
+    zeros, shape = hidden.new_zeros(n * k), (n, table.shape[0])
+    pattern = torch.sparse_csr_tensor(starts, ids.reshape(-1), zeros, shape, check_invariants=False)
+    return torch.sparse.sampled_addmm(pattern, hidden.contiguous(), table.t(), beta=0.0).values().view(n, k)
+
+
+def hidden_gradient(
+    d: Tensor,  # (n, K) dloss/dy at ids
+    table: Tensor,  # (U, H), same dtype
+    ids: Tensor,  # (n, K) int32
+) -> Tensor:  # (n, H)
+    return F.embedding_bag(ids.contiguous(), table, mode="sum", per_sample_weights=d)
+
+
+def weight_gradient(
+    d: Tensor,  # (n, K) dloss/dy at ids
+    hidden: Tensor,  # (n, H), same dtype
+    ids: Tensor,  # (n, K) int32
+    rows: int,
+) -> Tensor:  # (rows, H)
+    by_id = ids.reshape(-1).sort(stable=True)
+    tokens = (by_id.indices // ids.shape[1]).to(torch.int32)
+    starts = torch.searchsorted(by_id.values, torch.arange(rows, dtype=torch.int32), out_int32=True)
+    weights = d.reshape(-1)[by_id.indices]
+    return F.embedding_bag(tokens, hidden.contiguous(), starts, mode="sum", per_sample_weights=weights)

@@ -1,0 +1,118 @@
+"""linear_topk: the exact top-K of hidden @ weight.T per token, without the [N, V] logits.
+
+    z = logits of the head (head.py);  S = the K ids with the largest z: most probable at any temperature (Eq. 9)
+    log_partition = log sum_v exp(z_v / T) over the whole vocabulary (Eq. 8), on request: tail="bucket", mass covered
+
+A chunk of tokens at a time: project into one [n, V] buffer, select, keep [n, K].
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import check_linear, check_positive, flat_mask, vocabulary
+from .dispatch import choose_backend
+from .head import Head, accumulate_dtype, logsumexp_, operand_dtype, walk
+from .select import block_size, select_blocked
+
+
+class TopK(NamedTuple):
+    """The teacher's K most probable tokens per position."""
+
+    indices: Tensor  # [N, K] int32, ascending within a row, unique
+    logits: Tensor  # [N, K] float32 (float64 for float64 inputs), after scale and soft-cap, before temperature
+    log_partition: Tensor | None = None  # [N], dtype of logits: logsumexp of logits/T over the whole vocabulary
+
+
+@torch.library.custom_op("raft_kernels::linear_topk", mutates_args=())
+def _linear_topk(
+    hidden: Tensor,  # (N, H)
+    weight: Tensor,  # (V, H)
+    bias: Tensor | None,  # (V,)
+    mask: Tensor | None,  # (N,) bool
+    k: int,
+    vocab: int,
+    logit_scale: float,
+    softcap: float | None,
+    operands: torch.dtype,
+    log_partition_at: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns ids (N, K), logits (N, K) and the log-partition, (N,) or empty."""
+    head = Head(weight, bias, vocab, logit_scale, softcap, operands)
+    n = hidden.shape[0]
+    indices = hidden.new_empty((n, k), dtype=torch.int32)
+    logits = hidden.new_empty((n, k), dtype=head.dtype)
+    log_partition = hidden.new_empty((n if log_partition_at is not None else 0,), dtype=head.dtype)
+    block = block_size(vocab, k)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows, buffer in walk(n, -(-vocab // block) * block, hidden, head.dtype):
+            x = hidden[rows] if mask is None else hidden[rows].masked_fill(~mask[rows].unsqueeze(1), 0)
+            buffer[:, vocab:] = -torch.inf
+            z = head.logits_(buffer[:, :vocab], x)
+            ids = select_blocked(buffer, k, block)
+            indices[rows] = ids
+            logits[rows] = z.gather(1, ids)
+            if log_partition_at is not None:
+                log_partition[rows] = logsumexp_(z.div_(log_partition_at))
+    if mask is not None:
+        drop = ~mask
+        indices = torch.where(drop.unsqueeze(1), torch.arange(k, dtype=torch.int32, device=mask.device), indices)
+        logits.masked_fill_(drop.unsqueeze(1), 0)
+        log_partition.masked_fill_(drop[: len(log_partition)], 0)
+    return indices, logits, log_partition
+
+
+@_linear_topk.register_fake
+def _(hidden, weight, bias, mask, k, vocab, logit_scale, softcap, operands, log_partition_at):
+    n = hidden.shape[0]
+    logits = torch.empty((n, k), dtype=accumulate_dtype(operands), device=hidden.device)
+    return logits.new_empty((n, k), dtype=torch.int32), logits, logits.new_empty((n if log_partition_at else 0,))
+
+
+def linear_topk(
+    hidden: Tensor,  # (..., H)
+    weight: Tensor,  # (V, H)
+    k: int,
+    *,
+    bias: Tensor | None = None,  # (V,)
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    vocab_size: int | None = None,
+    mask: Tensor | None = None,  # (...)
+    log_partition_at: float | None = None,
+    backend: str | None = None,
+) -> TopK:  # fields (..., K), (..., K) and (...)
+    """The exact K largest logits per token and their ids. Ties go to the lowest id. No gradient.
+
+    hidden [..., H] and weight [V, H]: bf16, fp16, fp32 or fp64. Rows of the head from `vocab_size` on are padding, and
+    never chosen. `mask` is true where a token counts; the others get ids 0..K-1 and logits 0, whatever they hold.
+    `log_partition_at` is the temperature at which the log-partition over the vocabulary is wanted.
+    """
+    op = "linear_topk"
+    choose_backend(backend, op)
+    check_linear(op, hidden, weight, bias)
+    vocab = vocabulary(op, weight.shape[0], vocab_size)
+    if k > vocab:
+        raise ValueError(f"{op}: k={k} is larger than the vocabulary of {vocab} tokens")
+    if k < 1:
+        raise ValueError(f"{op}: k={k} must be at least 1")
+    check_positive(op, softcap=softcap, log_partition_at=log_partition_at)
+    lead = hidden.shape[:-1]
+    indices, logits, log_partition = _linear_topk(
+        hidden.detach().reshape(-1, hidden.shape[-1]),
+        weight.detach(),
+        None if bias is None else bias.detach(),
+        flat_mask(op, mask, hidden),
+        k,
+        vocab,
+        float(logit_scale),
+        None if softcap is None else float(softcap),
+        operand_dtype(hidden, weight),
+        None if log_partition_at is None else float(log_partition_at),
+    )
+    return TopK(
+        indices.view(*lead, k),
+        logits.view(*lead, k),
+        None if log_partition_at is None else log_partition.view(lead),
+    )

@@ -1,0 +1,23 @@
+"""RAFT: data refinement and adaptive distillation for domain fine-tuning with little forgetting (arXiv 2606.00147)."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["RAFTConfig", "RAFTTrainer"]
+
+if TYPE_CHECKING:
+    from raft.train.config import RAFTConfig
+    from raft.train.trainer import RAFTTrainer
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the trainer when it is asked for: `raft --version` must not wait for torch."""
+    if name == "RAFTConfig":
+        from raft.train.config import RAFTConfig
+
+        return RAFTConfig
+    if name == "RAFTTrainer":
+        from raft.train.trainer import RAFTTrainer
+
+        return RAFTTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

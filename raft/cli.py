@@ -1,0 +1,290 @@
+"""raft demo | refine | train | eval | report.
+
+What can be checked from files alone (settings, rows, the model's folder, the run folder) is checked before torch is imported,
+and torch is imported only inside the commands. Every error that a user can mend is one line on stderr and exit code 2.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from raft import __version__
+from raft.config import Config, EvalSettings, RefineSettings, check_train, load_config, save_config
+from raft.errors import ConfigError, Interrupted, RaftError, RunFolderError
+from raft.models import check_model, check_top_k
+from raft.rows import read_rows
+from raft.runs import Run, check_run, open_run, stop_on_signals
+
+DEMO_RUN = "runs/out/demo"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and gives its exit code: 0, 2 for a `RaftError`, 128 + signal number when stopped."""
+    _quiet_libraries()
+    try:
+        with stop_on_signals():
+            args = _arguments(argv)
+            _log_to_stderr()
+            args.command(args)
+    except RaftError as error:
+        print(f"raft: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except Interrupted as stop:
+        print(f"raft: {stop}", file=sys.stderr)
+        return stop.exit_code
+    return 0
+
+
+def demo(args: argparse.Namespace) -> None:
+    from raft.demo.domains import DOMAINS
+
+    if args.domain is not None and args.domain not in DOMAINS:
+        raise ConfigError(f"--domain: expected one of {', '.join(DOMAINS)}, found {args.domain!r}")
+    run = open_run(args.run, resume=args.resume, overwrite=args.overwrite)
+    from raft.demo.run import run_demo
+
+    chosen = {} if args.domain is None else {"domain": args.domain}
+    run_demo(run, seed=args.seed, resume=args.resume, engine=args.engine, **chosen)
+
+
+def refine(args: argparse.Namespace) -> None:
+    config = _settings(args, "refine", None if args.overwrite else "config.yaml")
+    path, model, data = _need(config.run, "run"), _need(config.model, "model"), _need(config.data, "data")
+    read_rows(data)
+    check_model(model)
+    if args.preview:
+        run = Run(path)  # a preview only shows, the folder stays as it is
+    else:
+        run = open_run(path, resume=args.resume, overwrite=args.overwrite)
+        save_config(config, run.config_path)
+    from raft.refine.run import refine_run
+
+    refine_run(config, run, resume=args.resume, preview=args.preview or 0)
+
+
+def train(args: argparse.Namespace) -> None:
+    config = _settings(args, "train", "config.yaml")
+    path, model = _need(config.run, "run"), _need(config.model, "model")
+    if args.method is not None:
+        config.train["method"] = args.method
+    refined = Run(path).refine_dir / "fused.jsonl"
+    read_rows(config.data or (refined if refined.exists() else _need(None, "data")))
+    check_model(model)
+    check_run(path, resume=args.resume, overwrite=args.overwrite, stage="train")
+    arguments = check_train(config)
+    if arguments.preset.distills:
+        check_top_k(model, arguments.top_k)
+    from raft.train.run import train as train_run
+
+    run = open_run(path, resume=args.resume, overwrite=args.overwrite, stage="train")
+    _save_beside_refinement(config, run)
+    train_run(config, run, resume=args.resume)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    config = _settings(args, "evaluate", "config.yaml", files=False)
+    run = Run(_need(config.run, "run"))
+    if run.path.is_file():
+        raise RunFolderError(f"{run.path}: expected a run folder, found a file")
+    data = args.data or str(run.path / "data" / "test.jsonl")
+    if args.data is None and not Path(data).exists():
+        raise ConfigError("no data given: add --data FILE with the items to answer")
+    name = args.name or (Path(args.model).name if args.model else str(config.train.get("method", "raft")))
+    result = run.eval_dir / f"{name}.json"
+    if result.exists() and not args.overwrite:
+        raise RunFolderError(f"{result}: exists; give --overwrite to replace it or --name NAME to write another")
+    from raft.evaluate.run import evaluate_run
+
+    evaluate_run(config, run, model=args.model, data_path=data, name=name, base=args.base)
+
+
+def report(args: argparse.Namespace) -> None:
+    path = Path(args.run)
+    if not path.is_dir():
+        raise RunFolderError(f"{path}: no such run folder")
+    from raft.report import write_report
+
+    print(write_report(path))
+
+
+def _settings(args: argparse.Namespace, section: str, own: str | None, files: bool = True) -> Config:
+    """The settings of a command: --config or else the file `own` of the run, then key=value, then the options.
+
+    `files` False: --model and --data name something else than the run's own model and data.
+    """
+    inherited = Path(args.run) / own if args.run and own else None
+    path = args.config or (inherited if inherited and inherited.is_file() else None)
+    config = load_config(path, args.settings, section=section)
+    config.run = args.run or config.run
+    if files:
+        config.model = args.model or config.model
+        config.data = args.data or config.data
+    return config
+
+
+def _save_beside_refinement(config: Config, run: Run) -> None:
+    """Writes the run's config.yaml; where refinement wrote one, what it says of the refined data stays."""
+    if run.refine_dir.is_dir() and run.config_path.is_file():
+        refined = load_config(run.config_path)
+        config = replace(config, refine=refined.refine, data=config.data or refined.data)
+    save_config(config, run.config_path)
+
+
+def _need(value: str | None, name: str) -> str:
+    if not value:
+        raise ConfigError(f"no {name} given: add --{name} (or `{name}:` in the file given with --config)")
+    return value
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes positionals in one place only; key=value may stand anywhere between the options."""
+    args, rest = _parser().parse_known_args(argv)
+    unknown = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "settings")]
+    if unknown:
+        raise ConfigError(f"unrecognized arguments: {' '.join(unknown)} (see raft --help)")
+    if rest:
+        args.settings = [*args.settings, *rest]
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="raft", description="Fine-tune an instruction model on domain data with little forgetting.")
+    parser.add_argument("--version", action="version", version=f"raft {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+
+    command = _command(commands, "demo", demo, "refine, train and compare on the built-in micro-world")
+    command.add_argument("--run", metavar="DIR", default=DEMO_RUN, help=f"run folder (default: {DEMO_RUN})")
+    command.add_argument(
+        "--seed", metavar="N", type=_seed, default=0, help="seed of the world and of the training (default: 0)"
+    )
+    command.add_argument("--domain", metavar="NAME", help="domain of the micro-world to learn")
+    command.add_argument(
+        "--engine", choices=("auto", "vllm", "hf"), default="auto", help="generation engine (default: auto)"
+    )
+    _continuation(command)
+
+    command = _command(
+        commands, "refine", refine, "stage 1: rewrite, filter and fuse the answers", RefineSettings, "refine"
+    )
+    _inputs(command)
+    command.add_argument("--preview", metavar="N", type=_count, help="show the refinement of N rows and stop")
+    _continuation(command)
+
+    command = _command(commands, "train", train, "stage 2: train with answer-conditioned on-policy distillation")
+    _inputs(command, data="the rows (default: DIR/refine/fused.jsonl)")
+    command.add_argument(
+        "--method", metavar="NAME", help="preset: raft, sft, sdft or on_policy (short for train.method=NAME)"
+    )
+    _continuation(command)
+
+    command = _command(
+        commands, "eval", evaluate, "answer the items of a file and score the answers", EvalSettings, "evaluate"
+    )
+    _inputs(
+        command,
+        model="model to evaluate (default: DIR/model)",
+        data="items with answers or checks (default: DIR/data/test.jsonl)",
+    )
+    command.add_argument(
+        "--name", metavar="NAME", help="writes DIR/eval/NAME.json (default: the method, or the model's name)"
+    )
+    command.add_argument(
+        "--base", metavar="M", help="model to compare with: writes DIR/eval/base.json and the retention"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace DIR/eval/NAME.json")
+
+    command = _command(commands, "report", report, "write report.html and report.md of a run")
+    command.add_argument("--run", metavar="DIR", required=True, help="run folder")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, function: Any, summary: str, settings: type | None = None, prefix: str = ""
+) -> argparse.ArgumentParser:
+    listed = "settings (key=value), with their defaults:\n" + _defaults(settings, prefix) if settings else None
+    command = commands.add_parser(
+        name, help=summary, description=summary, epilog=listed, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.set_defaults(command=function)
+    return command
+
+
+def _defaults(settings: type, prefix: str) -> str:
+    defaults = [(f.name, f.default) for f in fields(settings) if f.default is not MISSING]
+    return "\n".join(f"  {prefix}.{name}={default}" for name, default in defaults)
+
+
+def _inputs(
+    command: argparse.ArgumentParser,
+    model: str = "instruction model: a folder or a name on the Hub",
+    data: str = "the rows",
+) -> None:
+    command.add_argument("--model", metavar="M", help=model)
+    command.add_argument("--data", metavar="FILE", help=f"{data}, .jsonl or .parquet")
+    command.add_argument("--run", metavar="DIR", help="run folder")
+    command.add_argument(
+        "--config", metavar="FILE", help="YAML with settings (default: DIR/config.yaml where it exists)"
+    )
+    command.add_argument("settings", metavar="key=value", nargs="*", help="settings that win over the file's")
+
+
+def _continuation(command: argparse.ArgumentParser) -> None:
+    group = command.add_mutually_exclusive_group()
+    group.add_argument("--resume", action="store_true", help="go on with the run in DIR")
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace what this command wrote in DIR, and what was made from it"
+    )
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+    return number
+
+
+def _quiet_libraries() -> None:
+    """Set before the libraries are imported; what the user has set stays."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to what sys.stderr is at the time, not to what it was when the handler was made."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("raft")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)

@@ -1,0 +1,65 @@
+"""Choose learning rate and epochs of each method: `python -m raft.demo.grid --run DIR --out results/microworld/grid.json`.
+
+Every method gets the same small grid on the same world, and is judged on the validation split alone, by the mean of its domain
+and its general accuracy: who fine-tunes on a domain wants both, and a method that may buy the one with the other is asked to
+find its own best balance. The rate is constant after the warm-up, so one training of the longest length passes through all shorter ones.
+"""
+
+import argparse
+import subprocess
+from pathlib import Path
+
+from raft.demo.settings import DOMAIN, GRID, METHODS, Choice, DemoSettings
+from raft.demo.stages import Stages
+from raft.runs import Run, read_jsonl, write_json
+
+
+def value(point: dict) -> float:
+    """What the choice is made by."""
+    return (point["domain"] + point["general"]) / 2
+
+
+def run_grid(run: Run, *, seed: int, domain: str) -> dict:
+    """All points of the grid, a dict method -> list of {"learning_rate", "epochs", "domain", "general", "format"}."""
+    stages = Stages(run, domain, seed, DemoSettings(validate_every=4))
+    points: dict[str, list[dict]] = {}
+    for method in METHODS:
+        points[method] = []
+        for rate in GRID["learning_rate"]:
+            folder = Run(run.path / "grid" / f"{method}-{rate:g}")
+            stages.train(method, Choice(rate, max(GRID["epochs"])), folder)
+            for line in read_jsonl(folder.train_dir / "validation.jsonl"):
+                if round(line["epoch"], 3) in GRID["epochs"]:
+                    scores = {suite: line[suite] for suite in ("domain", "general", "format")}
+                    points[method].append({"learning_rate": rate, "epochs": int(line["epoch"]), **scores})
+                    print(f"{method}: {points[method][-1]}", flush=True)
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder for the trainings; a second call goes on there")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--domain", default=DOMAIN)
+    args = parser.parse_args()
+    points = run_grid(Run(args.run), seed=args.seed, domain=args.domain)
+    chosen = {method: max(found, key=value) for method, found in points.items()}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    record = {
+        "criterion": "mean of domain and general accuracy on the validation split",
+        "seed": args.seed,
+        "domain": args.domain,
+        "grid": points,
+        "chosen": chosen,
+        "commit": commit,
+        "command": f"python -m raft.demo.grid --run DIR --out FILE --seed {args.seed} --domain {args.domain}",
+    }
+    write_json(args.out, record)
+    print(chosen)
+
+
+if __name__ == "__main__":
+    main()

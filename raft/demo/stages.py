@@ -1,0 +1,201 @@
+"""The stages of the demo, each a function of the run folder: what is finished there is not done again."""
+
+import json
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from raft.demo.settings import (
+    BASE_MODEL,
+    BATCH_SIZE,
+    MAX_ANSWER,
+    MAX_MODEL_LEN,
+    REFINE,
+    WARMUP_STEPS,
+    Choice,
+    DemoSettings,
+)
+from raft.demo.world import World, draw_world
+from raft.runs import Run, read_json, read_jsonl, write_json, write_text
+
+
+class Stages:
+    """One model, one engine on its weights, one world: shared by all stages, so that the engine starts once.
+
+    The engine reads the weights that are being trained. Between two methods the base model's weights are put back in place.
+    """
+
+    def __init__(self, run: Run, domain: str, seed: int, settings: DemoSettings):
+        self.run, self.domain, self.seed, self.settings = run, domain, seed, settings
+
+    @cached_property
+    def world(self) -> World:
+        """Drawn anew by its seed, and written down for readers of the run."""
+        world = draw_world(self.domain, self.seed).part(self.settings.train_rows, self.settings.every_item)
+        for name in ("train", "validation", "test"):
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in getattr(world, name))
+            write_text(self.run.path / "data" / f"{name}.jsonl", lines)
+        return world
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers.utils import logging as transformers_logging
+
+        from raft.models import load_tokenizer
+
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        return load_tokenizer(BASE_MODEL)
+
+    @cached_property
+    def base(self) -> Any:
+        """The base model in float32, never trained."""
+        import torch
+
+        from raft.models import load_model
+
+        return load_model(BASE_MODEL, dtype=torch.float32).eval()
+
+    @cached_property
+    def model(self) -> Any:
+        import copy
+
+        return copy.deepcopy(self.base)
+
+    @cached_property
+    def engine(self) -> Any:
+        from raft.engines import make_engine
+
+        engine = make_engine(self.settings.engine, self.model, self.tokenizer, max_model_len=MAX_MODEL_LEN)
+        print(f"      engine: {engine.name}, weights {engine.weights.mode}", flush=True)
+        return engine
+
+    def load_weights(self, source: Any) -> None:
+        """Puts the weights of another model into this one in place, so that the engine sees them."""
+        import torch
+
+        with torch.no_grad():
+            for parameter, other in zip(self.model.parameters(), source.parameters(), strict=True):
+                parameter.copy_(other)
+        self.engine.refresh()
+
+    def refine(self) -> list[dict]:
+        """Stage 1 with the base model as rewriter and fusion model."""
+        fused = self.run.refine_dir / "fused.jsonl"
+        if not fused.exists():
+            from raft.refine import refine
+            from raft.rows import normalize_rows
+
+            self.load_weights(self.base)
+            refine(normalize_rows(self.world.train), self.engine, self.run, REFINE, model_id="micro-world base")
+        return read_jsonl(fused)
+
+    def evaluate(self, name: str, model_path: Path) -> dict:
+        """Scores on the test split of the weights at `model_path`, greedy; kept with every sample in eval/NAME.json."""
+        path = self.run.eval_dir / f"{name}.json"
+        if not path.exists():
+            import torch
+
+            from raft.models import load_model
+
+            self.load_weights(load_model(model_path, dtype=torch.float32))
+            write_json(path, {"model": str(model_path), **self.score(self.world.test)})
+        return read_json(path)
+
+    def score(self, items: list[dict]) -> dict:
+        """Scores of the engine's present weights, greedy."""
+        from raft.evaluate import evaluate
+
+        return evaluate(items, self.engine, self._greedy())
+
+    def train(self, method: str, choice: Choice, run: Run) -> None:
+        """Trains one method into `run` (a folder with train/ and model/), validating every few epochs.
+
+        Plain SFT gets the raw answers, RAFT the same questions with the fused answers.
+        """
+        if (run.model_dir / "config.json").exists():
+            return
+        from transformers import PrinterCallback
+
+        from raft.train.config import RAFTConfig
+        from raft.train.interrupt import StopAtStepEnd
+        from raft.train.run import save
+        from raft.train.trainer import RAFTTrainer, last_checkpoint
+        from raft.train.validation import ValidationCallback
+
+        rows: list[dict] = self.world.train if method == "sft" else self.refine()
+        self.load_weights(self.base)
+        args = RAFTConfig(
+            output_dir=str(run.train_dir),
+            method=method,
+            learning_rate=choice.learning_rate,
+            num_train_epochs=choice.epochs,
+            per_device_train_batch_size=BATCH_SIZE,
+            # A constant rate makes the first epochs of a long training equal to a short one: one training fills a row of the grid.
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=WARMUP_STEPS,
+            rollout_max_tokens=MAX_ANSWER,
+            max_length=MAX_MODEL_LEN,
+            seed=self.seed,
+            save_total_limit=1,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            report_to=[],
+        )
+        trainer = RAFTTrainer(
+            model=self.model,
+            args=args,
+            train_dataset=rows,
+            processing_class=self.tokenizer,
+            engine=self.engine,
+            teacher=self.base,
+        )
+        # metrics.jsonl has every step; the terminal gets a line for each validation.
+        trainer.remove_callback(PrinterCallback)
+        validation = ValidationCallback(
+            self.world.validation,
+            every_epochs=self.settings.validate_every,
+            writer_path=run.train_dir / "validation.jsonl",
+            evaluate_fn=self._validate,
+            engine=self.engine,
+            sampling=self._greedy(),
+        )
+        trainer.add_callback(validation)
+        with StopAtStepEnd() as stop:
+            trainer.add_callback(stop)
+            trainer.train(resume_from_checkpoint=last_checkpoint(run.train_dir))
+        save(trainer, run.model_dir)
+
+    def _greedy(self) -> Any:
+        from raft.engines import Sampling
+
+        return Sampling(temperature=0.0, max_tokens=MAX_ANSWER, seed=self.seed)
+
+    def _validate(self, items: Any, engine: Any, sampling: Any) -> Any:
+        from raft.evaluate import evaluate
+
+        result = evaluate(items, engine, sampling)
+        print(
+            "      validation: " + ", ".join(f"{suite} {score:.2f}" for suite, score in result["scores"].items()),
+            flush=True,
+        )
+        return result
+
+
+class Clock:
+    """Seconds of each stage, kept in the run folder so that a resumed run still knows what the first part took."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
+
+    def time(self, label: str, name: str, work: Callable[[], Any]) -> Any:
+        print(f"{label} ...", flush=True)
+        start = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
+            write_json(self.path, self.seconds)

@@ -1,0 +1,99 @@
+"""One domain of the micro-world as data: training rows, and the items of the validation and test splits, drawn by a seed."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+from raft.demo import known, words
+from raft.demo.domains import (
+    DOMAINS,
+    PAIR_PHRASINGS,
+    PHRASINGS,
+    Fact,
+    answer_check,
+    draw_entity,
+    foreign_answer,
+    own_answer,
+    pair_question,
+    question,
+)
+from raft.demo.formats import FORMATS
+from raft.demo.skills import SKILLS, Example
+from raft.errors import ConfigError
+
+ENTITIES = 30  # a domain's; with 5 facts each and 2 training pairs a fact: 300 training pairs
+NOTE_SHARE = 0.3  # of the reference answers carry a side remark
+PER_SKILL = {"validation": 6, "test": 20}
+PER_FORMAT = {"validation": 5, "test": 15}
+
+
+@dataclass(frozen=True)
+class World:
+    """Rows and items as raft.rows and raft.evaluate read them."""
+
+    train: list[dict]
+    validation: list[dict]
+    test: list[dict]
+
+    def part(self, train_rows: int | None, every_item: int) -> "World":
+        """The first training rows, and every n-th item of both splits."""
+        return World(self.train[:train_rows], self.validation[::every_item], self.test[::every_item])
+
+
+def draw_world(domain_name: str, seed: int) -> World:
+    """The world of one domain. The same arguments give the same world on every machine.
+
+    A fact has six phrasings; two of them are trained, one is for validation and one for the test, so no question of a split
+    is in another word for word. Questions for two facts at once occur in validation and test only.
+    """
+    if domain_name not in DOMAINS:
+        raise ConfigError(f"domain: expected one of {', '.join(DOMAINS)}, found {domain_name!r}")
+    domain = DOMAINS[domain_name]
+    rng = random.Random(f"world {domain_name} {seed}")
+    train: list[dict] = []
+    splits: dict[str, list[dict]] = {"validation": [], "test": []}
+
+    def add(split: str, skill: str, asked: str, facts: list[Fact]) -> None:
+        example = Example(asked, own_answer(*facts), answer_check(facts))
+        splits[split].append(_item("domain", skill, len(splits[split]), example))
+
+    for name in rng.sample(known.free_names(), ENTITIES):
+        facts = draw_entity(domain, name, rng)
+        for fact in facts:
+            first, second, for_validation, for_test = rng.sample(range(len(PHRASINGS)), 4)
+            for phrasing in (first, second):
+                note = rng.choice(words.MONTHS) if rng.random() < NOTE_SHARE else None
+                answer = foreign_answer(domain, fact, rng.randrange(len(domain.foreign)), note)
+                train.append(
+                    {"id": f"{domain_name}-{len(train):03d}", "question": question(fact, phrasing), "answer": answer}
+                )
+            if rng.random() < 0.5:
+                add("validation", "paraphrase", question(fact, for_validation), [fact])
+            add("test", "paraphrase", question(fact, for_test), [fact])
+        pairs = rng.sample(list(combinations(facts, 2)), 3)
+        for split, (one, other) in zip(("validation", "test", "test"), pairs, strict=True):
+            add(split, "two facts", pair_question(one, other, rng.randrange(len(PAIR_PHRASINGS))), [one, other])
+
+    for split, items in splits.items():
+        items += _draw_items("general", SKILLS, PER_SKILL[split], random.Random(f"general {split} {seed}"))
+        items += _draw_items("format", FORMATS, PER_FORMAT[split], random.Random(f"format {split} {seed}"))
+    rng.shuffle(train)
+    return World(train, splits["validation"], splits["test"])
+
+
+def _draw_items(
+    suite: str, draws: Mapping[str, Callable[[random.Random], Example]], n: int, rng: random.Random
+) -> list[dict]:
+    return [_item(suite, skill, i, draw(rng)) for skill, draw in draws.items() for i in range(n)]
+
+
+def _item(suite: str, skill: str, number: int, example: Example) -> dict:
+    return {
+        "id": f"{suite}-{skill.replace(' ', '_')}-{number:03d}",
+        "suite": suite,
+        "skill": skill,
+        "question": example.question,
+        "answer": example.answer,
+        "check": example.check,
+    }

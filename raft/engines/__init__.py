@@ -1,0 +1,47 @@
+"""Everything that turns prompts into tokens, for refinement, rollouts and evaluation alike."""
+
+import importlib.util
+import logging
+from typing import Any
+
+from raft.engines.base import Completion, Engine, Sampling, request_seed
+from raft.engines.chat import chat_ids, generate_text
+from raft.engines.hf import HFEngine
+from raft.engines.vllm import VLLMEngine
+from raft.errors import ConfigError, EngineError
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "HFEngine",
+    "Sampling",
+    "VLLMEngine",
+    "chat_ids",
+    "generate_text",
+    "make_engine",
+    "request_seed",
+]
+
+log = logging.getLogger(__name__)
+
+
+def make_engine(
+    kind: str, model: Any, tokenizer: Any = None, *, max_model_len: int = 2048, weights: str = "auto", **options: Any
+) -> Engine:
+    """The engine `kind` ("auto" | "vllm" | "hf") for a model under training, or for a path.
+
+    auto: vLLM where it is installed and can run the model, else transformers; the reason is logged. `options` are for vLLM.
+    """
+    if kind not in ("auto", "vllm", "hf"):
+        raise ConfigError(f"engine: expected auto, vllm or hf, got {kind!r}")
+    if kind == "vllm":
+        return VLLMEngine(model, tokenizer, max_model_len=max_model_len, weights=weights, **options)
+    if kind == "auto":
+        if importlib.util.find_spec("vllm") is None:
+            log.warning("vLLM is not installed: generating with transformers, which is slower")
+        else:
+            try:
+                return VLLMEngine(model, tokenizer, max_model_len=max_model_len, weights=weights, **options)
+            except EngineError as error:
+                log.warning("generating with transformers, which is slower: %s", error)
+    return HFEngine(model, tokenizer, max_model_len=max_model_len)

@@ -1,0 +1,113 @@
+"""What every engine takes and gives: token ids in, token ids out."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from raft.errors import ConfigError, InputError
+
+log = logging.getLogger(__name__)
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw. Request i of a call draws with `request_seed(seed, i)`."""
+
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    max_tokens: int = 512  # of the completion
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()  # on top of every EOS id of the model
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ConfigError(f"sampling: temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"sampling: top_p must be in (0, 1], got {self.top_p}")
+        if self.max_tokens < 1:
+            raise ConfigError(f"sampling: max_tokens must be at least 1, got {self.max_tokens}")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one prompt became."""
+
+    token_ids: list[int]  # with the EOS that ended it, when one did
+    finish_reason: FinishReason  # "length": cut at max_tokens, or where the context of the engine ends
+
+
+class Weights(Protocol):
+    """How an engine sees the weights it generates with."""
+
+    mode: str  # "shared" | "copied" | "disk"
+
+    def refresh(self) -> None:
+        """Makes the engine's weights those of the model, or raises EngineError where it can no longer follow them."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Turns prompts into completions with the current weights of a model."""
+
+    name: str
+    tokenizer: Any
+    weights: Weights
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+        """One completion a prompt, in the order of the prompts."""
+
+    def refresh(self) -> None:
+        """To be called after the weights changed and before the next `generate`."""
+
+    def release(self) -> None:
+        """Gives back the memory of the KV cache; the weights stay."""
+
+    def resume(self) -> None:
+        """Undoes `release`. `generate` does it by itself."""
+
+    def close(self) -> None:
+        """Frees everything but the model. Calling it again does nothing."""
+
+
+def request_seed(seed: int, index: int) -> int:
+    """A seed in [0, 2**63) for request `index` of a call: neighbouring seeds and indices give unrelated streams."""
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every id that ends an answer, by any of the three places that may name one. Chat models often have several."""
+    named = [
+        getattr(getattr(model, "generation_config", None), "eos_token_id", None),
+        getattr(getattr(model, "config", None), "eos_token_id", None),
+        getattr(tokenizer, "eos_token_id", None),
+    ]
+    found: set[int] = set()
+    for ids in named:
+        if ids is not None:
+            found.update([ids] if isinstance(ids, int) else ids)
+    return tuple(sorted(found))
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], max_model_len: int, vocab_size: int) -> None:
+    """Refuses what an engine would only trip over in the middle of a batch."""
+    for i, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < max_model_len:
+            raise InputError(
+                f"prompt {i}: expected 1 to {max_model_len - 1} tokens (max_model_len {max_model_len} less one to generate), "
+                f"got {len(prompt)}"
+            )
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            raise InputError(f"prompt {i}: token ids must be in [0, {vocab_size}), got {min(prompt)} to {max(prompt)}")
+
+
+def context_length(config: Any, wanted: int) -> int:
+    """`wanted`, or the model's own limit where that is less."""
+    limit = getattr(config, "max_position_embeddings", None) or wanted
+    if limit < wanted:
+        log.info("max_model_len %d is more than the model's %d positions; using %d", wanted, limit, limit)
+    return min(limit, wanted)

@@ -1,0 +1,154 @@
+"""Generation with plain transformers: what runs everywhere, and the yardstick for the faster engines."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
+
+from raft.engines.base import Completion, Sampling, check_prompts, context_length, eos_ids, request_seed
+from raft.engines.weights import OwnWeights
+from raft.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+
+class HFEngine:
+    """Batched, left-padded generation with the model itself, so that it always sees the current weights."""
+
+    name = "hf"
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | Path,
+        tokenizer: Any = None,
+        *,
+        max_model_len: int = 2048,
+        batch_size: int = 64,
+    ):
+        """`model`: one to generate with as it is, or a folder to load in its own dtype (on the GPU if there is one)."""
+        if isinstance(model, str | Path):
+            self.weights = OwnWeights("disk")
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+            try:
+                loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", trust_remote_code=False)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{model}: not a model that transformers can load: {error}") from error
+            self._model = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+        else:
+            self.weights = OwnWeights("shared")
+            self._model = model
+        self.tokenizer = tokenizer
+        self.max_model_len = context_length(self._model.config.get_text_config(), max_model_len)
+        self._batch_size = batch_size
+        self._eos = eos_ids(self._model, tokenizer)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+        """One completion a prompt, in the order of the prompts."""
+        check_prompts(prompts, self.max_model_len, self._model.config.get_text_config().vocab_size)
+        done: dict[int, Completion] = {}
+        longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # little padding, and memory runs out early
+        was_training, own_config = self._model.training, self._model.generation_config
+        self._model.eval()
+        # generate() fills what we leave open from the model's own generation config: repetition penalties, top_k and the like.
+        self._model.generation_config = GenerationConfig()
+        try:
+            for start in range(0, len(prompts), self._batch_size):
+                chosen = longest_first[start : start + self._batch_size]
+                done.update(zip(chosen, self._batch([prompts[i] for i in chosen], chosen, sampling), strict=True))
+        finally:
+            self._model.generation_config = own_config
+            self._model.train(was_training)
+        return [done[i] for i in range(len(prompts))]
+
+    def _batch(self, prompts: list[Sequence[int]], indices: list[int], sampling: Sampling) -> list[Completion]:
+        """Completions of one batch; `indices` are the requests' places in the whole call."""
+        device = self._model.get_input_embeddings().weight.device
+        width = max(map(len, prompts))
+        limits = [min(sampling.max_tokens, self.max_model_len - len(prompt)) for prompt in prompts]
+        stop = {*self._eos, *sampling.stop_token_ids}
+        pad = self._eos[0] if self._eos else 0  # any id will do: it is masked in the prompt and cut off the completion
+        input_ids = torch.full((len(prompts), width), pad)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            attention_mask[row, width - len(prompt) :] = 1
+        processors = LogitsProcessorList()
+        if sampling.temperature > 0:
+            seeds = [request_seed(sampling.seed, i) for i in indices]
+            processors.append(_Draw(seeds, width, max(limits), sampling, device))
+        output = self._model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            generation_config=GenerationConfig(
+                max_new_tokens=max(limits),
+                do_sample=False,  # _Draw has drawn already
+                eos_token_id=sorted(stop) or None,
+                pad_token_id=pad,
+                use_cache=True,
+            ),
+            logits_processor=processors,
+        )
+        rows = output[:, width:].tolist()
+        return [_cut(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
+
+    def refresh(self) -> None:
+        """Nothing to do: the model is the engine."""
+
+    def release(self) -> None:
+        """Nothing to do: the KV cache lives only inside `generate`."""
+
+    def resume(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do: a model read from a folder goes with the last reference to the engine."""
+
+
+class _Draw(LogitsProcessor):
+    """Draws the next token of each row by itself and leaves only that one possible.
+
+    transformers samples a batch with one generator, so a request would get other tokens in other company. Here every request
+    has its own row of uniform numbers, and the token is where the cumulated probabilities pass the number of its step.
+    """
+
+    def __init__(self, seeds: Sequence[int], prompt_width: int, max_tokens: int, sampling: Sampling, device: torch.device):
+        rows = [torch.rand(max_tokens, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
+        self._uniform = torch.stack(rows).to(device)  # [B, max_tokens] float64
+        self._prompt_width = prompt_width
+        self._sampling = sampling
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # [B, T] int64, [B, V] float32 -> [B, V]
+        uniform = self._uniform[:, input_ids.shape[1] - self._prompt_width, None]
+        # float64: in float32 the rounding of a sum over 150,000 tokens would be as large as the rarer ones.
+        probabilities = torch.softmax(scores.double() / self._sampling.temperature, dim=-1)
+        order = None
+        if self._sampling.top_p < 1:
+            probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+            before = probabilities.cumsum(-1) - probabilities
+            probabilities = probabilities.masked_fill(before >= self._sampling.top_p, 0.0)  # the first is always kept
+        cumulated = probabilities.cumsum(-1)
+        token = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
+        token = token.clamp_(max=scores.shape[-1] - 1)
+        if order is not None:
+            token = order.gather(-1, token)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+
+
+def _cut(token_ids: list[int], stop: set[int]) -> Completion:
+    """Ends a row at its first stop token; what generate() appended behind it is padding."""
+    for position, token in enumerate(token_ids):
+        if token in stop:
+            return Completion(token_ids[: position + 1], "stop")
+    return Completion(token_ids, "length")

@@ -1,0 +1,88 @@
+"""Keeps an engine that starts inside the trainer's process from changing that process."""
+
+import contextlib
+import ctypes
+import logging
+import mmap
+import os
+import random
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def undisturbed(quiet: bool = True) -> Iterator[None]:
+    """What happens inside leaves the random states, torch's threads and the environment as they were, and says nothing.
+
+    vLLM seeds every generator there is. Its CPU worker sets torch to one thread and replaces `torch.set_num_threads` by a function
+    that does nothing. It puts libraries into LD_PRELOAD, for workers that we do not start but our own subprocesses would inherit.
+    """
+    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    environment = dict(os.environ)
+    try:
+        with own_random_state(), _silence() if quiet else contextlib.nullcontext():
+            yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for name in os.environ.keys() | environment.keys():
+            if name in environment:
+                os.environ[name] = environment[name]
+            elif not name.startswith("VLLM_"):
+                del os.environ[name]
+
+
+@contextlib.contextmanager
+def own_random_state() -> Iterator[None]:
+    """What is drawn inside does not move torch's generators: dropout of the training must not depend on the rollouts' lengths."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Sends what this process prints into the debug log: Python's output, and that of C++ code, which knows no logging."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for fd, original in enumerate(kept, start=1):
+                os.dup2(original, fd)
+                os.close(original)
+            file.seek(0)
+            log.debug("the engine's output while it started:\n%s", file.read().decode(errors="replace"))
+
+
+def discard_pages(tensors: Iterable[Tensor]) -> None:
+    """Gives the physical memory of CPU tensors back to the system. They keep their addresses and read as zeros afterwards.
+
+    Linux only; elsewhere nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for storage in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}.values():
+        first = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: the rest may belong to others
+        last = (storage.data_ptr() + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first and libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED):
+            log.warning("the KV cache stays in memory: madvise failed, %s", os.strerror(ctypes.get_errno()))

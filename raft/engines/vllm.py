@@ -1,0 +1,272 @@
+"""Generation with vLLM in this process, so that it can use the very weights that are being trained."""
+
+import contextlib
+import copy
+import gc
+import importlib
+import importlib.util
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from raft.engines.base import Completion, Sampling, Weights, check_prompts, context_length, eos_ids, request_seed
+from raft.engines.host import discard_pages, own_random_state, undisturbed
+from raft.engines.weights import OwnWeights
+from raft.errors import ConfigError, EngineError
+
+log = logging.getLogger(__name__)
+
+_GIB = 2**30
+_CPU_BLOCK = 128  # tokens in a block of the KV cache on CPU (vllm/platforms/cpu.py)
+
+
+class VLLMEngine:
+    """vLLM without its server, its processes, its tokenizer and its text."""
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | Path,
+        tokenizer: Any = None,
+        *,
+        max_model_len: int = 2048,
+        weights: str = "auto",
+        max_num_seqs: int = 128,
+        gpu_memory_utilization: float = 0.3,
+        enforce_eager: bool | None = None,
+    ):
+        """`model`: the one under training (weights shared or copied; the engine takes its dtype), or a folder (read once).
+
+        weights: "auto" shares and falls back to copying, the reason logged; "shared" and "copied" insist.
+        max_num_seqs: requests that are generated at the same time. gpu_memory_utilization: share of the GPU for weights and cache.
+        enforce_eager: no CUDA graphs and no compilation. None: on CPU, where compiling takes longer than most runs gain by it.
+        """
+        if weights not in ("auto", "shared", "copied"):
+            raise ConfigError(f"weights: expected auto, shared or copied, got {weights!r}")
+        if isinstance(model, str | Path) and weights != "auto":
+            raise ConfigError(f"weights={weights!r} needs a model under training; {model} is a path")
+        if importlib.util.find_spec("vllm") is None:
+            raise EngineError("vLLM is not installed; install it, or use engine 'hf'")
+        self._llm: Any = None
+        self._released = False
+        self._had_process_group = torch.distributed.is_initialized()
+        options = {"max_num_seqs": max_num_seqs, "gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
+        if isinstance(model, str | Path):
+            self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+            self.max_model_len = context_length(config.get_text_config(), max_model_len)
+            with _starting():
+                self._llm = _make_llm(str(model), config, self.max_model_len, **options)
+            self.weights: Weights = OwnWeights("disk")
+            self._eos = eos_ids(SimpleNamespace(config=config, generation_config=_generation_config(model)), self.tokenizer)
+        else:
+            self.tokenizer = tokenizer
+            config = _config_of(model)
+            self.max_model_len = context_length(config.get_text_config(), max_model_len)
+            # vLLM wants a folder, and the model may have none, or one that was written before the model was changed.
+            with tempfile.TemporaryDirectory(prefix="raft-engine-") as folder, _starting():
+                config.save_pretrained(folder)
+                loader = importlib.import_module("raft.engines.vllm_loader")
+                with loader.handing_over(model, weights) as handover:
+                    dtype = str(model.dtype).removeprefix("torch.")
+                    options |= {"load_format": loader.LOAD_FORMAT, "dtype": dtype}
+                    self._llm = _make_llm(folder, config, self.max_model_len, **options)
+            self.weights = handover.weights
+            self._eos = eos_ids(model, self.tokenizer)
+        self._vocab_size = config.get_text_config().vocab_size
+        log.info("vLLM engine ready, weights: %s", self.weights.mode)
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+        """One completion a prompt, in the order of the prompts."""
+        if self._llm is None:
+            raise EngineError("this vLLM engine was closed")
+        check_prompts(prompts, self.max_model_len, self._vocab_size)
+        if not prompts:
+            return []
+        self.resume()
+        from vllm import SamplingParams
+
+        shared = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "stop_token_ids": sorted({*self._eos, *sampling.stop_token_ids}),
+            "detokenize": False,
+        }
+        # Each request its own generator. (Without any, the CPU build would also compile its sampler first, for 9 s.)
+        seeds = [request_seed(sampling.seed, i) if sampling.temperature > 0 else None for i in range(len(prompts))]
+        with own_random_state():
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                [SamplingParams(**shared, seed=seed) for seed in seeds],
+                use_tqdm=False,
+            )
+        return [_completion(request.outputs[0]) for request in outputs]
+
+    def refresh(self) -> None:
+        """To be called after an optimizer step: no copy in shared mode, one bulk copy in copied mode, nothing from disk."""
+        self.weights.refresh()
+        if not self._llm.reset_prefix_cache():  # cached prefixes belong to the old weights
+            raise EngineError("vLLM did not reset its prefix cache: requests are still running")
+
+    def release(self) -> None:
+        """Gives back the memory of the KV cache, and nothing else: with shared weights a sleeping vLLM would free the student."""
+        if self._released:
+            return
+        if _on_cpu():
+            self._llm.reset_prefix_cache()
+            discard_pages(self._worker().model_runner.kv_caches)
+        elif self._llm.model_config.enable_sleep_mode:
+            self._llm.sleep(level=0)  # no sleep yet, only a halt of the scheduler, which the next call asks for
+            self._llm.release_kv_cache_memory()
+        self._released = True
+
+    def resume(self) -> None:
+        """Undoes `release`. `generate` does it by itself."""
+        if self._released and not _on_cpu() and self._llm.model_config.enable_sleep_mode:
+            self._llm.wake_up(tags=["kv_cache", "scheduling"])
+        self._released = False
+
+    def close(self) -> None:
+        """Frees everything but the model, whose parameters stay where they are. Calling it again does nothing."""
+        if self._llm is None:
+            return
+        client = self._llm.llm_engine.engine_core
+        if self._had_process_group:
+            # vLLM's own way out would take the trainer's process group with it.
+            client._finalizer.detach()
+            client.engine_core.model_executor.shutdown()
+            client.engine_core.scheduler.shutdown()
+            importlib.import_module("vllm.distributed.parallel_state").destroy_model_parallel()
+            gc.unfreeze()
+        else:
+            client.shutdown()
+        self._llm = None
+        self.weights = OwnWeights(self.weights.mode)  # the old one may hold views of the engine's storage
+        gc.collect()
+
+    def _worker(self) -> Any:
+        return self._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+def _make_llm(
+    path: str,
+    config: PretrainedConfig,
+    max_model_len: int,
+    *,
+    max_num_seqs: int,
+    gpu_memory_utilization: float,
+    enforce_eager: bool | None,
+    **options: Any,
+) -> Any:
+    from vllm import LLM
+
+    _use_native_class(config.architectures)
+    cpu = _on_cpu()
+    if cpu:
+        # A seeded request whose prompt is cut into chunks crashes the CPU build ("CPU Generator does not use offset").
+        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 8192)}
+        options["kv_cache_memory_bytes"] = _cpu_cache_bytes(config.get_text_config(), max_model_len, max_num_seqs)
+    else:
+        options["gpu_memory_utilization"] = gpu_memory_utilization
+        options["enable_sleep_mode"] = hasattr(LLM, "release_kv_cache_memory")
+    return LLM(
+        path,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        enforce_eager=cpu if enforce_eager is None else enforce_eager,
+        model_impl="vllm",
+        skip_tokenizer_init=True,
+        generation_config="vllm",  # nobody's defaults but ours
+        trust_remote_code=False,
+        **options,
+    )
+
+
+def _use_native_class(architectures: Sequence[str] | None) -> None:
+    """Makes sure that vLLM has a class of its own for the model, and registers the class itself.
+
+    vLLM's other way, its Transformers backend, recompiles the Hugging Face class in this process, under the model in training.
+    To look at a class by its name, vLLM starts a second Python (10 s, once a machine); it can look at the class itself at once.
+    """
+    from vllm import ModelRegistry
+
+    name = (architectures or ["a model without architectures in its config"])[0]
+    if name == "SmolLM3ForCausalLM":
+        found: Any = importlib.import_module("raft.engines.vllm_smollm3").SmolLM3ForCausalLM
+    else:
+        entry = ModelRegistry.models.get(name)
+        if entry is None or getattr(entry, "module_name", "").endswith(".transformers"):
+            raise EngineError(f"vLLM has no class of its own for {name}; use engine 'hf'")
+        found = entry.load_model_cls()
+    ModelRegistry.register_model(name, found)
+
+
+def _cpu_cache_bytes(config: PretrainedConfig, max_model_len: int, max_num_seqs: int) -> int:
+    """What `max_num_seqs` full sequences need, but at most 1 GiB: vLLM writes zeros to all of it at the start (2 s a GiB).
+
+    VLLM_CPU_KVCACHE_SPACE (GiB), where the user has set it, takes precedence inside vLLM.
+    """
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    bytes_a_block = _CPU_BLOCK * config.num_hidden_layers * 2 * heads * head_dim * 4
+    blocks_a_sequence = math.ceil(max_model_len / _CPU_BLOCK)
+    spare = 2  # vLLM keeps one block for itself
+    return max(
+        min(_GIB, bytes_a_block * (max_num_seqs * blocks_a_sequence + spare)), bytes_a_block * (blocks_a_sequence + spare)
+    )
+
+
+def _config_of(model: PreTrainedModel) -> PretrainedConfig:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = copy.deepcopy(base.config)
+    config.architectures = [type(base).__name__.removeprefix("FSDP")]  # fully_shard puts that prefix in front
+    return config
+
+
+def _generation_config(path: str | Path) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:  # a checkpoint may have none
+        return None
+
+
+def _completion(output: Any) -> Completion:
+    if output.finish_reason not in ("stop", "length"):
+        raise EngineError(f"vLLM ended a request with {output.finish_reason!r}")
+    return Completion(list(output.token_ids), output.finish_reason)
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """vLLM's settings, its side effects kept out of the process, and its failures as one line."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, or there is nothing to share
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report to its makers over the network
+    quiet = os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING").upper() not in ("INFO", "DEBUG")
+    try:
+        with undisturbed(quiet):
+            yield
+    except EngineError:
+        raise
+    except Exception as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise EngineError(
+            f"vLLM could not start: {type(error).__name__}: {first_line} (VLLM_LOGGING_LEVEL=INFO shows its own output)"
+        ) from error
+    if quiet:  # it complains about what was asked for: no tokenizer, hence no EOS id
+        logging.getLogger("vllm.renderers.base").setLevel(logging.ERROR)

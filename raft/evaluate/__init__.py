@@ -1,0 +1,22 @@
+"""What a model can do, before and after training: checks, suites, retention, weight distance, statistics."""
+
+from typing import Any
+
+from raft.evaluate.checks import score
+from raft.evaluate.retention import retention
+from raft.evaluate.suites import evaluate
+
+__all__ = ["evaluate", "evaluate_run", "retention", "score", "weight_distance"]
+
+
+def __getattr__(name: str) -> Any:
+    """The parts that need torch, loaded on first use: the report imports this package and needs none of it."""
+    if name == "weight_distance":
+        from raft.evaluate.weights import weight_distance
+
+        return weight_distance
+    if name == "evaluate_run":
+        from raft.evaluate.run import evaluate_run
+
+        return evaluate_run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

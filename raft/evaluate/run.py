@@ -1,0 +1,133 @@
+"""`raft eval`: one model on one data file, its scores in the run folder and on the screen."""
+
+import logging
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from raft.config import Config
+from raft.errors import ConfigError, InputError, ModelError
+from raft.evaluate.retention import retention
+from raft.evaluate.suites import Evaluation, check_items, evaluate
+from raft.models import check_model, load_tokenizer
+from raft.rows import Row, read_rows
+from raft.runs import Run, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_run(
+    config: Config,
+    run: Run,
+    model: str | Path | None = None,
+    data_path: str | Path | None = None,
+    name: str = "model",
+    *,
+    base: str | Path | None = None,
+) -> dict[str, Any]:
+    """Answer and score the rows of `data_path` (default config.data) with `model` (default the run's own).
+
+    Writes eval/NAME.json: the result of `evaluate`, and the model, data, settings and seconds behind it. With `base`, a
+    model to compare with, the same goes into eval/base.json, the retention into the result, and the distance of both
+    models' weights into eval/weight_distance.json. Prints the table of scores and returns the result.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name) or name == "weight_distance":
+        raise ConfigError(f"name: expected letters, digits, '.', '-' or '_', found {name!r}")
+    if base is not None and name == "base":
+        raise ConfigError("name: 'base' is the name of the base model's own result, choose another")
+    data_path = data_path or config.data
+    if data_path is None:
+        raise ConfigError("data: expected a .jsonl or .parquet file with the rows to evaluate, found none")
+    items = read_rows(data_path, need_answer=False)
+    check_items(items, str(data_path))
+    path = check_model(_own_model(run) if model is None else model)
+    base_path = None if base is None else check_model(base)
+
+    _check_lengths(config, path, items, data_path)
+
+    results = {}
+    if base_path is not None:
+        results["base"] = _evaluate_model(config, base_path, items, data_path)
+        write_json(run.eval_dir / "base.json", results["base"])
+    result = results[name] = _evaluate_model(config, path, items, data_path)
+    if base_path is not None:
+        result["retention"] = retention(result["scores"], results["base"]["scores"])
+        _write_distance(run, name, base_path, path)
+    write_json(run.eval_dir / f"{name}.json", result)
+    print(score_table(results))
+    return result
+
+
+def score_table(results: dict[str, Any]) -> str:
+    """Scores in percent, a line a model, with the retention where it is known."""
+    suites = list(dict.fromkeys(suite for result in results.values() for suite in result["scores"]))
+    n = next(iter(results.values()))["n"]
+    header = ["", *(f"{suite} (n={n.get(suite, 0)})" for suite in suites)]
+    lines = [header]
+    for name, result in results.items():
+        cells = [f"{100 * result['scores'][suite]:.1f} %" for suite in suites]
+        lines.append([name, *cells])
+        if kept := result.get("retention"):
+            lines.append(["  retention", *(f"{100 * kept[suite]:.1f} %" if suite in kept else "-" for suite in suites)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+
+
+def _own_model(run: Run) -> Path:
+    if not run.model_dir.is_dir():
+        raise ModelError(f"{run.model_dir}: no model in the run folder, expected a trained run or a model to evaluate")
+    return run.model_dir
+
+
+def _check_lengths(config: Config, path: str, items: list[Row], data_path: str | Path) -> None:
+    """The engine would refuse a prompt without room for an answer too, but in the middle of the work and by number."""
+    from raft.engines.chat import chat_ids
+
+    tokenizer, limit = load_tokenizer(path), config.evaluate.max_model_len
+    for item in items:
+        length = len(chat_ids(tokenizer, item["prompt"]))
+        if length >= limit:
+            found = f"prompt has {length} tokens, expected fewer than evaluate.max_model_len ({limit})"
+            raise InputError(f"{data_path}, item {item['id']!r}: {found}")
+
+
+def _evaluate_model(config: Config, path: str, items: list[Row], data_path: str | Path) -> dict[str, Any]:
+    from raft.engines import Sampling, make_engine
+
+    settings = config.evaluate
+    started = time.perf_counter()
+    engine = make_engine(settings.engine, path, load_tokenizer(path), max_model_len=settings.max_model_len)
+    try:
+        sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens, seed=config.seed)
+        result: Evaluation = evaluate(items, engine, sampling, batch_size=settings.batch_size)
+        engine_name = engine.name
+    finally:
+        engine.close()
+    return {
+        "model": path,
+        "data": str(data_path),
+        "engine": engine_name,
+        "settings": {"temperature": settings.temperature, "max_tokens": settings.max_tokens, "seed": config.seed},
+        "seconds": round(time.perf_counter() - started, 3),
+        **result,
+    }
+
+
+def _write_distance(run: Run, name: str, base: str, path: str) -> None:
+    from raft.evaluate.weights import weight_distance
+
+    file = run.eval_dir / "weight_distance.json"
+    try:
+        distance = weight_distance(base, path)
+    except ModelError as error:  # two models of different shapes can be compared by their answers only
+        log.info("no weight distance: %s", error)
+        return
+    try:
+        known = read_json(file)
+    except InputError:
+        known = {}
+    write_json(file, {**known, name: distance})

@@ -1,0 +1,120 @@
+"""Evaluation of a model on items: generate, check, average per suite and skill, and keep every sample."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from raft.errors import InputError
+from raft.evaluate import checks
+
+if TYPE_CHECKING:
+    from raft.engines import Engine, Sampling
+
+SUITES = ("domain", "general", "format")
+DEFAULT_SUITE = "domain"
+DEFAULT_CHECK = {"kind": "f1"}
+
+
+class Sample(TypedDict):
+    id: str
+    suite: str
+    skill: str | None
+    question: str
+    output: str
+    finish_reason: str
+    score: float
+
+
+class Evaluation(TypedDict):
+    scores: dict[str, float]
+    n: dict[str, int]
+    by_skill: dict[str, dict[str, float]]
+    samples: list[Sample]
+
+
+def evaluate(
+    items: Sequence[Mapping[str, Any]],
+    engine: "Engine",
+    sampling: "Sampling",
+    *,
+    suite_field: str = "suite",
+    batch_size: int | None = None,
+) -> Evaluation:
+    """Answer every item with `engine` and score it with the item's check.
+
+    An item is a row with "prompt" (chat messages) or "question", and optionally a suite (default "domain"), "skill",
+    "check" (default token F1) and "answer" (needed by token F1 alone). Every item is validated before a token is made.
+    `batch_size` bounds the items in one call of the engine (default: all in one); it does not change greedy answers.
+    """
+    from raft.engines.chat import chat_ids
+
+    check_items(items)
+    prompts = [chat_ids(engine.tokenizer, _prompt(item)) for item in items]
+    size = batch_size or len(prompts)
+    completions = []
+    for start in range(0, len(prompts), size):
+        # The start moves the seed, or request i of every batch would draw the same random numbers.
+        completions += engine.generate(prompts[start : start + size], replace(sampling, seed=sampling.seed + start))
+    samples = []
+    for number, (item, completion) in enumerate(zip(items, completions, strict=True)):
+        output = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True).strip()
+        samples.append(
+            Sample(
+                id=str(item.get("id", number)),
+                suite=item.get(suite_field) or DEFAULT_SUITE,
+                skill=item.get("skill"),
+                question=item.get("question") or _prompt(item)[-1]["content"],
+                output=output,
+                finish_reason=completion.finish_reason,
+                score=checks.score(_check(item), output, answer=item.get("answer")),
+            )
+        )
+    return summarize(samples)
+
+
+def check_items(items: Sequence[Mapping[str, Any]], source: str = "evaluate") -> None:
+    """Raise InputError, one line that names `source` and the item, if an item cannot be asked or scored."""
+    if not items:
+        raise InputError(f"{source}: no items, expected at least one")
+    for number, item in enumerate(items):
+        _validate(item, f"{source}, item {str(item.get('id', number))!r}")
+
+
+def summarize(samples: list[Sample]) -> Evaluation:
+    """Mean scores of each suite and of each skill inside it; the three known suites come first, in their order."""
+    found = {sample["suite"] for sample in samples}
+    suites = [suite for suite in SUITES if suite in found] + sorted(found.difference(SUITES))
+    scores, n, by_skill = {}, {}, {}
+    for suite in suites:
+        of_suite = [sample for sample in samples if sample["suite"] == suite]
+        scores[suite] = _mean(sample["score"] for sample in of_suite)
+        n[suite] = len(of_suite)
+        skills = sorted({sample["skill"] for sample in of_suite if sample["skill"] is not None})
+        if skills:
+            by_skill[suite] = {k: _mean(s["score"] for s in of_suite if s["skill"] == k) for k in skills}
+    return Evaluation(scores=scores, n=n, by_skill=by_skill, samples=samples)
+
+
+def _mean(values: Iterable[float]) -> float:
+    kept = list(values)
+    return sum(kept) / len(kept)
+
+
+def _prompt(item: Mapping[str, Any]) -> list[dict[str, str]]:
+    return item.get("prompt") or [{"role": "user", "content": item["question"]}]
+
+
+def _check(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    check = item.get("check")
+    return DEFAULT_CHECK if check is None else check
+
+
+def _validate(item: Mapping[str, Any], where: str) -> None:
+    if not item.get("prompt") and not item.get("question"):
+        found = ", ".join(item) or "no fields"
+        raise InputError(f"{where}: expected 'prompt' (chat messages) or 'question', found {found}")
+    check = _check(item)
+    checks.validate(check, where=f'{where}, field "check"')
+    answer = item.get("answer")
+    if checks.needs_answer(check) and not (isinstance(answer, str) and answer.strip()):
+        raise InputError(f'{where}, field "answer": the check "f1" compares with it, expected a text, found {answer!r}')

@@ -1,0 +1,133 @@
+"""What the refinement did to the data: refined against raw answers, in numbers.
+
+A summary is {"n", "mean", "p05", "p25", "p50", "p75", "p95"}. Comparisons are over the kept rows: in all others the refined
+answer is the raw one. The rewriting stands for the model's own style, as it is the model's wording of the same facts.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raft.prompts import Message
+from raft.refine.embed import Embedder
+from raft.refine.filter import pair_similarities
+from raft.refine.generate import reason
+from raft.refine.text import ngram_f1, words
+
+QUANTILES = (5, 25, 50, 75, 95)
+CHARACTER_CLASSES = ("lower", "upper", "letter", "digit", "space", "punctuation", "other")
+
+# Chats before the answer, answers -> mean negative log-likelihood a token of each answer.
+AnswerNLL = Callable[[Sequence[Sequence[Message]], Sequence[str]], Sequence[float | None]]
+Summary = dict[str, float | int | None]
+
+
+def diagnose(
+    rows: Sequence[Mapping[str, Any]],
+    fused: Sequence[Mapping[str, Any]],
+    embedder: Embedder,
+    *,
+    judges: Sequence[str],
+    unusable: Mapping[str, int],
+    failed: int,
+    nll: AnswerNLL | None = None,
+) -> dict[str, Any]:
+    """diagnostics.json. `rows` are the rows with their chats, `fused` the lines of fused.jsonl, in the same order."""
+    kept = [row for row in fused if row["kept"]]
+    raw = [row["answer"] for row in kept]
+    own = [row["rewritten"] for row in kept]
+    refined = [row["fused_answer"] for row in kept]
+    result: dict[str, Any] = {
+        "rows": len(fused),
+        "kept": len(kept),
+        "kept_share": len(kept) / len(fused) if fused else None,
+        "failed": failed,
+        "similarity": summary([row["similarity"] for row in fused]),
+        "rounds": summary([row["rounds"] for row in fused if row["rounds"]]),
+        "judges": {
+            name: {**summary([row["judge_scores"][i] for row in kept]), "unusable": unusable.get(name, 0)}
+            for i, name in enumerate(judges)
+        },
+        "embedding": _embedding(embedder, raw, own, refined),
+        "overlap": {
+            f"{n}gram_f1": summary([ngram_f1(a, b, n) for a, b in zip(raw, refined, strict=True)]) for n in (1, 2)
+        },
+        "length": _length(raw, refined),
+        "characters": _characters(raw, refined),
+    }
+    if nll is not None:
+        chats = [row["prompt"] for row, line in zip(rows, fused, strict=True) if line["kept"]]
+        result["nll"] = _nll(nll, chats, raw, refined)
+    return result
+
+
+def summary(values: Sequence[float | int | None]) -> Summary:
+    """n, mean and quantiles (linear between neighbours) of the values there are."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return {"n": 0, "mean": None, **{f"p{q:02d}": None for q in QUANTILES}}
+    data = np.asarray(there, dtype=np.float64)
+    quantiles = {f"p{q:02d}": float(np.percentile(data, q)) for q in QUANTILES}
+    return {"n": len(there), "mean": float(data.mean()), **quantiles}
+
+
+def character_classes(texts: Sequence[str]) -> dict[str, float]:
+    """Share of each class of characters in all texts together."""
+    counts = Counter(_class(character) for text in texts for character in text)
+    total = counts.total()
+    return {name: counts[name] / total if total else 0.0 for name in CHARACTER_CLASSES}
+
+
+def _class(character: str) -> str:
+    if character.islower():
+        return "lower"
+    if character.isupper():
+        return "upper"
+    if character.isspace():
+        return "space"
+    kinds = {"L": "letter", "M": "letter", "N": "digit", "P": "punctuation", "S": "punctuation"}
+    return kinds.get(unicodedata.category(character)[0], "other")
+
+
+def _embedding(embedder: Embedder, raw: list[str], own: list[str], refined: list[str]) -> dict[str, Summary]:
+    """Cosines of raw answer, rewriting and refined answer with one another."""
+    pairs = {"raw_refined": (raw, refined), "raw_own": (raw, own), "own_refined": (own, refined)}
+    values: dict[str, list[float | None]] = {}
+    for name, (a, b) in pairs.items():
+        cosines = pair_similarities(embedder, list(zip(a, b, strict=True))) if a else np.empty(0)
+        values[name] = [float(cosine) if np.isfinite(cosine) else None for cosine in cosines]
+    return {name: summary(cosines) for name, cosines in values.items()}
+
+
+def _length(raw: list[str], refined: list[str]) -> dict[str, Summary]:
+    """Words of an answer, and what the refinement added (shift) or multiplied (ratio)."""
+    before, after = ([len(words(text)) for text in texts] for texts in (raw, refined))
+    return {
+        "raw_words": summary(before),
+        "refined_words": summary(after),
+        "shift_words": summary([b - a for a, b in zip(before, after, strict=True)]),
+        "ratio": summary([b / a if a else None for a, b in zip(before, after, strict=True)]),
+    }
+
+
+def _characters(raw: list[str], refined: list[str]) -> dict[str, dict[str, float]]:
+    """Shares of character classes, and half the sum of their differences: 0 the same, 1 nothing in common."""
+    before, after = character_classes(raw), character_classes(refined)
+    shares = {name: {"raw": before[name], "refined": after[name]} for name in CHARACTER_CLASSES}
+    distance = sum(abs(before[name] - after[name]) for name in CHARACTER_CLASSES) / 2
+    return {**shares, "distance": {"value": distance}}
+
+
+def _nll(nll: AnswerNLL, chats: list[Any], raw: list[str], refined: list[str]) -> dict[str, Any]:
+    """How the model itself likes both answers: nats a token, and refined minus raw (below 0: nearer to its own style)."""
+    try:
+        scores = list(nll([*chats, *chats], [*raw, *refined])) if raw else []
+        before, after = scores[: len(raw)], scores[len(raw) :]
+        pairs = list(zip(before, after, strict=True))
+    except Exception as error:  # noqa: BLE001  # the refined rows are worth more than a number about them
+        return {"failed": reason(error)}
+    shift = [b - a if a is not None and b is not None else None for a, b in pairs]
+    return {"raw": summary(before), "refined": summary(after), "shift": summary(shift)}

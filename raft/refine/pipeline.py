@@ -1,0 +1,115 @@
+"""Stage 1 from rows to fused rows, every stage on disk as it goes."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from raft.config import RefineSettings
+from raft.engines import Engine
+from raft.refine.diagnostics import AnswerNLL, diagnose
+from raft.refine.embed import Embedder, load_embedder
+from raft.refine.filter import keeps, similarities
+from raft.refine.fuse import Fusion, fuse
+from raft.refine.judges import Judge, Panel, check_judges, default_judges
+from raft.refine.progress import Progress
+from raft.refine.rewrite import rewrite
+from raft.refine.store import Failures, Store, write_lines
+from raft.rows import Row, normalize_rows
+from raft.runs import Run, write_json
+
+log = logging.getLogger(__name__)
+
+
+def refine(
+    rows: Sequence[Mapping[str, Any]],
+    engine: Engine,
+    run: Run,
+    settings: RefineSettings,
+    *,
+    model_id: str,
+    embedder: Embedder | None = None,
+    judges: Sequence[Judge] | None = None,
+    nll: AnswerNLL | None = None,
+    progress: bool = True,
+    seed: int = 0,
+    fusion_engine: Callable[[], Engine] | None = None,
+    fusion_id: str | None = None,
+) -> list[dict[str, Any]]:
+    """The fused rows, in input order; writes rewrite, filter, fuse, judge, failed and fused.jsonl and diagnostics.json.
+
+    What an earlier call left in `run.refine_dir` is taken over where its key fits: `model_id` is part of it and must be
+    another one for other weights. `nll` adds the style shift to the diagnostics. `fusion_engine` makes the engine of the
+    fusion model, named by `fusion_id`, when it is first needed; without it `engine` fuses.
+    """
+    checked = normalize_rows(rows, source="rows to refine")
+    judges = default_judges() if judges is None else judges
+    check_judges(judges)
+    embedder = load_embedder(settings.embedding_model) if embedder is None else embedder
+    folder = run.refine_dir
+    with ExitStack() as files:
+        stores = {
+            name: files.enter_context(Store(folder / f"{name}.jsonl"))
+            for name in ("rewrite", "filter", "fuse", "judge")
+        }
+        failures = files.enter_context(Failures(folder / "failed.jsonl"))
+        with Progress("rewrite", len(checked), show=progress) as bar:
+            rewritten = rewrite(
+                checked, lambda: engine, stores["rewrite"], failures, settings, model_id=model_id, seed=seed, bar=bar
+            )
+        with Progress("filter", len(checked), show=progress) as bar:
+            similarity = similarities(checked, rewritten, embedder, stores["filter"], failures, settings, bar=bar)
+        passed = [row for row in checked if keeps(similarity.get(row["id"], -1.0), settings.tau)]
+        panel = Panel(judges, stores["judge"])
+        with Progress("fuse", len(passed), show=progress) as bar:
+            fusion = fuse(
+                passed,
+                rewritten,
+                fusion_engine or (lambda: engine),
+                panel,
+                stores["fuse"],
+                failures,
+                settings,
+                model_id=(fusion_id or model_id) if fusion_engine else model_id,
+                seed=seed,
+                bar=bar,
+            )
+    fused = [_fused_row(row, rewritten, similarity, fusion) for row in checked]
+    write_lines(folder / "fused.jsonl", fused)
+    failures.finish([row["id"] for row in checked])
+    _warn(failures, panel, len(checked))
+    names = [judge.name for judge in judges]
+    numbers = diagnose(checked, fused, embedder, judges=names, unusable=panel.unusable, failed=len(failures), nll=nll)
+    write_json(folder / "diagnostics.json", numbers)
+    return fused
+
+
+def _fused_row(
+    row: Row, rewritten: Mapping[str, str], similarity: Mapping[str, float], fusion: Fusion
+) -> dict[str, Any]:
+    """A line of fused.jsonl: what the refinement says of the row, then the row's other fields."""
+    best = fusion.fused.get(row["id"])
+    line: dict[str, Any] = {
+        "id": row["id"],
+        "question": row["question"],
+        "answer": row["answer"],
+        "rewritten": rewritten.get(row["id"]),
+        "similarity": similarity.get(row["id"]),
+        "kept": best is not None,
+        "fused_answer": row["answer"] if best is None else best.text,
+        "judge_scores": [] if best is None else best.scores,
+        "rounds": fusion.rounds.get(row["id"], 0),
+    }
+    plain = row["prompt"] == [{"role": "user", "content": row["question"]}]
+    return {**line, **{key: value for key, value in row.items() if key not in line and not (plain and key == "prompt")}}
+
+
+def _warn(failures: Failures, panel: Panel, rows: int) -> None:
+    if failures:
+        first = failures.first()
+        log.warning(
+            "refine: %d of %d rows failed and keep their answer (failed.jsonl), the first: row %s in %s: %s",
+            len(failures), rows, first["id"], first["stage"], first["reason"],
+        )  # fmt: skip
+    for name, count in panel.unusable.items():
+        log.warning("refine: %d scores of judge %s were unusable and counted as 0", count, name)

@@ -1,0 +1,49 @@
+"""Self-conditioned rewriting: the model under training says the reference answer in its own words (Eq. 1)."""
+
+from collections.abc import Callable, Sequence
+
+from raft import prompts
+from raft.config import RefineSettings
+from raft.engines import Engine, Sampling
+from raft.prompts import Message
+from raft.refine.generate import Job, Limits, outputs
+from raft.refine.progress import Progress
+from raft.refine.store import Failures, Store, row_key
+from raft.rows import Row
+
+
+def rewrite(
+    rows: Sequence[Row],
+    engine: Callable[[], Engine],
+    store: Store,
+    failures: Failures,
+    settings: RefineSettings,
+    *,
+    model_id: str,
+    seed: int,
+    bar: Progress,
+) -> dict[str, str]:
+    """Row id -> y~ ~ p(. | x, y), for every row whose rewriting is usable; the others go to `failures`."""
+    parameters = {"temperature": settings.rewrite_temperature, "max_tokens": settings.max_tokens, "seed": seed}
+    jobs = [Job(row["id"], row_key(model_id, parameters, chat), chat) for row in rows for chat in [rewrite_chat(row)]]
+    sampling = Sampling(temperature=settings.rewrite_temperature, max_tokens=settings.max_tokens, seed=seed)
+    rewritten: dict[str, str] = {}
+    for batch in outputs(jobs, engine, store, sampling, Limits(settings.batch_size, settings.max_model_len), "rewrite"):
+        for line in batch.lines:
+            if line["failed"]:
+                failures.add(line["id"], "rewrite", line["failed"])
+            else:
+                rewritten[line["id"]] = line["text"]
+        bar.add(len(batch.lines), fresh=batch.fresh_rows, tokens=batch.fresh_tokens, kept=len(rewritten))
+    return rewritten
+
+
+def rewrite_chat(row: Row) -> list[Message]:
+    return in_chat(row, prompts.rewrite(row["question"], row["answer"]))
+
+
+def in_chat(row: Row, content: str) -> list[Message]:
+    """The row's chat with `content` for its last user turn: system message and earlier turns are what they are in training."""
+    prompt = row["prompt"]
+    last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
+    return [*prompt[:last], Message(role="user", content=content), *prompt[last + 1 :]]

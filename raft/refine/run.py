@@ -1,0 +1,112 @@
+"""What `raft refine` runs: everything built from the settings, then the stages."""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from raft.config import Config
+from raft.errors import ConfigError
+from raft.prompts import Message
+from raft.rows import Row, read_rows
+from raft.runs import Run, read_jsonl
+
+log = logging.getLogger(__name__)
+
+
+def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0) -> None:
+    """Refines `config.data` with `config.model` into `run.refine_dir`; with `preview` shows that many rows and writes nothing.
+
+    `resume` changes nothing here: what is on disk and still fits is always used.
+    """
+    if config.model is None or config.data is None:
+        raise ConfigError(f"refine: expected a model and data, found model {config.model!r} and data {config.data!r}")
+    fusion_model = config.refine.fusion_model
+    if "://" in fusion_model:
+        raise ConfigError(
+            f'refine.fusion_model: expected "local" or the folder or name of a model, found {fusion_model!r}'
+        )
+    rows = read_rows(config.data)
+
+    import torch
+
+    from raft.engines import make_engine
+    from raft.models import check_model, load_model, load_tokenizer
+    from raft.refine.embed import load_embedder
+    from raft.refine.fingerprint import fingerprint
+    from raft.refine.nll import answer_nll
+    from raft.refine.pipeline import refine
+
+    settings = config.refine
+    fusion: dict[str, Any] = {}
+    if fusion_model != "local":
+        fusion["fusion_id"] = fingerprint(check_model(fusion_model))
+    tokenizer = load_tokenizer(config.model)
+    embedder = load_embedder(settings.embedding_model)
+    model = load_model(config.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    engine = make_engine(settings.engine, model, tokenizer, max_model_len=settings.max_model_len)
+    engines = [engine]
+
+    def fusion_engine() -> Any:
+        if len(engines) == 1:
+            engine.release()
+            fusing = load_tokenizer(fusion_model)
+            engines.append(make_engine(settings.engine, fusion_model, fusing, max_model_len=settings.max_model_len))
+        return engines[1]
+
+    def nll(prompts: Any, answers: Any) -> Any:
+        for each in engines:
+            each.release()
+        return answer_nll(model, tokenizer, prompts, answers)
+
+    if fusion:
+        fusion["fusion_engine"] = fusion_engine
+    common = {"model_id": fingerprint(config.model), "embedder": embedder, "seed": config.seed, **fusion}
+    try:
+        if preview:
+            with tempfile.TemporaryDirectory(prefix="raft-preview-") as folder:
+                shown = rows[:preview]
+                fused = refine(shown, engine, Run(folder), settings, progress=False, **common)
+                print(preview_text(shown, fused, Path(folder)))
+            return
+        fused = refine(rows, engine, run, settings, nll=nll, **common)
+    finally:
+        for each in reversed(engines):
+            each.close()
+    kept = sum(row["kept"] for row in fused)
+    print(f"refined {len(fused)} rows, kept {kept} ({100 * kept / len(fused):.1f} %): {run.refine_dir / 'fused.jsonl'}")
+
+
+def preview_text(rows: list[Row], fused: list[dict[str, Any]], folder: Path) -> str:
+    """Every prompt with what came of it, row by row. `folder` is the run that refined the rows."""
+    from raft.refine.fuse import fuse_chat
+    from raft.refine.rewrite import rewrite_chat
+
+    refine_dir = Run(folder).refine_dir
+    candidates = read_jsonl(refine_dir / "fuse.jsonl")
+    verdicts = {(line["id"], line["round"]): line["scores"] for line in read_jsonl(refine_dir / "judge.jsonl")}
+    failed = {line["id"]: line for line in read_jsonl(refine_dir / "failed.jsonl")}
+    parts = []
+    for row, line in zip(rows, fused, strict=True):
+        parts += [f"=== row {row['id']}", "--- rewrite, prompt", _chat(rewrite_chat(row))]
+        if line["rewritten"] is not None:
+            similarity = "none" if line["similarity"] is None else f"{line['similarity']:.3f}"
+            parts += ["--- rewrite, output", line["rewritten"], f"--- similarity {similarity}"]
+        tried = [candidate for candidate in candidates if candidate["id"] == row["id"]]
+        if tried:
+            parts += ["--- fuse, prompt", _chat(fuse_chat(row, line["rewritten"]))]
+        for candidate in tried:
+            scores = verdicts.get((row["id"], candidate["round"]), {})
+            shown = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+            parts += [
+                f"--- fuse, output of round {candidate['round']} ({candidate['failed'] or shown})",
+                candidate["text"] or "",
+            ]
+        if row["id"] in failed:
+            parts.append(f"--- failed in {failed[row['id']]['stage']}: {failed[row['id']]['reason']}")
+        parts += [f"--- {'fused answer' if line['kept'] else 'the answer stays'}", line["fused_answer"], ""]
+    return "\n".join(parts)
+
+
+def _chat(chat: list[Message]) -> str:
+    return "\n".join(f"[{message['role']}] {message['content']}" for message in chat)

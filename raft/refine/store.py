@@ -1,0 +1,84 @@
+"""What a stage has done, on disk: append-only JSON Lines, each keyed by row id and a hash of everything that made it.
+
+A restart reads the file and does only what is missing. Nothing is ever rewritten: with another model, prompt version,
+parameter or text the hash is another one, the row is done again, and its old line stays without being read.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from raft import prompts
+from raft.runs import JsonlAppender, read_jsonl, write_text
+
+
+def row_key(model: str, parameters: Mapping[str, Any], messages: Sequence[Any]) -> str:
+    """Hash (32 hexadecimal digits) of model, prompt version, parameters and messages."""
+    made_of = [model, prompts.PROMPT_VERSION, parameters, messages]
+    text = json.dumps(made_of, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+class Store:
+    """The lines of one stage. Of two lines with the same id and key the newest counts."""
+
+    def __init__(self, path: Path):
+        self._file = JsonlAppender(path)  # cuts off a line that a kill has torn
+        self._lines = {(line.get("id"), line.get("key")): line for line in read_jsonl(path)}
+
+    def get(self, row_id: str, key: str) -> dict[str, Any] | None:
+        return self._lines.get((row_id, key))
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Appends one line with its "id" and "key", on disk before this returns."""
+        self._file.append(line)
+        self._lines[line["id"], line["key"]] = line
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+
+class Failures:
+    """failed.jsonl: rows that keep their reference answer, with stage and reason.
+
+    Grows while the stages run, so that it can be watched; `finish` leaves exactly the rows that failed in the end.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file = JsonlAppender(path)
+        self._failed: dict[str, dict[str, Any]] = {}
+
+    def add(self, row_id: str, stage: str, reason: str) -> None:
+        line = {"id": row_id, "stage": stage, "reason": reason}
+        self._failed[row_id] = line
+        self._file.append(line)
+
+    def __contains__(self, row_id: str) -> bool:
+        return row_id in self._failed
+
+    def __len__(self) -> int:
+        return len(self._failed)
+
+    def first(self) -> dict[str, Any]:
+        return next(iter(self._failed.values()))
+
+    def finish(self, order: Sequence[str]) -> None:
+        """Replaces what earlier, interrupted runs left, in the order of the input."""
+        write_lines(self._path, [self._failed[row_id] for row_id in order if row_id in self._failed])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes JSON Lines as a whole: readers see the old file or the new one."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

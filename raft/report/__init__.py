@@ -1,0 +1,23 @@
+"""Tables and plots of a run: one self-contained HTML file, and the same in Markdown."""
+
+from pathlib import Path
+
+from raft.report import html, markdown
+from raft.report.document import build
+from raft.report.load import load_run
+from raft.runs import write_text
+
+
+def write_report(run_path: str | Path) -> Path:
+    """Write DIR/report.html, and the same as DIR/report.md with its figures in DIR/report/; gives report.html.
+
+    A run need not be complete: a section without files behind it is left out. RunFolderError if there is nothing.
+    """
+    data = load_run(run_path)
+    document = build(data)
+    page = html.render(document)
+    for path, drawing in markdown.figure_files(document, data.path).items():
+        write_text(path, drawing)
+    write_text(data.path / "report.md", markdown.render(document))
+    write_text(data.path / "report.html", page)
+    return data.path / "report.html"

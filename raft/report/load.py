@@ -1,0 +1,146 @@
+"""Reads a run folder into one object. Whatever a run has not made yet is None or empty, and its section is left out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raft.errors import InputError, RunFolderError
+from raft.evaluate.retention import retention
+from raft.runs import Run, read_json, read_jsonl
+
+# The models that a report compares, in the order of its tables. Others (a plain run's "model") follow by name.
+KNOWN = ("base", "sft", "raft")
+NAMES = {"base": "Base", "sft": "SFT", "raft": "RAFT", "model": "Model"}
+SUITES = ("domain", "general", "format")
+
+
+@dataclass(frozen=True)
+class Training:
+    """The log of one training."""
+
+    metrics: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunData:
+    path: Path
+    summary: dict[str, Any]  # summary.json, or {}
+    config: dict[str, Any]  # config.yaml, or {}
+    evals: dict[str, dict[str, Any]]  # method -> eval/METHOD.json
+    weight_distance: dict[str, dict[str, Any]]
+    training: dict[str, Training]  # method -> its log
+    fused: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
+    diagnostics: dict[str, Any]
+    items: dict[tuple[str, str], dict[str, Any]]  # (suite, id) -> test item
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Method -> suite -> score in [0, 1]: summary.json's where it is there, else those of the eval files."""
+        if self.summary.get("scores"):
+            return {name: self.summary["scores"][name] for name in ordered(self.summary["scores"])}
+        return {name: self.evals[name]["scores"] for name in self.evals}
+
+    @property
+    def n(self) -> dict[str, int]:
+        """Suite -> number of items."""
+        counts: dict[str, int] = {}
+        for result in self.evals.values():
+            counts.update(result.get("n", {}))
+        return {**counts, **self.summary.get("n", {})}
+
+    @property
+    def suites(self) -> list[str]:
+        found = {suite for scores in self.scores.values() for suite in scores}
+        return [s for s in SUITES if s in found] + sorted(found.difference(SUITES))
+
+    @property
+    def retention(self) -> dict[str, dict[str, float]]:
+        """Method -> suite -> score / base score."""
+        if self.summary.get("retention"):
+            return self.summary["retention"]
+        scores = self.scores
+        if "base" not in scores:
+            return {}
+        return {name: retention(values, scores["base"]) for name, values in scores.items() if name != "base"}
+
+    def item_scores(self, method: str, suite: str) -> dict[str, float]:
+        """Item id -> score of this method."""
+        samples = self.evals.get(method, {}).get("samples", ())
+        return {sample["id"]: sample["score"] for sample in samples if sample["suite"] == suite}
+
+
+def ordered(methods: Mapping[str, Any]) -> list[str]:
+    """Method names as every table and figure lists them."""
+    return [name for name in KNOWN if name in methods] + sorted(set(methods).difference(KNOWN))
+
+
+def method_name(method: str) -> str:
+    return NAMES.get(method, method)
+
+
+def load_run(path: str | Path) -> RunData:
+    """Read DIR; RunFolderError if there is no such folder or nothing in it to report."""
+    run = Run(path)
+    if not run.path.is_dir():
+        raise RunFolderError(f"{path}: no such run folder")
+    evals, distance = {}, {}
+    for file in sorted(run.eval_dir.glob("*.json")):
+        value = read_json(file)
+        if file.stem == "weight_distance":
+            distance = value
+        elif isinstance(value, dict) and "scores" in value:
+            evals[file.stem] = value
+    config = _yaml(run.path / "config.yaml")
+    own = ((_yaml(run.train_dir / "config.yaml") or config).get("train") or {}).get("method", "raft")
+    training = {
+        name: _training(folder)
+        for name, folder in (("sft", run.path / "baselines" / "sft" / "train"), (own, run.train_dir))
+    }
+    data = RunData(
+        path=run.path,
+        summary=_json(run.path / "summary.json"),
+        config=config,
+        evals={name: evals[name] for name in ordered(evals)},
+        weight_distance={name: distance[name] for name in ordered(distance)},
+        training={name: training[name] for name in ordered(training) if any(vars(training[name]).values())},
+        fused=read_jsonl(run.refine_dir / "fused.jsonl"),
+        failed=read_jsonl(run.refine_dir / "failed.jsonl"),
+        diagnostics=_json(run.refine_dir / "diagnostics.json"),
+        items={
+            (item.get("suite", "domain"), str(item.get("id"))): item
+            for item in read_jsonl(run.path / "data" / "test.jsonl")
+        },
+    )
+    if not (data.summary or data.evals or data.weight_distance or data.training or data.fused or data.diagnostics):
+        raise RunFolderError(
+            f"{path}: nothing to report, expected a run's refine/, train/, eval/ or summary.json in it"
+        )
+    return data
+
+
+def _training(folder: Path) -> Training:
+    return Training(read_jsonl(folder / "metrics.jsonl"), read_jsonl(folder / "validation.jsonl"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,91 @@
+"""The same report in Markdown, its figures as SVG files in DIR/report/."""
+
+from pathlib import Path
+
+from raft.report.document import Document, Example, Section
+from raft.report.figures import Figure
+from raft.report.load import method_name
+from raft.report.samples import RIGHT, Choice
+from raft.report.svg import standalone
+from raft.report.tables import Cell, Table
+from raft.report.text import clip, markdown_text
+
+FOLDER = "report"  # of the figures, beside report.md
+
+
+def render(document: Document) -> str:
+    facts = "\n".join(f"- **{markdown_text(name)}**: {markdown_text(value)}" for name, value in document.facts)
+    findings = "\n".join(f"- {markdown_text(text)}" for text in document.findings)
+    parts = [f"# {markdown_text(document.title)}", facts, findings, *map(_section, document.sections)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def figure_files(document: Document, folder: Path) -> dict[Path, str]:
+    """Path -> content of every drawing that `render` links."""
+    return {
+        folder / FOLDER / f"{figure.name}.svg": standalone(figure.svg)
+        for section in document.sections
+        for figure in section.figures
+    }
+
+
+def _section(section: Section) -> str:
+    parts = [
+        f"## {markdown_text(section.title)}",
+        *map(markdown_text, section.text),
+        *map(_table, [*section.tables, *section.beside]),
+        *map(_figure, section.figures),
+        *map(_table, section.below),
+        *map(_choice, section.choices),
+        _examples(section.examples),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(table: Table) -> str:
+    header = [markdown_text(f"{cell.text} ({cell.note})" if cell.note else cell.text) for cell in table.header]
+    is_number = [any(row[i].is_number for row in table.rows if i < len(row)) for i in range(len(header))]
+    rule = ["---:" if right else "---" for right in is_number]
+    lines = [header, rule, *([_cell(cell) for cell in row] for row in table.rows)]
+    return f"{markdown_text(table.caption)}\n\n" + "\n".join(_line(line) for line in lines)
+
+
+def _cell(cell: Cell) -> str:
+    return markdown_text(cell.text) + (f"<br>({markdown_text(cell.note)})" if cell.note else "")
+
+
+def _figure(figure: Figure) -> str:
+    title, caption = markdown_text(figure.title), markdown_text(figure.caption)
+    return f"![{title}]({FOLDER}/{figure.name}.svg)\n\n**{title}.** {caption}"
+
+
+def _choice(choice: Choice) -> str:
+    title = f"### {markdown_text(choice.title)} ({choice.found:,} of {choice.of:,} items)"
+    if not choice.shown:
+        return title
+    methods = list(choice.shown[0].answers)
+    lines = [["Item", "Question", *(markdown_text(method_name(m)) for m in methods)], ["---"] * (len(methods) + 2)]
+    for pair in choice.shown:
+        skill = f"{pair.suite}, {pair.skill}" if pair.skill else pair.suite
+        answers = [_answer(sample) for sample in pair.answers.values()]
+        lines.append([markdown_text(skill.replace("_", " ")), markdown_text(clip(pair.question)), *answers])
+    return title + "\n\n" + "\n".join(map(_line, lines))
+
+
+def _answer(sample: dict) -> str:
+    mark = "✓" if sample["score"] >= RIGHT else "✗"
+    return f"{mark} {markdown_text(clip(str(sample['output'])))}"
+
+
+def _examples(examples: list[Example]) -> str:
+    parts = []
+    for example in examples:
+        question, note = markdown_text(clip(example.question)), markdown_text(example.note)
+        lines = [f"- **Row {markdown_text(example.id)}**: {question} ({note})"]
+        lines += [f"  - {markdown_text(name)}: {markdown_text(clip(text))}" for name, text in example.stages]
+        parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

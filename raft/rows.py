@@ -1,0 +1,238 @@
+"""Reading rows: JSON Lines, Parquet or anything in memory in, one checked shape out.
+
+A row may come as question + answer, as prompt + completion (texts or chat messages) or as one list of chat messages.
+Whatever is wrong with it ends in one line that names the file, the line, the field, what was expected and what was found.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from raft.errors import InputError
+from raft.prompts import Message
+
+ROLES = ("system", "user", "assistant", "tool")
+SHAPES = '"question" and "answer", "prompt" and "completion", or "messages"'
+
+
+class Row(TypedDict):
+    """One question with its answer. Fields of the input beyond these (say "check" or "skill") are kept as they are."""
+
+    id: str
+    question: str
+    answer: str
+    prompt: list[Message]
+    fused_answer: NotRequired[str]
+
+
+def read_rows(path: str | Path, *, need_answer: bool = True) -> list[Row]:
+    """All rows of a .jsonl, .json (one object a line) or .parquet file, checked; `InputError` names what is wrong."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory, expected a .jsonl or .parquet file")
+    if not path.exists():
+        raise InputError(f"{path}: no such file, expected a .jsonl or .parquet file with the rows")
+    if path.suffix in (".jsonl", ".json"):
+        return _checked(_json_lines(path), str(path), need_answer)
+    if path.suffix == ".parquet":
+        return _checked(_parquet(path), str(path), need_answer)
+    raise InputError(
+        f"{path}: unknown extension {path.suffix!r}, expected .jsonl, .json (one object a line) or .parquet"
+    )
+
+
+def normalize_rows(
+    rows: Iterable[Mapping[str, Any]], source: str = "train_dataset", need_answer: bool = True
+) -> list[Row]:
+    """The same checks for rows in memory: a list of dicts or a `datasets.Dataset`. Checked rows come out unchanged."""
+    return _checked(((f"row {i}", row) for i, row in enumerate(rows)), source, need_answer)
+
+
+def _checked(rows: Iterable[tuple[str, Any]], source: str, need_answer: bool) -> list[Row]:
+    checked: list[Row] = []
+    places: dict[str, str] = {}
+    for number, (place, raw) in enumerate(rows):
+        row = _row(raw, f"{source}, {place}", number, need_answer)
+        if row["id"] in places:
+            raise InputError(
+                f'{source}, {place}: field "id": {_show(row["id"])} is the id of {places[row["id"]]} too, '
+                "expected an id of its own for every row"
+            )
+        places[row["id"]] = place
+        checked.append(row)
+    if not checked:
+        raise InputError(f"{source}: holds no rows, expected at least one")
+    return checked
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}, line {number}: not UTF-8 text (byte {error.start} is {line[error.start]:#x})"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            shown = _show(line.decode("utf-8", "replace").strip())
+            raise InputError(f"{path}, line {number}: expected one JSON object, found {shown} ({reason})") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(f"{path}: reading Parquet needs the package pyarrow: pip install pyarrow") from error
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = set(file.schema_arrow.names)
+            if not ("messages" in columns or columns & {"question", "prompt"}):
+                found = ", ".join(sorted(columns)) or "none"
+                raise InputError(f"{path}: expected the columns {SHAPES}, found {_shorten(found)}")
+            number = 0
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    yield f"row {number}", row
+                    number += 1
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: not a readable Parquet file: {_shorten(str(error))}") from error
+
+
+def _row(raw: Any, where: str, number: int, need_answer: bool) -> Row:
+    if not isinstance(raw, Mapping):
+        raise InputError(f"{where}: expected an object with {SHAPES}, found {_show(raw)}")
+    # Columnar formats fill what a row does not have with null.
+    fields = {key: value for key, value in raw.items() if value is not None}
+    row_id = _id(fields.get("id", number), where)
+    if "messages" in fields:
+        prompt, answer = _split(_messages(fields["messages"], where, "messages"), where, need_answer)
+    elif "prompt" in fields:
+        prompt = _prompt(fields["prompt"], where)
+        answer = _answer(fields, where, need_answer)
+    elif "question" in fields:
+        prompt = [Message(role="user", content=_text(fields["question"], where, "question"))]
+        answer = _answer(fields, where, need_answer)
+    else:
+        found = ", ".join(map(str, fields)) or "no fields"
+        missing = "question" if "answer" in fields else "prompt" if "completion" in fields else None
+        lead = f'field "{missing}" is missing: ' if missing else ""
+        raise InputError(f"{where}: {lead}expected {SHAPES}, found {_shorten(found)}")
+    asked = [message["content"] for message in prompt if message["role"] == "user"]
+    if not asked:
+        roles = ", ".join(message["role"] for message in prompt) or "none"
+        field = "messages" if "messages" in fields else "prompt"
+        raise InputError(
+            f'{where}: field "{field}": expected a user message before the answer, found the roles {roles}'
+        )
+    question = _text(fields["question"], where, "question") if "question" in fields else asked[-1]
+    if "fused_answer" in fields:
+        _text(fields["fused_answer"], where, "fused_answer")
+    rest = {key: value for key, value in fields.items() if key not in ("messages", "completion")}
+    return {**rest, "id": row_id, "question": question, "answer": answer, "prompt": prompt}
+
+
+def _id(value: Any, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise InputError(f'{where}: field "id": expected a text or a whole number, found {_show(value)}')
+    return _text(str(value), where, "id")
+
+
+def _answer(fields: Mapping[str, Any], where: str, need_answer: bool) -> str:
+    """The reference answer: "completion" (a text, or a list with one assistant message) or "answer"."""
+    if "completion" in fields and not isinstance(fields["completion"], str):
+        messages = _messages(fields["completion"], where, "completion")
+        if len(messages) != 1 or messages[0]["role"] != "assistant":
+            roles = ", ".join(message["role"] for message in messages)
+            raise InputError(f'{where}: field "completion": expected one assistant message, found the roles {roles}')
+        return messages[0]["content"]
+    field = "completion" if "completion" in fields else "answer"
+    if field in fields:
+        return _text(fields[field], where, field)
+    if not need_answer:
+        return ""
+    wanted = "completion" if "prompt" in fields and "question" not in fields else "answer"
+    raise InputError(
+        f'{where}: field "{wanted}" is missing, expected a text; found {_shorten(", ".join(map(str, fields)))}'
+    )
+
+
+def _prompt(value: Any, where: str) -> list[Message]:
+    if isinstance(value, str):
+        return [Message(role="user", content=_text(value, where, "prompt"))]
+    messages = _messages(value, where, "prompt")
+    if messages[-1]["role"] == "assistant":
+        raise InputError(
+            f'{where}: field "prompt": expected messages up to the last question, found an assistant message at the end'
+        )
+    return messages
+
+
+def _split(messages: list[Message], where: str, need_answer: bool) -> tuple[list[Message], str]:
+    if messages[-1]["role"] == "assistant":
+        return messages[:-1], messages[-1]["content"]
+    if not need_answer:
+        return messages, ""
+    raise InputError(
+        f'{where}: field "messages": expected an assistant message at the end, found role {messages[-1]["role"]!r}'
+    )
+
+
+def _messages(value: Any, where: str, field: str) -> list[Message]:
+    if not isinstance(value, (list, tuple)):
+        expected = "a list of messages" if field == "messages" else "a text or a list of messages"
+        raise InputError(f'{where}: field "{field}": expected {expected}, found {_show(value)}')
+    if not value:
+        raise InputError(f'{where}: field "{field}": expected at least one message, found an empty list')
+    return [_message(message, where, f"{field}[{i}]") for i, message in enumerate(value)]
+
+
+def _message(value: Any, where: str, field: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise InputError(
+            f'{where}: field "{field}": expected an object with "role" and "content", found {_show(value)}'
+        )
+    message = {key: item for key, item in value.items() if item is not None}
+    if message.get("role") not in ROLES:
+        found = _show(message["role"]) if "role" in message else "none"
+        raise InputError(f'{where}: field "{field}.role": expected one of {", ".join(ROLES)}, found {found}')
+    if "content" not in message:
+        raise InputError(f'{where}: field "{field}.content" is missing, expected a text')
+    _text(message["content"], where, f"{field}.content")
+    return message  # type: ignore[return-value]  # keys beyond role and content are for the chat template
+
+
+def _text(value: Any, where: str, field: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f'{where}: field "{field}": expected a text, found {_show(value)}')
+    if not value.strip():
+        raise InputError(f'{where}: field "{field}" is empty, expected a text, found {value!r}')
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        # Half of a surrogate pair, written as an escape: no tokenizer can take it.
+        raise InputError(
+            f'{where}: field "{field}": expected valid Unicode, found {value[error.start]!a} at character {error.start}'
+        ) from error
+    return value
+
+
+def _show(value: Any) -> str:
+    """A value for an error message: JSON's names, ASCII escapes for what would break the line, cut to a readable length."""
+    try:
+        shown = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        shown = ascii(value)
+    return _shorten(shown)
+
+
+def _shorten(text: str, limit: int = 80) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,70 @@
+"""The weight of L_KL: moving averages of both losses and their ratio (Eqs. 11-12 of the paper).
+
+    m_k    = beta * m_k + (1 - beta) * L_k            k in {SFT, KL}, once an optimizer step s
+    mhat_k = m_k / (1 - beta**s)
+    lambda = mhat_SFT / (mhat_KL + eps)
+
+Gradient accumulation: micro-batch i of step s is weighted by what the averages of step s - 1 become with the mean of the
+losses seen so far in step s, itself included; `commit` then keeps the update with the mean over the whole step. With one
+micro-batch a step this is Eqs. 11-12 to the letter. The caller passes means that are already reduced over all ranks.
+
+A step without any rollout token has no L_KL: it touches neither average, does not count in s, and lambda stays as it was.
+The same holds for a step whose losses are not finite. All values stay on the device, so no step waits for them.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Balance:
+    """lambda by Eqs. 11-12, within optional bounds, or a constant."""
+
+    def __init__(
+        self,
+        beta: float = 0.9,
+        eps: float = 1e-8,
+        *,
+        lambda_min: float | None = None,
+        lambda_max: float | None = None,
+        fixed: float | None = None,
+    ):
+        self.beta, self.eps, self.fixed = beta, eps, fixed
+        self.lambda_min, self.lambda_max = lambda_min, lambda_max
+        self._state = torch.zeros(3, dtype=torch.float64)  # m_SFT, m_KL, s
+        self._lambda = torch.tensor(0.0 if fixed is None else fixed, dtype=torch.float64)
+        self._next = self._state
+
+    def weigh(self, loss_sft: Tensor | float, loss_kl: Tensor | float) -> Tensor:
+        """lambda, a float64 scalar without gradient, for a micro-batch.
+
+        Both losses are means over what was seen of the current step, the micro-batch included; without any rollout token
+        so far the mean of L_KL is 0 / 0, and like anything that is not finite leaves lambda as it was.
+        """
+        if self.fixed is not None:
+            return self._lambda
+        losses = torch.stack([torch.as_tensor(loss, dtype=torch.float64).detach() for loss in (loss_sft, loss_kl)])
+        state = self._state.to(losses.device)
+        average = self.beta * state[:2] + (1 - self.beta) * losses
+        step = state[2] + 1
+        corrected = average / (1 - self.beta**step)
+        weight = corrected[0] / (corrected[1] + self.eps)
+        if self.lambda_min is not None or self.lambda_max is not None:
+            weight = torch.clamp(weight, self.lambda_min, self.lambda_max)
+        usable = torch.isfinite(losses).all()
+        self._next = torch.where(usable, torch.cat((average, step[None])), state)
+        self._lambda = torch.where(usable, weight, self._lambda.to(losses.device))
+        return self._lambda
+
+    def commit(self) -> None:
+        """Ends an optimizer step: its update of the averages stays."""
+        self._state = self._next
+
+    def state_dict(self) -> dict[str, float]:
+        sft, kl, steps = self._state.tolist()
+        return {"sft": sft, "kl": kl, "steps": steps, "lambda": self._lambda.item()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._state = torch.tensor([state["sft"], state["kl"], state["steps"]], dtype=torch.float64)
+        self._next = self._state
+        if self.fixed is None:
+            self._lambda = torch.tensor(state["lambda"], dtype=torch.float64)

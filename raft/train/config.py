@@ -1,0 +1,177 @@
+"""Settings of the trainer: those of transformers.TrainingArguments, some with other defaults, and RAFT's own."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import TrainingArguments
+
+from raft.errors import ConfigError
+from raft.train.methods import Method, Target, get_method
+
+
+@dataclass
+class RAFTConfig(TrainingArguments):
+    """Settings of `RAFTTrainer`. What is not listed here is documented by transformers.TrainingArguments.
+
+    Defaults are the paper's where it states them: 3 epochs, batch 16, lr 5e-6, AdamW with weight decay 0.01, K = 512,
+    T = 1.5, beta = 0.9. It is silent on the schedule (here: linear to zero, as transformers has it), on warm-up (none) and
+    on the rollouts' temperature, length and number (here: 1.0, 512, 1).
+    """
+
+    method: str = "raft"
+    """raft | sft | sdft | on_policy: a preset of `raft.train.methods`."""
+    target: Target | None = None
+    """The answer to train on: fused (the reference where a row has no fused one), raw, or rewritten. None: the method's own."""
+
+    top_k: int = 512
+    """K: the teacher's most probable tokens that the distributions are cut to (Eq. 9). At most the vocabulary's size."""
+    temperature: float = 1.5
+    """T of both distributions (Eq. 8)."""
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    """forward is KL(teacher || student), as in the paper."""
+    tail: Literal["renormalize", "bucket"] = "renormalize"
+    """What becomes of the mass outside the K tokens: renormalised away (the paper), or kept as one more class."""
+
+    ema_beta: float = 0.9
+    """beta of the moving averages of both losses (Eq. 11)."""
+    ema_eps: float = 1e-8
+    """Added to the average of L_KL before the division (Eq. 12)."""
+    lambda_min: float | None = None
+    """Lower bound of lambda, off by default. Eq. 12 lets lambda fall with L_SFT once the answers are memorised."""
+    lambda_max: float | None = None
+    """Upper bound of lambda. None: none, except for on_policy (10), where L_KL starts at 0."""
+    fixed_lambda: float | None = None
+    """A constant lambda instead of Eqs. 11-12."""
+
+    rollouts_per_prompt: int = 1
+    """Trajectories drawn for each prompt (Eq. 6)."""
+    rollout_max_tokens: int = 512
+    """Length of a rollout at most. Longer ones are cut and marked with finish_reason "length"."""
+    rollout_temperature: float = 1.0
+    """Sampling temperature of the rollouts."""
+    rollout_top_p: float = 1.0
+    """Nucleus of the rollouts' sampling; 1.0 samples from the student itself."""
+    mask_truncated: bool = False
+    """Leave rollouts that hit the length limit out of L_KL. The paper is silent; by default they count like others."""
+    steps_per_refresh: int = 1
+    """Optimizer steps that one call of the rollout engine feeds. 1 is strictly on-policy."""
+    rollout_engine: Literal["auto", "vllm", "hf"] = "auto"
+    """What generates the rollouts; auto is vLLM where it is installed."""
+    engine_weights: str = "auto"
+    """How the engine sees the student's weights: auto, shared or copied (`raft.engines.weights`)."""
+    release_cache: bool | None = None
+    """Free the engine's KV cache while the model is trained. None: on a GPU only."""
+
+    max_length: int = 2048
+    """Tokens of prompt and answer, or prompt and rollout, at most. Longer answers are cut, longer prompts are refused."""
+    teacher_max_length: int | None = None
+    """The same for the teacher, whose prompt holds the answer too: that answer is cut, never the question. None: max_length."""
+    log_rollouts: int = 8
+    """Rollouts written to rollouts.jsonl, per optimizer step; -1 writes all."""
+
+    per_device_train_batch_size: int = 16
+    learning_rate: float = 5e-6
+    weight_decay: float = 0.01
+    logging_steps: float = 1
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    remove_unused_columns: bool | None = False
+    bf16: bool | None = None  # type: ignore[assignment]
+    """Mixed precision. None: where a GPU supports it. The parameters, and so the optimizer's state, keep their own precision."""
+
+    def __post_init__(self) -> None:
+        self._check_raft()
+        if self.bf16 is None:
+            self.bf16 = (
+                not self.use_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            )
+        super().__post_init__()
+        if self.n_gpu > 1:
+            raise ConfigError(
+                f"found {self.n_gpu} GPUs in one process: start one process for each, with torchrun or accelerate launch"
+            )
+
+    @property
+    def preset(self) -> Method:
+        return get_method(self.method)
+
+    @property
+    def answer_target(self) -> Target:
+        return self.target or self.preset.target
+
+    @property
+    def lambda_bound(self) -> float | None:
+        return self.preset.lambda_max if self.lambda_max is None else self.lambda_max
+
+    @property
+    def teacher_length(self) -> int:
+        return self.max_length if self.teacher_max_length is None else self.teacher_max_length
+
+    def _check_raft(self) -> None:
+        method = get_method(self.method)
+        _one_of("target", self.target, (None, "fused", "raw", "rewritten"))
+        _one_of("divergence", self.divergence, ("forward", "reverse", "jsd"))
+        _one_of("tail", self.tail, ("renormalize", "bucket"))
+        _one_of("rollout_engine", self.rollout_engine, ("auto", "vllm", "hf"))
+        for name in ("top_k", "rollouts_per_prompt", "rollout_max_tokens", "steps_per_refresh", "max_length"):
+            _whole(name, getattr(self, name), 1)
+        if self.teacher_max_length is not None:
+            _whole("teacher_max_length", self.teacher_max_length, 1)
+        _whole("log_rollouts", self.log_rollouts, -1)
+        _number("temperature", self.temperature, low=0.0, open_low=True)
+        _number("ema_beta", self.ema_beta, low=0.0, high=1.0, open_high=True)
+        _number("ema_eps", self.ema_eps, low=0.0, open_low=True)
+        _number("rollout_temperature", self.rollout_temperature, low=0.0)
+        _number("rollout_top_p", self.rollout_top_p, low=0.0, high=1.0, open_low=True)
+        for name in ("lambda_min", "lambda_max", "fixed_lambda"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), low=0.0)
+        if self.fixed_lambda is not None and (self.lambda_min is not None or self.lambda_max is not None):
+            raise ConfigError(
+                f"fixed_lambda: expected no lambda_min or lambda_max beside it, found fixed_lambda={self.fixed_lambda}"
+            )
+        bound = self.lambda_bound
+        if self.lambda_min is not None and bound is not None and self.lambda_min > bound:
+            raise ConfigError(f"lambda_min: expected at most lambda_max={bound}, found {self.lambda_min}")
+        if method.distills and self.max_length <= self.rollout_max_tokens:
+            raise ConfigError(
+                f"max_length: expected more than rollout_max_tokens={self.rollout_max_tokens}, found {self.max_length}"
+            )
+        if method.distills and self.teacher_length <= self.rollout_max_tokens:
+            raise ConfigError(
+                f"teacher_max_length: expected more than rollout_max_tokens={self.rollout_max_tokens}, found {self.teacher_length}"
+            )
+        if self.remove_unused_columns:
+            raise ConfigError("remove_unused_columns: expected false, the trainer renders the rows itself")
+        if self.auto_find_batch_size:
+            raise ConfigError(
+                "auto_find_batch_size: expected false, a restarted step would count twice in the balance of the losses"
+            )
+        if self.torch_compile:
+            raise ConfigError("torch_compile: expected false, every step packs another number of tokens")
+        if self.label_smoothing_factor:
+            raise ConfigError(
+                f"label_smoothing_factor: expected 0, found {self.label_smoothing_factor}: L_SFT is the plain cross-entropy"
+            )
+
+
+def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}: expected one of {', '.join(map(str, choices))}, found {value!r}")
+
+
+def _whole(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{name}: expected a whole number of at least {low}, found {value!r}")
+
+
+def _number(
+    name: str, value: object, *, low: float, high: float = math.inf, open_low: bool = False, open_high: bool = False
+) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= value <= high or (open_low and value == low) or (open_high and value == high):  # type: ignore[operator]
+        above = f"above {low:g}" if open_low else f"of at least {low:g}"
+        below = "" if high == math.inf else f" and below {high:g}" if open_high else f" and at most {high:g}"
+        raise ConfigError(f"{name}: expected a number {above}{below}, found {value!r}")

@@ -1,0 +1,137 @@
+"""One micro-batch as tensors, and both losses on the hidden states of its single packed forward (Eqs. 5-10).
+
+Sums, not means: the trainer divides by the tokens and sequences of the whole accumulated batch, over all ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from raft.engines.base import Completion
+from raft.train.config import RAFTConfig
+from raft.train.data import Example
+from raft.train.model import Head
+from raft.train.packing import Pack, pack
+from raft.train.rollout import MicroBatch
+from raft_kernels import TopK, linear_cross_entropy, linear_topk, topk_kl
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A rollout whose positions the teacher scores."""
+
+    example: Example
+    completion: Completion
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x + yhat of every row, then x + z of every scored rollout, in one pack. M answer tokens, N rollout tokens, S rollouts."""
+
+    pack: Pack
+    sft_positions: Tensor  # [M] int64: where the pack predicts the answers' tokens
+    sft_labels: Tensor  # [M] int64
+    kl_positions: Tensor  # [N] int64: where the pack predicts the rollouts' tokens
+    kl_weights: Tensor  # [N] float64: 1 / length of its rollout, so that the sum over a rollout is its mean
+    kl_rollout: Tensor  # [N] int64: which rollout
+    scored: tuple[Scored, ...]  # S
+    teacher: TopK | None = None  # [N, K]
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        return replace(self, pack=self.pack.to(device), **moved)
+
+    def with_teacher(self, teacher: TopK) -> "Batch":
+        return replace(self, teacher=teacher)
+
+
+_TENSORS = ("sft_positions", "sft_labels", "kl_positions", "kl_weights", "kl_rollout")
+
+
+def student_batch(micro: MicroBatch, mask_truncated: bool = False) -> Batch:
+    """Packs a micro-batch. Rollouts without a token, and truncated ones if so asked, are left out of L_KL and of S."""
+    scored = tuple(
+        Scored(example, completion)
+        for example, completions in zip(micro.examples, micro.rollouts, strict=False)
+        for completion in completions
+        if completion.token_ids and not (mask_truncated and completion.finish_reason == "length")
+    )
+    answers = [(example.prompt, example.target) for example in micro.examples]
+    rollouts = [(s.example.prompt, s.completion.token_ids) for s in scored]
+    packed, positions = _pack_turns([*answers, *rollouts])
+    split = sum(len(target) for _, target in answers)
+    lengths = torch.tensor([len(s.completion.token_ids) for s in scored], dtype=torch.int64)
+    return Batch(
+        pack=packed,
+        sft_positions=positions[:split],
+        sft_labels=torch.tensor([token for _, target in answers for token in target]),
+        kl_positions=positions[split:],
+        kl_weights=(1 / lengths.double()).repeat_interleave(lengths),
+        kl_rollout=torch.arange(len(scored)).repeat_interleave(lengths),
+        scored=scored,
+    )
+
+
+def teacher_pack(scored: Sequence[Scored]) -> tuple[Pack, Tensor]:
+    """The same rollouts behind the teacher's prompts: pack and [N] positions, in the order of `Batch.kl_positions`."""
+    return _pack_turns([(s.example.teacher_prompt, s.completion.token_ids) for s in scored])
+
+
+def _pack_turns(turns: Sequence[tuple[list[int], list[int]]]) -> tuple[Pack, Tensor]:
+    """Prompt + completion each, without the last token, which predicts nothing; and the positions that predict a completion."""
+    packed = pack([[*prompt, *completion[:-1]] for prompt, completion in turns])
+    positions = [
+        torch.arange(start + len(prompt) - 1, start + len(prompt) - 1 + len(completion))
+        for start, (prompt, completion) in zip(packed.starts, turns, strict=False)
+    ]
+    return packed, torch.cat(positions)
+
+
+def sft_sum(hidden: Tensor, head: Head, batch: Batch) -> Tensor:
+    """Sum over M answer tokens of the student's cross-entropy; hidden [L, H] of the pack."""
+    bias = None if head.bias is None else head.bias * head.scale
+    states = hidden[batch.sft_positions]
+    if head.scale != 1.0:
+        states = states * head.scale
+    return linear_cross_entropy(states, head.weight, batch.sft_labels, reduction="sum", bias=bias, softcap=head.softcap)
+
+
+def kl_per_rollout(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig) -> Tensor:
+    """[S] float32: T^2 times the mean over each rollout's tokens of KL(teacher_K || student_K) (Eq. 10 before the mean over S)."""
+    if batch.teacher is None:
+        return hidden[:0].float().sum(-1)  # empty, and attached to the graph
+    tokens = topk_kl(
+        hidden[batch.kl_positions],
+        head.weight,
+        batch.teacher,
+        temperature=args.temperature,
+        divergence=args.divergence,
+        tail=args.tail,
+        bias=head.bias,
+        logit_scale=head.scale,
+        softcap=head.softcap,
+    )
+    return tokens.new_zeros(len(batch.scored)).index_add(
+        0, batch.kl_rollout, tokens * batch.kl_weights.to(tokens.dtype)
+    )
+
+
+def teacher_topk(hidden: Tensor, head: Head, args: RAFTConfig) -> TopK:
+    """[N, K] ids and logits of the teacher at N positions, with the log-partition at T for the mass that they cover."""
+    return linear_topk(
+        hidden,
+        head.weight,
+        args.top_k,
+        bias=head.bias,
+        logit_scale=head.scale,
+        softcap=head.softcap,
+        log_partition_at=args.temperature,
+    )
+
+
+def covered_mass(teacher: TopK, temperature: float) -> Tensor:
+    """[N] float32: the share of the teacher's tempered distribution that its K tokens hold."""
+    assert teacher.log_partition is not None
+    return torch.exp(torch.logsumexp(teacher.logits / temperature, -1) - teacher.log_partition)

@@ -1,0 +1,134 @@
+"""What the losses need of a causal language model: the hidden states below the output head, and the head itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raft.errors import ModelError
+from raft.train.packing import Pack, pack, packed_attention
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output head: logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)."""
+
+    weight: Tensor  # [V, H]
+    bias: Tensor | None  # [V]
+    scale: float
+    softcap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, V] logits of [N, H] hidden states; for a few rows only."""
+        logits = nn.functional.linear(hidden, self.weight, self.bias) * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+class LanguageModel:
+    """A causal language model of transformers, plain or with LoRA adapters, seen as decoder and head.
+
+    `packs` says that sequences may be packed with `packed_sdpa`; where a model's own code does not carry that through,
+    `check` turns it off and restarted position ids alone keep the sequences apart.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model: Any = model
+        self.inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if not hasattr(self.inner, "get_output_embeddings") or self.inner.config.is_encoder_decoder:
+            raise ModelError(f"{type(self.inner).__name__}: expected a causal language model of transformers")
+        self.packs = True
+        self.head()
+
+    @property
+    def vocabulary(self) -> int:
+        return self.head().weight.shape[0]
+
+    def head(self) -> Head:
+        """The head as it is now: engines and wrappers may have replaced its storage."""
+        module = self.inner.get_output_embeddings()
+        if module is None:
+            raise ModelError(f"{type(self.inner).__name__}: has no output head, expected a causal language model")
+        if not isinstance(module, nn.Linear) or hasattr(module, "lora_A"):
+            raise ModelError(
+                f"{type(self.inner).__name__}: the output head is {type(module).__name__}, expected a plain linear layer"
+            )
+        config = self.inner.config.get_text_config()
+        scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
+        return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+    def hidden(self, batch: Pack) -> Tensor:
+        """[L, H] hidden states of a pack, as they enter the head."""
+        return self.inner.get_decoder()(**batch.kwargs(self.inner)).last_hidden_state[0]
+
+    def attention(self) -> Any:
+        """Context of every forward and backward on packs."""
+        return packed_attention(self.inner, self.packs)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Compares packed hidden states and `Head` with the model's own logits on a few tokens; `ModelError` if they differ."""
+        device = self.head().weight.device
+        if device.type == "meta" or not self.head().weight.numel():
+            return  # sharded away already; nothing to compare with
+        was_training = self.inner.training
+        self.inner.eval()
+        try:
+            # Close together, and more than one of one token: whatever lets them see each other changes the logits.
+            sequences = [
+                [5 % self.vocabulary],
+                [t % self.vocabulary for t in (9, 4, 7)],
+                [8 % self.vocabulary, 6 % self.vocabulary],
+            ]
+            own = torch.cat(
+                [self.inner(input_ids=torch.tensor([s], device=device), use_cache=False).logits[0] for s in sequences]
+            )
+            batch = pack(sequences).to(device)
+            if not self._agrees(batch, own):
+                self.packs = False
+                if not self._agrees(batch, own):
+                    raise ModelError(
+                        f"{type(self.inner).__name__}: packed sequences through its decoder and head do not give the model's own logits, "
+                        "so it cannot be trained here; known to work are Qwen3, Llama, SmolLM3 and Phi-3"
+                    )
+        finally:
+            self.inner.train(was_training)
+
+    def _agrees(self, batch: Pack, own: Tensor) -> bool:
+        try:
+            with self.attention():
+                logits = self.head().logits(self.hidden(batch))
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            if self.packs:
+                return False
+            raise
+        coarse = own.dtype in (torch.bfloat16, torch.float16)
+        spread = float(own.float().std())
+        return bool(((logits - own).abs().max() <= (0.1 if coarse else 1e-3) * max(spread, 1e-3)).item())
+
+
+def inside_forward(wrapper: nn.Module, module: nn.Module, compute: Callable[[], Any]) -> Any:
+    """Runs `compute` as the forward of `module`, called through `wrapper` (DDP, FSDP, DeepSpeed, or the module itself).
+
+    Wrappers prepare weights and gradients around the forward that they know. Losses that need the decoder and the head's
+    weight, and never the logits, must be computed within it.
+    """
+    own = module.__dict__.get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        restore()
+        return compute()
+
+    def restore() -> None:
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.__dict__["forward"] = own
+
+    module.__dict__["forward"] = forward
+    try:
+        return wrapper()
+    finally:
+        restore()

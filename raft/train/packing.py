@@ -1,0 +1,124 @@
+"""Sequences side by side in one row, without padding, and the attention that keeps them apart.
+
+transformers (5.16 and later) reads restarted position ids without an attention mask as packed sequences and gives SDPA a
+block-diagonal mask: exact, but the attention then costs the square of the whole pack, and so does the mask. `packed_sdpa`
+puts each sequence into a row of its own for the attention alone: no mask, the causal kernels, and the square of each length.
+Padding at the end of a row needs no mask either, because no real token looks ahead.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "raft_packed_sdpa"
+
+
+class Pack(NamedTuple):
+    """S sequences of L tokens in all, as a model takes them."""
+
+    input_ids: Tensor  # [1, L] int64
+    position_ids: Tensor  # [1, L] int64, from 0 in each sequence
+    starts: list[int]  # S + 1 offsets, the last one is L
+    rows: Tensor  # [S, longest] int64: position in the pack, 0 in the padding
+    back: Tensor  # [L] int64: position in the flattened rows
+
+    @property
+    def tokens(self) -> int:
+        return self.starts[-1]
+
+    def to(self, device: torch.device) -> "Pack":
+        return Pack(*(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in self))
+
+    def kwargs(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Arguments of the decoder, which hands those it does not know to the attention function."""
+        plain = {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": None,
+            "use_cache": False,
+        }
+        if model.config._attn_implementation != NAME:
+            return plain
+        return plain | {"packed_rows": self.rows, "packed_back": self.back}
+
+
+def pack(sequences: Sequence[Sequence[int]]) -> Pack:
+    """Packs token id sequences, none of them empty, in their order."""
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    starts = torch.zeros(len(sequences) + 1, dtype=torch.int64)
+    torch.cumsum(lengths, 0, out=starts[1:])
+    longest = int(lengths.max())
+    column = torch.arange(longest)
+    real = column < lengths[:, None]
+    return Pack(
+        input_ids=torch.tensor([[token for ids in sequences for token in ids]]),
+        position_ids=column.expand(real.shape)[real][None],
+        starts=starts.tolist(),
+        rows=torch.where(real, starts[:-1, None] + column, 0),
+        back=real.flatten().nonzero()[:, 0],
+    )
+
+
+def packed_sdpa(
+    module: torch.nn.Module,
+    query: Tensor,  # [1, heads, L, head_dim]
+    key: Tensor,  # [1, kv_heads, L, head_dim]
+    value: Tensor,  # [1, kv_heads, L, head_dim]
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    packed_rows: Tensor | None = None,  # [S, longest]
+    packed_back: Tensor | None = None,  # [L]
+    **kwargs: Any,
+) -> tuple[Tensor, None]:  # [1, L, heads, head_dim]
+    """Causal attention within each sequence of a pack, through transformers' own SDPA function."""
+    if packed_rows is None or packed_back is None:
+        raise RuntimeError(f"{type(module).__name__} did not hand the pack on to its attention")
+    count, longest = packed_rows.shape
+
+    def spread(states: Tensor) -> Tensor:  # -> [S, heads, longest, head_dim]
+        rows = states[0].index_select(1, packed_rows.flatten())
+        return rows.unflatten(1, (count, longest)).transpose(0, 1)
+
+    band = None
+    if sliding_window is not None and longest > sliding_window:
+        ahead = torch.arange(longest, device=query.device)
+        distance = ahead[:, None] - ahead
+        band = ((distance >= 0) & (distance < sliding_window)).expand(count, 1, longest, longest)
+    out, _ = sdpa_attention_forward(
+        module,
+        spread(query),
+        spread(key),
+        spread(value),
+        band,
+        dropout=dropout,
+        scaling=scaling,
+        is_causal=band is None,
+    )
+    return out.flatten(0, 1).index_select(0, packed_back)[None], None
+
+
+AttentionInterface.register(NAME, packed_sdpa)
+
+
+@contextmanager
+def packed_attention(model: PreTrainedModel, enabled: bool = True) -> Iterator[None]:
+    """Within it, a model that runs SDPA runs `packed_sdpa`. Its backward must be within too, for gradient checkpointing.
+
+    Outside, and so for generation and for whoever else holds the model, nothing is changed.
+    """
+    config = model.config
+    if not enabled or config._attn_implementation != "sdpa":
+        yield
+        return
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"

@@ -1,0 +1,114 @@
+"""Which rollouts are generated when, and from which seed.
+
+One call of the engine serves `steps_per_refresh` optimizer steps, but never more than the epoch or the run has left, so an
+epoch always starts with fresh weights. A call's seed depends on the seed of the run, the step it is made in and the rank,
+and on nothing that came before; what is generated but not yet trained on goes into the checkpoint. Both together make a
+resumed run see the very rollouts that an uninterrupted one would have seen.
+"""
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from raft.engines.base import Completion, Sampling
+from raft.train.config import RAFTConfig
+from raft.train.data import Example
+
+logger = logging.getLogger(__name__)
+
+Generate = Callable[[list[list[int]], Sampling], list[Completion]]
+
+
+@dataclass
+class MicroBatch:
+    """The rows of one forward, each with its rollouts (none for methods that do not distil)."""
+
+    examples: list[Example]
+    rollouts: list[list[Completion]] = field(default_factory=list)
+
+
+def call_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of the engine's call in an optimizer step, from 0 to 2**31 - 1."""
+    digest = hashlib.blake2s(f"{seed}/{step}/{rank}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") & 0x7FFF_FFFF
+
+
+class RolloutQueue:
+    """Micro-batches with their rollouts, generated ahead for up to `steps_per_refresh` steps."""
+
+    def __init__(self, args: RAFTConfig):
+        self.args = args
+        self._ready: deque[MicroBatch] = deque()
+        self._restored: list[list[dict[str, Any]]] = []
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def take(
+        self, batches: Iterator[list[Example]], count: int, step: int, steps_left: int, generate: Generate
+    ) -> list[MicroBatch]:
+        """The `count` micro-batches of optimizer step `step` (fewer at the end of the data), generating if none are left."""
+        if not self._ready:
+            self._restore(batches)
+        if not self._ready:
+            ahead = min(self.args.steps_per_refresh, max(steps_left, 1)) - 1
+            self._fill(_next(batches, count + ahead * self.args.gradient_accumulation_steps), step, generate)
+        return [self._ready.popleft() for _ in range(min(count, len(self._ready)))]
+
+    def _fill(self, rows: list[list[Example]], step: int, generate: Generate) -> None:
+        self._ready.extend(MicroBatch(examples) for examples in rows)
+        if not self.args.preset.distills or not rows:
+            return
+        n = self.args.rollouts_per_prompt
+        prompts = [example.prompt for examples in rows for example in examples for _ in range(n)]
+        sampling = Sampling(
+            temperature=self.args.rollout_temperature,
+            top_p=self.args.rollout_top_p,
+            max_tokens=self.args.rollout_max_tokens,
+            seed=call_seed(self.args.seed, step, self.args.process_index),
+        )
+        completions = iter(generate(prompts, sampling))
+        for micro in self._ready:
+            micro.rollouts = [[next(completions) for _ in range(n)] for _ in micro.examples]
+
+    def _restore(self, batches: Iterator[list[Example]]) -> None:
+        """Puts the rollouts of a checkpoint back beside the rows that they were generated for."""
+        stored, self._restored = self._restored, []
+        if not stored:
+            return
+        for examples, saved in zip(_next(batches, len(stored)), stored, strict=False):
+            if [example.id for example in examples] != [row["id"] for row in saved]:
+                raise ValueError(
+                    "the checkpoint's rollouts belong to other rows: resume with the data, the seed and the batch size it was made with"
+                )
+            self._ready.append(MicroBatch(examples, [[Completion(**c) for c in row["rollouts"]] for row in saved]))
+
+    def state_dict(self) -> list[list[dict[str, Any]]]:
+        return [
+            [
+                {
+                    "id": example.id,
+                    "rollouts": [{"token_ids": c.token_ids, "finish_reason": c.finish_reason} for c in completions],
+                }
+                for example, completions in zip(micro.examples, micro.rollouts, strict=True)
+            ]
+            for micro in self._ready
+            if micro.rollouts
+        ]
+
+    def load_state_dict(self, state: list[list[dict[str, Any]]]) -> None:
+        self._ready.clear()
+        self._restored = state
+
+
+def _next(batches: Iterator[list[Example]], count: int) -> list[list[Example]]:
+    taken = []
+    for _ in range(count):
+        try:
+            taken.append(next(batches))
+        except StopIteration:
+            break
+    return taken

@@ -1,0 +1,65 @@
+"""`raft train`: rows, model and settings of a run in, a trained checkpoint in the run's folder out."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from raft.config import Config, check_train
+from raft.errors import ConfigError, InputError
+from raft.models import load_model, load_tokenizer
+from raft.rows import Row, read_rows
+from raft.runs import Run, read_jsonl
+from raft.train.config import RAFTConfig
+from raft.train.interrupt import StopAtStepEnd
+from raft.train.trainer import RAFTTrainer, last_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: Config, run: Run, resume: bool = False) -> None:
+    """Trains as `config` says: checkpoints and records go to train/ of the run, the model to model/.
+
+    resume: from the last whole checkpoint, or from the start if a kill came before the first one.
+    """
+    if config.model is None:
+        raise ConfigError("model: expected the instruction model to train, found none")
+    args: RAFTConfig = check_train(config)
+    args.output_dir = str(run.train_dir)
+    trainer = RAFTTrainer(
+        # fp32 parameters are their own master weights; on a GPU the arithmetic is bf16 by autocast
+        model=load_model(config.model, dtype=torch.float32),
+        args=args,
+        train_dataset=training_rows(config, run, args),
+        processing_class=load_tokenizer(config.model),
+    )
+    with StopAtStepEnd() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=last_checkpoint(run.train_dir) if resume else None)
+    save(trainer, run.model_dir)
+
+
+def training_rows(config: Config, run: Run, args: RAFTConfig) -> list[Row]:
+    """The rows of `data`, with what the run's refinement made of each; without `data`, the refined rows themselves."""
+    refined = run.refine_dir / "fused.jsonl"
+    if config.data is None and not refined.exists():
+        raise ConfigError(f"data: expected the rows to train on, found none, and no {refined}")
+    rows = read_rows(config.data if config.data is not None else refined)
+    if args.answer_target != "raw" and refined.exists():
+        made = {line["id"]: line for line in read_jsonl(refined)}
+        for row in rows:
+            if row["id"] not in made:
+                raise InputError(f"{refined}: has no line for row {row['id']} of {config.data}; refine that file first")
+            fields = {name: made[row["id"]].get(name) for name in ("fused_answer", "rewritten", "kept")}
+            row.update({name: value for name, value in fields.items() if value is not None})  # type: ignore[typeddict-item]
+    if args.answer_target == "fused" and not any(row.get("fused_answer") for row in rows):
+        logger.warning("no row has a fused answer: training on the reference answers")
+    return rows
+
+
+def save(trainer: RAFTTrainer, folder: Path) -> None:
+    """Writes a plain Hugging Face checkpoint: model, tokenizer, configurations."""
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        # A pickle of the training arguments, which the Trainer adds; the run's config.yaml says the same, readably.
+        (folder / "training_args.bin").unlink(missing_ok=True)

@@ -1,0 +1,457 @@
+"""RAFTTrainer: transformers.Trainer with rollouts and a teacher before each step, and a balanced pair of losses in it.
+
+What is overridden, and why nothing else: `get_batch_samples` sees the whole accumulated batch of an optimizer step before
+its first forward, which is where rollouts are drawn and the teacher scores them; `compute_loss` does the one packed forward.
+Everything around them (optimizer, schedule, accumulation, checkpoints, callbacks, loggers, distribution) is the Trainer's.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from raft.engines.base import Completion, Engine, Sampling, context_length, eos_ids
+from raft.errors import ConfigError, RunFolderError
+from raft.models import load_model, load_tokenizer
+from raft.rows import normalize_rows
+from raft.runs import JsonlAppender, write_json
+from raft.train.balance import Balance
+from raft.train.clock import Clock
+from raft.train.config import RAFTConfig
+from raft.train.data import Example, render
+from raft.train.losses import Batch, Scored, covered_mass, kl_per_rollout, sft_sum, student_batch
+from raft.train.model import LanguageModel, inside_forward
+from raft.train.records import SUMS, Window, drop_after
+from raft.train.rollout import MicroBatch, RolloutQueue
+from raft.train.teacher import Teacher
+
+logger = logging.getLogger(__name__)
+
+STATE = "raft_state.json"
+UNSUPPORTED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "model_init")
+
+
+class RAFTTrainer(Trainer):
+    """Trains a causal language model by one of the methods of `raft.train.methods`.
+
+    model: a path or name, or a model of transformers, plain or with LoRA adapters.
+    train_dataset, eval_dataset: rows as `raft.rows` takes them; eval_loss is the cross-entropy of the answers.
+    engine: an object of the Engine protocol that follows this model's weights; it is used and not closed. None: built by need.
+    teacher: a path or a model. None: the model as it is now (under LoRA: with its adapters off).
+    Further arguments go to transformers.Trainer.
+    """
+
+    args: RAFTConfig
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | nn.Module,
+        args: RAFTConfig,
+        train_dataset: Iterable[Mapping[str, Any]] | None = None,
+        processing_class: Any = None,
+        engine: Engine | None = None,
+        teacher: str | nn.Module | None = None,
+        eval_dataset: Any = None,
+        **trainer_kwargs: Any,
+    ):
+        _check(args, trainer_kwargs)
+        rows = None if train_dataset is None else normalize_rows(train_dataset)
+        if isinstance(model, (str, os.PathLike)):
+            tokenizer = processing_class or load_tokenizer(model)
+            loaded: Any = load_model(model, dtype=torch.float32)
+        else:
+            loaded = model
+            tokenizer = processing_class or load_tokenizer(loaded.config._name_or_path)
+        self.student = LanguageModel(loaded)
+        self.student.check()
+        _fit(args, self.student)
+        ends = eos_ids(self.student.inner, tokenizer)
+        examples, self.cuts = render(rows, tokenizer, args, ends) if rows is not None else (None, None)
+        evaluated = _render_eval(eval_dataset, tokenizer, args, ends)
+        super().__init__(
+            model=loaded,
+            args=args,
+            data_collator=list,
+            train_dataset=examples,
+            eval_dataset=evaluated,
+            processing_class=tokenizer,
+            **trainer_kwargs,
+        )
+        # The losses are divided by the whole accumulated batch below; the Trainer must not divide once more.
+        self.model_accepts_loss_kwargs = True
+        self.teacher = Teacher(self.student, teacher) if args.preset.distills else None
+        self.engine, self._own_engine = engine, engine is None
+        self.balance = Balance(
+            args.ema_beta,
+            args.ema_eps,
+            lambda_min=args.lambda_min,
+            lambda_max=args.lambda_bound,
+            fixed=args.fixed_lambda,
+        )
+        self.queue = RolloutQueue(args)
+        self.window = Window()
+        self.clock = Clock(args.device)
+        self._step = Step(args.device)
+        self._files: dict[str, JsonlAppender] = {}
+        self.add_callback(_Steps(self))
+
+    # ---- a step ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[Example]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor | None]:
+        """Rows of one optimizer step -> rollouts -> teacher -> packed micro-batches, and the answer tokens over all ranks."""
+        self._step = Step(device, self.clock.now())
+        step = self.state.global_step
+        micros = self.queue.take(epoch_iterator, num_batches, step, self.state.max_steps - step, self._generate)
+        batches = [self._batch(micro) for micro in micros]
+        if not batches:
+            return [], None
+        counts = torch.tensor(
+            [sum(len(b.sft_labels) for b in batches), sum(len(b.scored) for b in batches)], device=device
+        )
+        tokens, self._step.rollouts = self.accelerator.reduce(counts, "sum").unbind()
+        return [{"input_ids": batch.pack.input_ids, "batch": batch} for batch in batches], tokens
+
+    def _generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
+        assert self.engine is not None
+        with self.clock.part("rollout"):
+            completions = self.engine.generate(prompts, sampling)
+            if self._releases_cache:
+                self.engine.release()
+        return completions
+
+    def _batch(self, micro: MicroBatch) -> Batch:
+        batch = student_batch(micro, self.args.mask_truncated).to(self.args.device)
+        self._step.count_drawn(micro)
+        if self.teacher is None or not batch.scored:
+            return batch
+        with self.clock.part("teacher"), self.accelerator.autocast():
+            teacher = self.teacher.topk(batch.scored, self.args, self.model_wrapped)
+        self._step.add("mass", covered_mass(teacher, self.args.temperature).sum())
+        return batch.with_teacher(teacher)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        # Around the backward too: gradient checkpointing runs the attention again there.
+        with self.clock.part("forward_backward"), self.student.attention():
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """L_SFT + lambda * L_KL of one micro-batch, as its share of the means over the whole accumulated batch.
+
+        Scaled by the number of ranks, because their gradients are averaged.
+        """
+        batch: Batch = inputs["batch"]
+        sft, kl = self._losses(model, batch)
+        assert num_items_in_batch is not None
+        loss = sft / num_items_in_batch
+        step = self._step
+        step.count_seen(batch, sft, kl)
+        if self.args.preset.distills:
+            step.weight = self._weigh()
+            loss = loss + step.weight.to(kl.dtype) * (kl.sum() / step.rollouts.clamp(min=1))
+        step.add("loss", loss)
+        loss = loss * self.accelerator.num_processes
+        return (loss, {}) if return_outputs else loss
+
+    def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum of the cross-entropy over the answers' tokens, and the [S] mean divergences of the rollouts."""
+
+        def compute() -> tuple[Tensor, Tensor]:
+            hidden, head = self.student.hidden(batch.pack), self.student.head()
+            return sft_sum(hidden, head, batch), kl_per_rollout(hidden, head, batch, self.args)
+
+        with self.accelerator.autocast():
+            return inside_forward(model, self.accelerator.unwrap_model(model), compute)
+
+    def _weigh(self) -> Tensor:
+        """lambda of this micro-batch, from the losses of all ranks in this step so far."""
+        sft, tokens, kl, rollouts = self.accelerator.reduce(self._step.seen(), "sum").unbind()
+        return self.balance.weigh(sft / tokens, kl / rollouts)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Mean cross-entropy over the answers of a batch of rows. No rollouts, and the balance of the losses never hears of it."""
+        batch = student_batch(MicroBatch(inputs)).to(self.args.device)
+        with torch.no_grad(), self.student.attention():
+            sft, _ = self._losses(model, batch)
+        return sft / len(batch.sft_labels), None, None
+
+    # ---- before, between and after steps (called by `_Steps`) ----
+
+    def begin(self) -> None:
+        """Model, optimizer and checkpoint are in place: attach the engine, cut what a later life of this run wrote, report."""
+        if self.args.preset.distills and self.engine is None:
+            from raft.engines import make_engine
+
+            self.engine = make_engine(
+                self.args.rollout_engine,
+                self.accelerator.unwrap_model(self.model),
+                self.processing_class,
+                max_model_len=self.args.max_length,
+                weights=self.args.engine_weights,
+            )
+        if self.engine is not None:
+            self.engine.refresh()
+        if self.is_world_process_zero():
+            for name in ("metrics.jsonl", "rollouts.jsonl"):
+                path = Path(self.args.output_dir, name)
+                drop_after(path, self.state.global_step)
+                self._files[name] = JsonlAppender(path)
+            print("\n".join(self.describe()), file=sys.stderr)
+        self.clock.reset()
+
+    def after_optimizer(self) -> None:
+        self.clock.since_last_part("optimizer")
+        self.balance.commit()
+        # With rollouts in store the engine is not asked before the next refresh.
+        if self.engine is not None and not len(self.queue):
+            with self.clock.part("refresh"):
+                self.engine.refresh()
+
+    def after_step(self) -> None:
+        """Adds the step to the window of the next logged line, and writes its rollouts."""
+        step = self._step
+        sums = dict(zip(SUMS, self.accelerator.reduce(step.sums, "sum").tolist(), strict=True))
+        weight = None if step.weight is None else step.weight.item()
+        bound = self.args.lambda_bound
+        if weight is not None and bound is not None and weight >= bound and self.args.fixed_lambda is None:
+            logger.warning("step %d: lambda is at its upper bound of %g", self.state.global_step, bound)
+        self.window.add(sums, weight, self.clock.reset(), self.clock.now() - step.start)
+        if self.is_world_process_zero():
+            for line in self._rollout_lines(step):
+                self._files["rollouts.jsonl"].append(line)
+
+    def _rollout_lines(self, step: "Step") -> Iterator[dict[str, Any]]:
+        drawn = [
+            (s, loss) for scored, losses in step.rollout_losses for s, loss in zip(scored, losses.tolist(), strict=True)
+        ]
+        decode = self.processing_class.decode
+        for scored, loss in drawn if self.args.log_rollouts < 0 else drawn[: self.args.log_rollouts]:
+            yield {
+                "step": self.state.global_step,
+                "id": scored.example.id,
+                "question": scored.example.question,
+                "rollout": decode(scored.completion.token_ids, skip_special_tokens=True),
+                "finish_reason": scored.completion.finish_reason,
+                "teacher_prompt": decode(scored.example.teacher_prompt),
+                "loss_kl": loss,
+            }
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds both losses, lambda, times and rollout statistics to a logged training step, and writes it to metrics.jsonl."""
+        if self.is_in_train and "loss" in logs and self.window.steps:
+            fields = self.window.drain()
+            line = {"step": self.state.global_step, "epoch": self.state.epoch, **logs, **fields}
+            if self.is_world_process_zero():
+                self._files["metrics.jsonl"].append(line)
+            seconds = {f"seconds_{part}": value for part, value in fields.pop("seconds").items()}
+            logs = {**logs, **{name: value for name, value in fields.items() if value is not None}, **seconds}
+        super().log(logs, start_time)
+
+    def describe(self) -> list[str]:
+        """The settings that follow from others, a line each."""
+        args, examples = self.args, self.train_dataset
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        prompt, target = (sum(len(getattr(e, name)) for e in examples) / len(examples) for name in ("prompt", "target"))
+        tokens = batch * (prompt + target)
+        lines = [
+            f"raft: method {args.method} on {len(examples)} rows ({args.answer_target} answers), {self.state.max_steps} steps of {batch} rows "
+            f"({args.per_device_train_batch_size} x {args.gradient_accumulation_steps} micro-batches x {args.world_size} ranks)"
+        ]
+        if args.preset.distills:
+            most = tokens + batch * args.rollouts_per_prompt * (prompt + args.rollout_max_tokens)
+            drawn = batch // args.world_size * args.rollouts_per_prompt * args.steps_per_refresh
+            weight = (
+                f"fixed at {args.fixed_lambda:g}"
+                if args.fixed_lambda is not None
+                else f"by moving averages, beta {args.ema_beta:g}"
+            )
+            lines += [
+                f"raft: {drawn} rollouts of at most {args.rollout_max_tokens} tokens a rank and refresh, "
+                f"a refresh every {args.steps_per_refresh} steps, from {getattr(self.engine, 'name', 'an engine')}",
+                f"raft: {tokens:.0f} tokens a step for the answers, {most:.0f} at most with rollouts; "
+                f"K {args.top_k}, T {args.temperature:g}, lambda {weight}",
+            ]
+        else:
+            lines.append(f"raft: {tokens:.0f} tokens a step")
+        if self.cuts is not None and (self.cuts.targets or self.cuts.references):
+            lines.append(
+                f"raft: cut to fit: {self.cuts.targets} answers, {self.cuts.references} references of the teacher"
+            )
+        return lines
+
+    # ---- checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. True resumes from the last whole checkpoint: a kill may have left a part of a newer one."""
+        checkpoint: str | None = None
+        if isinstance(resume_from_checkpoint, str):
+            checkpoint = resume_from_checkpoint
+        elif resume_from_checkpoint:
+            checkpoint = last_checkpoint(self.args.output_dir)
+            if checkpoint is None:
+                raise RunFolderError(f"{self.args.output_dir}: no whole checkpoint to resume from")
+        self._restore(checkpoint)
+        try:
+            return super().train(checkpoint, *args, **kwargs)
+        finally:
+            self._close()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # First: the Trainer's own state file ends a checkpoint, and older ones are removed once it is there.
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        state = {
+            "balance": self.balance.state_dict(),
+            "rollouts": self.queue.state_dict(),
+            "window": self.window.state_dict(),
+        }
+        write_json(folder / self._state_name, state)
+        super()._save_checkpoint(model, trial)
+
+    def _restore(self, checkpoint: str | None) -> None:
+        fresh = {
+            "balance": {"sft": 0.0, "kl": 0.0, "steps": 0.0, "lambda": 0.0},
+            "rollouts": [],
+            "window": Window().state_dict(),
+        }
+        state = fresh if checkpoint is None else _read(Path(checkpoint, self._state_name))
+        if state is None:
+            raise RunFolderError(
+                f"{checkpoint}: expected {self._state_name}, which every checkpoint of this trainer has"
+            )
+        self.balance.load_state_dict(state["balance"])
+        self.queue.load_state_dict(state["rollouts"])
+        self.window.load_state_dict(state["window"])
+
+    @property
+    def _state_name(self) -> str:
+        return STATE if self.args.world_size == 1 else STATE.replace(".json", f"_{self.args.process_index}.json")
+
+    @property
+    def _releases_cache(self) -> bool:
+        return self.args.device.type == "cuda" if self.args.release_cache is None else self.args.release_cache
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        if self._own_engine and self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+
+class Step:
+    """What one optimizer step adds up on this rank. Tensors stay on the device until the step is over."""
+
+    def __init__(self, device: torch.device, start: float = 0.0):
+        self.start = start  # on the clock, in seconds
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        self.rollouts = torch.zeros((), device=device)  # scored ones, of all micro-batches and ranks
+        self.weight: Tensor | None = None  # lambda of the last micro-batch
+        self.rollout_losses: list[tuple[tuple[Scored, ...], Tensor]] = []
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        self.sums[SUMS.index(name)] += value.detach() if isinstance(value, Tensor) else value
+
+    def count_drawn(self, micro: MicroBatch) -> None:
+        drawn = [completion for completions in micro.rollouts for completion in completions]
+        self.add("rollouts", len(drawn))
+        self.add("rollout_tokens", sum(len(completion.token_ids) for completion in drawn))
+        self.add("truncated", sum(completion.finish_reason == "length" for completion in drawn))
+
+    def count_seen(self, batch: Batch, sft: Tensor, kl: Tensor) -> None:
+        self.add("sft", sft)
+        self.add("sft_tokens", len(batch.sft_labels))
+        self.add("kl", kl.sum())
+        self.add("kl_rollouts", len(batch.scored))
+        self.add("kl_tokens", len(batch.kl_positions))
+        self.add("packed_tokens", batch.pack.tokens)
+        self.rollout_losses.append((batch.scored, kl.detach()))
+
+    def seen(self) -> Tensor:
+        """[4] float64: L_SFT and its tokens, L_KL and its rollouts, summed over the micro-batches so far."""
+        return self.sums[SUMS.index("sft") : SUMS.index("kl_rollouts") + 1]
+
+
+class _Steps(TrainerCallback):
+    """Calls the trainer at the places that the Trainer offers to callbacks only."""
+
+    def __init__(self, trainer: RAFTTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.begin()
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.after_optimizer()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.after_step()
+
+
+def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
+    """The newest checkpoint in `folder` that was written to its end."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+        if _read(path / TRAINER_STATE_NAME) is not None and any(path.glob(STATE.replace(".json", "*.json"))):
+            return str(path)
+    return None
+
+
+def _read(path: Path) -> Any:
+    """A JSON file; None if it is missing or was cut short."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _render_eval(dataset: Any, tokenizer: Any, args: RAFTConfig, ends: tuple[int, ...]) -> Any:
+    if dataset is None:
+        return None
+    if isinstance(dataset, Mapping):
+        return {name: _render_eval(rows, tokenizer, args, ends) for name, rows in dataset.items()}
+    return render(normalize_rows(dataset, source="eval_dataset"), tokenizer, args, ends, rollouts=False)[0]
+
+
+def _fit(args: RAFTConfig, student: LanguageModel) -> None:
+    """Lengths within the positions of the model, and settings that only its shape can prove wrong."""
+    config = student.inner.config.get_text_config()
+    args.max_length = context_length(config, args.max_length)
+    if args.teacher_max_length is not None:
+        args.teacher_max_length = context_length(config, args.teacher_max_length)
+    if not args.preset.distills:
+        return
+    if args.top_k > student.vocabulary:
+        raise ConfigError(f"top_k: expected at most {student.vocabulary}, the model's vocabulary, found {args.top_k}")
+    shortest = min(args.max_length, args.teacher_length)
+    if args.rollout_max_tokens >= shortest:
+        raise ConfigError(
+            f"rollout_max_tokens: expected less than the model's {shortest} positions, found {args.rollout_max_tokens}"
+        )
+
+
+def _check(args: RAFTConfig, trainer_kwargs: Mapping[str, Any]) -> None:
+    if not isinstance(args, RAFTConfig):
+        raise ConfigError(f"args: expected a RAFTConfig, found {type(args).__name__}")
+    for name in UNSUPPORTED:
+        if trainer_kwargs.get(name) is not None:
+            raise ConfigError(f"{name}: not supported, this trainer renders its rows and computes its losses itself")

@@ -1,0 +1,73 @@
+"""Validation while training: a pass over items before the first step and after every k-th epoch, a line each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from raft.engines.base import Engine, Sampling
+from raft.runs import JsonlAppender, read_jsonl
+from raft.train.records import drop_after
+
+SUITES = ("domain", "general", "format")
+
+
+class ValidationCallback(TrainerCallback):
+    """Appends {"step", "epoch", "domain", "general", "format"} to a JSON Lines file; step 0 is the untrained model.
+
+    items: as `raft.evaluate.evaluate` takes them. engine: one that follows the weights of the model under training.
+    evaluate_fn(items, engine, sampling) -> {"scores": {suite: mean}, ...}; None: `raft.evaluate.evaluate`.
+    Resumed, it drops the lines after the checkpoint and makes up for a pass that the kill prevented, so no line comes twice.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Mapping[str, Any]],
+        every_epochs: int,
+        writer_path: str | Path,
+        evaluate_fn: Callable[..., Mapping[str, Any]] | None = None,
+        engine: Engine | None = None,
+        sampling: Sampling | None = None,
+    ):
+        if engine is None:
+            raise ValueError("engine: expected one that follows the weights of the model under training, found None")
+        if evaluate_fn is None:
+            from raft.evaluate import evaluate as evaluate_fn
+        self.items, self.every_epochs, self.path = items, every_epochs, Path(writer_path)
+        self.evaluate, self.engine = evaluate_fn, engine
+        self.sampling = sampling or Sampling(temperature=0.0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            drop_after(self.path, state.global_step)
+        if state.global_step == 0 or self._due(state):
+            self._validate(state)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._due(state):
+            self._validate(state)
+
+    def _due(self, state: TrainerState) -> bool:
+        """Whether training stands at the end of a k-th epoch. Epochs are fractions of steps, so nearly whole is whole."""
+        epoch = state.epoch or 0.0
+        whole = round(epoch)
+        return whole > 0 and abs(epoch - whole) < 1e-6 and whole % self.every_epochs == 0
+
+    def _validate(self, state: TrainerState) -> None:
+        if not state.is_world_process_zero or any(line["step"] == state.global_step for line in read_jsonl(self.path)):
+            return
+        self.engine.refresh()
+        scores = self.evaluate(self.items, self.engine, self.sampling)["scores"]
+        with JsonlAppender(self.path) as file:
+            file.append(
+                {
+                    "step": state.global_step,
+                    "epoch": state.epoch or 0.0,
+                    **{s: scores[s] for s in SUITES if s in scores},
+                }
+            )

@@ -1,0 +1,28 @@
+"""What all tests share: nothing is downloaded, and tests for a GPU are skipped where there is none."""
+
+import importlib.util
+import os
+
+import pytest
+
+# Before any library that reads them is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+if importlib.util.find_spec("hypothesis"):  # a machine that only runs the GPU tests may not have it
+    from hypothesis import settings
+
+    # Other work on the same cores must not fail a test; 50 examples keep the whole suite short.
+    settings.register_profile("raft", deadline=None, max_examples=50)
+    settings.load_profile("raft")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not for_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in for_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))

@@ -1,0 +1,25 @@
+"""One training in a process of its own: python -m tests.golden.child FOLDER CHECKPOINT JSON-SETTINGS [resume]
+
+Settings are those of RAFTConfig on top of the tests' own. Used for what one process cannot show: kills and several ranks.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from raft.engines.hf import HFEngine
+from raft.train.trainer import RAFTTrainer
+from tests.golden.training import config, rows
+
+if __name__ == "__main__":
+    folder, source, settings = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    engine = HFEngine(model, tokenizer, max_model_len=192)
+    made = RAFTTrainer(model, config(folder, **settings), rows(), processing_class=tokenizer, engine=engine)
+    made.train(resume_from_checkpoint="resume" in sys.argv)
+    if made.is_world_process_zero():
+        torch.save(model.state_dict(), folder / "weights.pt")
+        (folder / "balance.json").write_text(json.dumps(made.balance.state_dict()))

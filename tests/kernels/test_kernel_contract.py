@@ -1,0 +1,296 @@
+"""What the operators promise beside numbers: determinism, no host synchronisation, bounded memory, and that they work
+under torch.compile, autocast, activation checkpointing, retain_graph and inference mode."""
+
+import pytest
+import torch
+from kernel_cases import leaves, make_case
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+from bench.measure import peak_mib
+from raft_kernels import (
+    TopK,
+    TopKDistillationLoss,
+    head,
+    head_sparse,
+    linear_cross_entropy,
+    linear_topk,
+    linear_topk_kl,
+    topk,
+    topk_kl,
+    topk_kl_torch,
+    topk_metrics,
+)
+from raft_kernels import cross_entropy as ce
+from raft_kernels import topk_kl as topk_kl_module
+
+TAILS = ["renormalize", "bucket"]
+# K beside V: "sparse" reads single rows of the head, "dense" goes through products with all of it.
+SIZES = {"dense": (11, 8, 60, 9), "sparse": (11, 8, 200, 5)}
+
+
+def gradients(loss, inputs):
+    return torch.autograd.grad(loss.sum(), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tail", TAILS)
+def test_bit_equal_twice_and_on_two_threads(monkeypatch, tail, dtype):
+    monkeypatch.setattr(head, "CPU_BUDGET", 1 << 14)
+    c = make_case(400, 24, 3000, dtype)
+    labels = torch.randint(0, 3000, (400,))
+    runs = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        x = leaves(c.student)
+        teacher = linear_topk(*c.teacher, 40, log_partition_at=1.5)
+        loss = topk_kl(x[0], x[1], teacher, bias=x[2], tail=tail)
+        ours = gradients(loss, x)
+        capped = linear_cross_entropy(x[0], x[1], labels, bias=x[2], softcap=10.0)
+        runs.append([*teacher, loss, *ours, capped, *gradients(capped, x)])
+    for a, b in zip(runs[1], runs[2], strict=True):
+        assert torch.equal(a, b)
+    if tail == "renormalize":
+        # Reading single rows adds in the same order on any number of threads.
+        for a, b in zip(runs[0][3:7], runs[1][3:7], strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("tail", TAILS)
+def test_compiles_without_a_graph_break(size, tail):
+    n, h, v, k = SIZES[size]
+    c = make_case(n, h, v)
+    mask, labels = torch.rand(n) > 0.3, torch.randint(0, v, (n,))
+
+    def losses(hidden, weight, bias):
+        loss = linear_topk_kl(hidden, weight, *c.teacher, k=k, bias=bias, tail=tail, mask=mask, softcap=8.0)
+        return loss.sum() + linear_cross_entropy(hidden, weight, labels, bias=bias)
+
+    x = leaves(c.student)
+    eager = losses(*x)
+    torch._dynamo.reset()
+    compiled = torch.compile(losses, fullgraph=True, backend="aot_eager")(*x)
+    torch.testing.assert_close(compiled, eager)
+    for a, b in zip(gradients(compiled, x), gradients(eager, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_compiles_for_any_number_of_tokens():
+    c = make_case(30, 8, 60)
+    compiled = torch.compile(
+        lambda x, t: linear_topk_kl(x, c.student_weight, t, c.teacher_weight, k=9), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for n in (4, 11, 30):
+        x = c.student_hidden[:n].clone().requires_grad_()
+        loss = compiled(x, c.teacher_hidden[:n])
+        expected = linear_topk_kl(x, c.student_weight, c.teacher_hidden[:n], c.teacher_weight, k=9)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradients(loss, x), gradients(expected, x))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("tail", TAILS)
+def test_operators_are_well_formed(size, tail):
+    """torch's own checks: schema, fake implementation, autograd registration, tracing."""
+    n, h, v, k = SIZES[size]
+    c = make_case(n, h, v)
+    settings = (1.0, 9.0, torch.float32)
+    top_args = (*c.teacher, None, torch.rand(n) > 0.3, k, v, *settings, 1.5)
+    torch.library.opcheck(topk._linear_topk, top_args)
+    teacher = linear_topk(*c.teacher, k, softcap=9.0, log_partition_at=1.5)
+    partition = teacher.log_partition if tail == "bucket" else None
+    args = (*leaves(c.student), *teacher[:2], partition, None, v, *settings, 1.5, 1.5, "forward", 0.5, 2.25)
+    torch.library.opcheck(topk_kl_module._topk_kl, args)
+    labels = torch.randint(0, v, (n,))
+    torch.library.opcheck(ce._chunked, (*leaves(c.student), labels, 9.0, torch.float32))
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_nothing_waits_for_a_gpu(tail):
+    """On fake CUDA tensors any read of a value raises: every branch, shape and loop bound is known on the host."""
+    n, h, v, k = 50, 16, 300, 20
+    for dtype in (torch.float32, torch.bfloat16):
+        with FakeTensorMode():
+            hidden, weight = torch.empty(n, h, dtype=dtype, device="cuda"), torch.empty(v, h, dtype=dtype, device="cuda")
+            bias, mask = torch.empty(v, dtype=dtype, device="cuda"), torch.empty(n, dtype=torch.bool, device="cuda")
+            labels = torch.empty(n, dtype=torch.long, device="cuda")
+            indices, logits, partition = topk._linear_topk._init_fn(
+                hidden, weight, bias, mask, k, v, 0.5, 9.0, dtype, 1.5
+            )
+            used = head.Head(weight, bias, v, 0.5, 9.0, dtype)
+            given = partition if tail == "bucket" else None
+            loss, grad, rest = topk_kl_torch.forward(
+                used, hidden, indices, logits, given, mask, 1.5, 1.5, "jsd", 0.5, 2.25
+            )
+            grads = topk_kl_torch.backward(
+                used, loss, grad, rest, hidden, indices, mask, [True, True, True], 1.5
+            )
+            assert [g.shape for g in grads] == [hidden.shape, weight.shape, bias.shape]
+            loss, at = ce._chunked._init_fn(hidden, weight, bias, labels, 9.0, dtype)
+            ce._chunked_backward._init_fn(loss, at, hidden, weight, bias, labels, [True, True, True], 9.0, dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("tail", TAILS)
+def test_backward_twice(size, tail):
+    n, h, v, k = SIZES[size]
+    c = make_case(n, h, v)
+    x = leaves(c.student)
+    teacher = linear_topk(*c.teacher, k, log_partition_at=1.5)
+    loss = topk_kl(x[0], x[1], teacher, bias=x[2], tail=tail).mean()
+    labels = torch.randint(0, v, (n,))
+    for value in (loss, linear_cross_entropy(x[0], x[1], labels, bias=x[2]) * 3):
+        first = torch.autograd.grad(value, x, retain_graph=True)
+        for a, b in zip(first, torch.autograd.grad(value, x), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant):
+    c = make_case(9, 8, 200)
+    labels = torch.randint(0, 200, (9,))
+
+    def losses(hidden, weight):
+        kl = linear_topk_kl(hidden, weight, *c.teacher, k=5)
+        return kl.sum() + linear_cross_entropy(hidden, weight, labels, softcap=5.0)
+
+    plain, saved = leaves(c.student[:2]), leaves(c.student[:2])
+    losses(*plain).backward()
+    checkpoint(losses, *saved, use_reentrant=reentrant).backward()
+    for a, b in zip(plain, saved, strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("tail", TAILS)
+def test_autocast_rounds_operands_as_a_linear_layer_does(size, tail):
+    n, h, v, k = SIZES[size]
+    c = make_case(n, h, v)
+    labels = torch.randint(0, v, (n,))
+    x = leaves(c.student)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_topk_kl(x[0], x[1], *c.teacher, k=k, bias=x[2], tail=tail)
+        cross = linear_cross_entropy(x[0], x[1], labels, bias=x[2])
+    rounded = [t.bfloat16().float() for t in (*c.student[:2], *c.teacher)]
+    y = leaves((*rounded[:2], c.student_bias))
+    expected = linear_topk_kl(y[0], y[1], *rounded[2:], k=k, bias=y[2], tail=tail)
+    expected_cross = linear_cross_entropy(y[0], y[1], labels, bias=y[2])
+    assert loss.dtype == cross.dtype == torch.float32
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(cross, expected_cross)
+    # Gradients of fp32 parameters are fp32, taken outside the autocast block as usual.
+    for a, b in zip(gradients(loss.sum() + cross, x), gradients(expected.sum() + expected_cross, y), strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_and_head_of_different_dtypes():
+    """A bf16 hidden state with an fp32 head: computed in the wider one, each gradient in its own dtype."""
+    c = make_case(6, 8, 200)
+    hidden = c.student_hidden.bfloat16().requires_grad_()
+    weight = c.student_weight.clone().requires_grad_()
+    teacher = linear_topk(c.teacher_hidden.bfloat16(), c.teacher_weight, 5)
+    wide = hidden.detach().float().requires_grad_()
+    loss, expected = topk_kl(hidden, weight, teacher), topk_kl(wide, weight, teacher)
+    assert torch.equal(loss, expected)
+    a, b = gradients(loss, (hidden, weight)), gradients(expected, (wide, weight))
+    assert a[0].dtype == torch.bfloat16 and torch.equal(a[0], b[0].bfloat16())
+    assert torch.equal(a[1], b[1])
+    labels = torch.arange(6)
+    torch.testing.assert_close(linear_cross_entropy(hidden, weight, labels), linear_cross_entropy(wide, weight, labels))
+
+
+def test_inference_mode_and_no_grad():
+    c = make_case(5, 8, 200)
+    expected = linear_topk_kl(*c.student[:2], *c.teacher, k=5)
+    x = leaves(c.student)
+    with torch.no_grad():
+        assert torch.equal(linear_topk_kl(x[0], x[1], *c.teacher, k=5), expected)
+    with torch.inference_mode():
+        assert torch.equal(linear_topk_kl(x[0], x[1], *c.teacher, k=5), expected)
+
+
+@pytest.mark.parametrize("v", [20, 400])
+@pytest.mark.parametrize("tail", TAILS)
+def test_no_tokens(v, tail):
+    """An empty rollout: a loss that is attached to the graph, and gradients of 0."""
+    x = leaves((torch.zeros(0, 8), torch.randn(v, 8), torch.randn(v)))
+    teacher = linear_topk(x[0], x[1], 6, log_partition_at=1.5)
+    loss = topk_kl(x[0], x[1], teacher, bias=x[2], tail=tail)
+    assert loss.shape == (0,) and loss.requires_grad
+    grads = gradients(loss, x)
+    assert [g.shape for g in grads] == [t.shape for t in x]
+    assert all((g == 0).all() for g in grads)
+
+
+def test_second_order_is_refused():
+    c = make_case(4, 8, 60)
+    x = leaves(c.student)
+    loss = linear_topk_kl(x[0], x[1], *c.teacher, k=5)
+    (grad,) = torch.autograd.grad(loss.sum(), x[0], create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+def peaks(call_of_n, sizes):
+    found = []
+    for n in sizes:
+        call = call_of_n(n)
+        call()
+        found.append(peak_mib(call, "cpu"))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("k", [8, 900], ids=["small k", "large k"])
+def test_memory_does_not_grow_with_tokens_times_vocabulary(monkeypatch, k, tail, dtype):
+    """From 50 to 400 tokens the [N, V] logits would grow by 10.7 MiB. Memory may grow by what is kept per (token, id): the
+    teacher's ids and logits, dloss/dy, and a few temporaries of that size."""
+    monkeypatch.setattr(head, "CPU_BUDGET", 1 << 16)
+    monkeypatch.setattr(head, "CAST_BUDGET", 1 << 12)
+    monkeypatch.setattr(head_sparse, "TABLE_BUDGET", 1 << 14)
+    monkeypatch.setattr(head_sparse, "PAIR_BUDGET", 1 << 12)
+    v, h = 8000, 4
+    k = k // 100 if k > 100 and tail == "renormalize" else min(k, 40)
+
+    def call_of(n):
+        c = make_case(n, h, v, dtype)
+        x = leaves(c.student)
+        labels = torch.zeros(n, dtype=torch.long)
+
+        def call():
+            loss = linear_topk_kl(x[0], x[1], *c.teacher, k=k, bias=x[2], tail=tail)
+            return gradients(loss, x), gradients(linear_cross_entropy(x[0], x[1], labels, softcap=9.0), x[:2])
+
+        return call
+
+    few, many = peaks(call_of, (50, 400))
+    per_pair = 350 * k * 4 / 2**20
+    assert many - few < 8 * per_pair + 0.2
+    assert many < 400 * v * 4 / 2**20 / 4
+
+
+def test_memory_of_a_frozen_head():
+    """No weight gradient is allocated when the head does not require one."""
+    c = make_case(16, 64, 20000)
+    teacher = linear_topk(*c.teacher, 8)
+    hidden = c.student_hidden.clone().requires_grad_()
+
+    def call():
+        return gradients(topk_kl(hidden, c.student_weight, teacher), (hidden,))
+
+    call()
+    assert peak_mib(call, "cpu") < c.student_weight.numel() * 4 / 2**20 / 10
+
+
+def test_metrics_and_module_run_compiled():
+    c = make_case(6, 8, 60)
+    module = TopKDistillationLoss(k=5, tail="bucket")
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*c.student[:2], *c.teacher), module(*c.student[:2], *c.teacher))
+    teacher = linear_topk(*c.teacher, 5, log_partition_at=1.5)
+    measured = torch.compile(lambda h, w, i, t, p: topk_metrics(h, w, TopK(i, t, p)), fullgraph=True, backend="aot_eager")
+    for a, b in zip(measured(*c.student[:2], *teacher), topk_metrics(*c.student[:2], teacher), strict=True):
+        torch.testing.assert_close(a, b)

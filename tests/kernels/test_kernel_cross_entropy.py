@@ -1,0 +1,204 @@
+"""linear_cross_entropy against F.cross_entropy on materialised logits, through every provider that runs here."""
+
+import math
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_cases import leaves, make_case
+
+from raft_kernels import cross_entropy as ce
+from raft_kernels import head, linear_cross_entropy
+
+PROVIDERS = ["chunked", *(["torch"] if hasattr(F, "linear_cross_entropy") else [])]
+
+
+def expected_loss(hidden, weight, labels, bias=None, softcap=None, **options):
+    z = F.linear(hidden, weight, bias)
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    loss = F.cross_entropy(z.flatten(0, -2), labels.flatten(), **options)
+    return loss.view(labels.shape) if options.get("reduction") == "none" else loss
+
+
+def labels_of(n: int, v: int, ignore_index: int = -100) -> torch.Tensor:
+    labels = torch.randint(0, v, (n,), generator=torch.Generator().manual_seed(n))
+    labels[::4] = ignore_index
+    return labels
+
+
+@pytest.fixture(params=PROVIDERS)
+def provider(request, monkeypatch):
+    real = ce.choose_provider
+    able = {"torch": lambda softcap: softcap is None, "chunked": lambda softcap: True}[request.param]
+    monkeypatch.setattr(
+        ce, "choose_provider", lambda h, w, b, softcap: request.param if able(softcap) else real(h, w, b, softcap)
+    )
+    return request.param
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("softcap", [None, 4.0])
+@pytest.mark.parametrize("ignore_index", [-100, 7])
+def test_all_options(provider, reduction, with_bias, softcap, ignore_index):
+    c = make_case(23, 12, 57, torch.float64)
+    labels = labels_of(23, 57, ignore_index)
+    options = {"reduction": reduction, "softcap": softcap, "ignore_index": ignore_index}
+    results = []
+    for function in (linear_cross_entropy, expected_loss):
+        x = leaves(c.student)
+        loss = function(x[0], x[1], labels, bias=x[2] if with_bias else None, **options)
+        upstream = torch.linspace(0.5, 2, loss.numel(), dtype=torch.float64).view(loss.shape)
+        loss.backward(upstream)
+        results.append([loss, *(t.grad for t in x[: 3 if with_bias else 2])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(123, 252, 507), (33, 16, 123)], ids=str)
+def test_three_way_tolerance(dtype, shape):
+    n, h, v = shape
+    c, labels = make_case(n, h, v, dtype), labels_of(n, v)
+    results = []
+    for function, case in (
+        (linear_cross_entropy, c),
+        (expected_loss, c),
+        (expected_loss, c.to(torch.float64)),
+    ):
+        x = leaves(case.student)
+        loss = function(x[0], x[1], labels, bias=x[2])
+        loss.backward()
+        results.append([loss.detach(), *(t.grad for t in x)])
+    for name, a, b, truth in zip(("loss", "hidden", "weight", "bias"), *results, strict=True):
+        eps = torch.finfo(torch.float32 if name == "loss" else dtype).eps
+        allowed = 2 * (b.double() - truth).abs().max() + 4 * eps * truth.abs().max()
+        assert (a.double() - truth).abs().max() <= allowed, name
+    assert results[0][0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_all_labels_ignored_is_an_attached_zero(provider, reduction):
+    c = make_case(6, 8, 30)
+    x = leaves(c.student)
+    loss = linear_cross_entropy(x[0], x[1], torch.full((6,), -100), bias=x[2], reduction=reduction)
+    assert (loss == 0).all() and loss.requires_grad
+    loss.sum().backward()
+    assert all((t.grad == 0).all() for t in x)
+
+
+def test_no_tokens_at_all(provider):
+    x = leaves((torch.zeros(0, 8), torch.randn(30, 8)))
+    loss = linear_cross_entropy(*x, torch.zeros(0, dtype=torch.long))
+    assert loss.item() == 0
+    loss.backward()
+    assert (x[1].grad == 0).all()
+
+
+def test_ignored_positions_hold_anything(provider):
+    c, labels = make_case(12, 8, 30), labels_of(12, 30)
+    kept = labels != -100
+    hidden = c.student_hidden.clone()
+    hidden[~kept] = math.nan
+    x, y = leaves((hidden, *c.student[1:])), leaves((c.student_hidden[kept], *c.student[1:]))
+    loss, clean = (
+        linear_cross_entropy(x[0], x[1], labels, bias=x[2]),
+        linear_cross_entropy(y[0], y[1], labels[kept], bias=y[2]),
+    )
+    loss.backward()
+    clean.backward()
+    torch.testing.assert_close(loss, clean)
+    assert (x[0].grad[~kept] == 0).all()
+    torch.testing.assert_close(x[0].grad[kept], y[0].grad)
+    torch.testing.assert_close([x[1].grad, x[2].grad], [y[1].grad, y[2].grad])
+
+
+def test_leading_sizes_and_frozen_head(provider):
+    c, labels = make_case(24, 8, 30), labels_of(24, 30).view(2, 3, 4)
+    hidden = c.student_hidden.view(2, 3, 4, 8).clone().requires_grad_()
+    per_token = linear_cross_entropy(hidden, c.student_weight, labels, reduction="none")
+    assert per_token.shape == (2, 3, 4)
+    torch.testing.assert_close(per_token, expected_loss(hidden, c.student_weight, labels, reduction="none"))
+    linear_cross_entropy(hidden, c.student_weight, labels.int()).backward()
+    frozen = hidden.grad.clone()
+    weight = c.student_weight.clone().requires_grad_()
+    linear_cross_entropy(hidden.detach(), weight, labels).backward()
+    x = leaves((c.student_hidden, c.student_weight))
+    expected_loss(*x, labels.flatten()).backward()
+    torch.testing.assert_close(frozen.view(24, 8), x[0].grad)
+    torch.testing.assert_close(weight.grad, x[1].grad)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    for dtype in (torch.float32, torch.bfloat16):
+        c, labels = make_case(29, 12, 507, dtype), labels_of(29, 507)
+        results = []
+        for budget in (1 << 24, 2000):
+            monkeypatch.setattr(head, "CPU_BUDGET", budget)
+            monkeypatch.setattr(head, "CAST_BUDGET", budget)
+            x = leaves(c.student)
+            loss = linear_cross_entropy(x[0], x[1], labels, bias=x[2], softcap=9.0)
+            loss.backward()
+            results.append([loss.detach(), *(t.grad for t in x)])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=2 * torch.finfo(a.dtype).eps, atol=1e-6)
+
+
+def test_gradcheck():
+    c, labels = make_case(4, 3, 9, torch.float64), labels_of(4, 9)
+
+    def loss(hidden, weight, bias):
+        return linear_cross_entropy(hidden, weight, labels, bias=bias, softcap=3.0, reduction="none")
+
+    assert torch.autograd.gradcheck(loss, leaves(c.student))
+
+
+def test_choice_of_provider(monkeypatch):
+    c = make_case(4, 8, 30)
+    fp32, bf16 = c.student[:2], [t.bfloat16() for t in c.student[:2]]
+    assert ce.choose_provider(*fp32, None, None) == ("torch" if "torch" in PROVIDERS else "chunked")
+    # torch's own adds up in bf16 and has no soft-cap.
+    assert ce.choose_provider(*bf16, None, None) == "chunked"
+    assert ce.choose_provider(*fp32, None, 30.0) == "chunked"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ce.choose_provider(*fp32, None, None) == "chunked"
+    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    assert ce.choose_provider(*fp32, None, None) == "chunked"
+
+
+def test_liger_provider_in_the_interpreter():
+    """Liger's kernels on CPU tensors; in a process of its own, because the interpreter is chosen at triton's import."""
+    pytest.importorskip("liger_kernel")
+    pytest.importorskip("triton")
+    script = """
+    import torch
+    import torch.nn.functional as F
+    from raft_kernels import cross_entropy as ce, linear_cross_entropy
+
+    ce.choose_provider = lambda *args: "liger"
+    torch.manual_seed(0)
+    labels = torch.tensor([3, -100, 0, 16])
+    for reduction in ("mean", "sum"):
+        for softcap in (None, 4.0):
+            x = [torch.randn(4, 8), torch.randn(17, 8), torch.randn(17)]
+            x = [t.requires_grad_() for t in x]
+            loss = linear_cross_entropy(x[0], x[1], labels, bias=x[2], softcap=softcap, reduction=reduction)
+            grads = torch.autograd.grad(loss, x)
+            z = F.linear(*x)
+            z = z if softcap is None else softcap * torch.tanh(z / softcap)
+            expected = F.cross_entropy(z, labels, reduction=reduction)
+            torch.testing.assert_close(loss, expected)
+            for a, b in zip(grads, torch.autograd.grad(expected, x)):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    nothing = linear_cross_entropy(x[0], x[1], torch.full((4,), -100))
+    assert nothing.item() == 0 and (torch.autograd.grad(nothing, x[1])[0] == 0).all()
+    """
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,318 @@
+"""The command line: whatever is wrong with the input ends in one line and exit code 2, before anything is written."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raft.cli import main
+from tests.tiny import build
+
+ROOT = Path(__file__).parents[2]
+ROWS = [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(3)]
+REFINED = {"fused_answer": "It is so.", "rewritten": "So it is.", "similarity": 0.9, "kept": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return build("qwen3", tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return jsonl(tmp_path / "rows.jsonl", ROWS)
+
+
+@pytest.fixture
+def broken(model, tmp_path) -> Path:
+    """A copy of the model to take something away from."""
+    return Path(shutil.copytree(model, tmp_path / "broken"))
+
+
+def jsonl(path: Path, rows: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def error_of(capsys, *arguments: object) -> str:
+    """The one line that a refused command prints."""
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert code == 2, err
+    assert out == "" and err.startswith("raft: error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    assert "Traceback" not in err
+    return err
+
+
+def raft(*arguments: object, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "raft", *map(str, arguments)]
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=options.pop("cwd", ROOT), timeout=120, **options
+    )
+
+
+def test_version_and_help_from_the_repository_root():
+    assert raft("--version").stdout.startswith("raft 0.")
+    for command in ("demo", "refine", "train", "eval", "report"):
+        shown = raft(command, "--help")
+        assert shown.returncode == 0 and "usage: raft " + command in shown.stdout
+
+
+def test_an_error_of_the_real_process(tmp_path):
+    shown = raft("refine", "--model", "m", "--data", tmp_path / "none.jsonl", "--run", tmp_path / "run")
+    assert shown.returncode == 2 and shown.stdout == ""
+    assert (
+        shown.stderr
+        == f"raft: error: {tmp_path}/none.jsonl: no such file, expected a .jsonl or .parquet file with the rows\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_input_is_refused_without_importing_torch(data, broken, tmp_path):
+    (broken / "tokenizer.json").unlink()
+    code = (
+        "import sys; from raft.cli import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'transformers', 'vllm', 'sentence_transformers'} & set(sys.modules); "
+        "assert not heavy, heavy; sys.exit(code)"
+    )
+    for command in ("refine", "train"):
+        arguments = [command, "--model", broken, "--data", data, "--run", tmp_path / "run"]
+        shown = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)], check=False, capture_output=True, text=True, cwd=ROOT
+        )
+        assert shown.returncode == 2 and "has no tokenizer" in shown.stderr, shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "command"),
+        (["tarin"], "'tarin'"),
+        (["refine", "--modle", "m"], "--modle"),
+        (["refine", "stray"], "stray"),
+        (["report", "--run", "x", "tau=1"], "tau=1"),
+        (["report"], "--run"),
+        (["demo", "--seed", "-1"], "-1"),
+        (["demo", "--seed", "x"], "'x'"),
+        (["refine", "--preview", "0"], "'0'"),
+        (["refine", "--resume", "--overwrite"], "not allowed with"),
+        (["demo", "--domain", "astrology"], "'astrology'"),
+        (["demo", "--engine", "x"], "'x'"),
+        (["refine"], "no run given: add --run"),
+        (["refine", "--run", "x"], "no model given: add --model"),
+        (["refine", "--run", "x", "--model", "m"], "no data given: add --data"),
+        (["train", "--run", "x", "--model", "m"], "no data given"),
+        (["eval", "--run", "x"], "no data given"),
+    ],
+)
+def test_bad_arguments(capsys, tmp_path, monkeypatch, arguments, part):
+    monkeypatch.chdir(tmp_path)
+    assert part in error_of(capsys, *arguments)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["refine", "train", "eval"])
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("none.jsonl", None, ["no such file"]),
+        ("folder.jsonl", "folder", ["is a directory"]),
+        ("d.csv", "a,b\n", ["'.csv'"]),
+        ("d.jsonl", "", ["no rows"]),
+        ("d.jsonl", '{"question": "q", "answer": "a"}\n{"question"\n', ["line 2", "JSON"]),
+        ("d.jsonl", "[1]\n", ["line 1", "expected an object"]),
+        ("d.jsonl", '{"question": 1, "answer": "a"}\n', ["line 1", '"question"', "found 1"]),
+        ("d.jsonl", '{"answer": "a"}\n', ["line 1", '"question" is missing']),
+        ("d.jsonl", '{"question": " ", "answer": "a"}\n', ["line 1", '"question" is empty']),
+        ("d.jsonl", '{"id": 1, "question": "q", "answer": "a"}\n' * 2, ["line 2", '"id"', '"1"']),
+        ("d.jsonl", '{"messages": [{"role": "robot", "content": "x"}]}\n', ["line 1", "messages[0].role", '"robot"']),
+    ],
+)
+def test_bad_rows(capsys, tmp_path, model, command, name, content, parts):
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_text(content)
+    message = error_of(capsys, command, "--model", model, "--data", path, "--run", tmp_path / "run")
+    for part in [str(path), *parts]:
+        assert part in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_without_answers_are_refused_where_answers_are_needed(capsys, tmp_path, model):
+    path = jsonl(tmp_path / "d.jsonl", [{"messages": [{"role": "user", "content": "q"}]}])
+    for command in ("refine", "train"):
+        message = error_of(capsys, command, "--model", model, "--data", path, "--run", tmp_path / "run")
+        assert "line 1" in message and "an assistant message at the end" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("tau=1.5", ["refine.tau", "from 0 to 1", "1.5"]),
+        ("refine.tau=-1", ["refine.tau", "-1"]),
+        ("rounds=0", ["refine.rounds", "at least 1"]),
+        ("tua=0.5", ["'refine.tua'", "did you mean 'refine.tau'"]),
+    ],
+)
+def test_bad_settings_of_the_refinement(capsys, tmp_path, model, data, setting, parts):
+    message = error_of(capsys, "refine", "--model", model, "--data", data, "--run", tmp_path / "run", setting)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("temperature=0", ["train.temperature", "above 0"]),
+        ("train.temperature=-1", ["train.temperature", "-1"]),
+        ("top_k=0", ["train.top_k", "at least 1"]),
+        ("top_k=937", ["train.top_k", "at most 936", "vocabulary", "937"]),
+        ("topk=5", ["did you mean 'train.top_k'"]),
+        ("refine.tau=2", ["refine.tau"]),
+        ("method=rafd", ["train.method", "raft", "'rafd'"]),
+    ],
+)
+def test_bad_settings_of_the_training(capsys, tmp_path, model, data, setting, parts):
+    message = error_of(capsys, "train", "--model", model, "--data", data, "--run", tmp_path / "run", setting)
+    for part in parts:
+        assert part in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_may_stand_between_the_options(capsys, tmp_path, model, data):
+    arguments = [
+        "train",
+        "top_k=512",
+        "--model",
+        model,
+        "train.top_k=2000",
+        "--data",
+        data,
+        "--run",
+        tmp_path / "run",
+        "seed=1",
+    ]
+    assert "found 2000" in error_of(capsys, *arguments)
+
+
+def test_a_config_file_and_its_errors(capsys, tmp_path, model, data):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"model: {model}\ndata: {data}\nrun: {tmp_path / 'run'}\ntrain:\n  top_k: 5000\n")
+    assert "found 5000" in error_of(capsys, "train", "--config", path)
+    path.write_text("modle: m\n")
+    message = error_of(capsys, "train", "--config", path, "--run", tmp_path / "run")
+    assert f"{path}, line 1" in message and "did you mean 'model'" in message
+    assert "no such file" in error_of(capsys, "train", "--config", tmp_path / "none.yaml", "--run", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("missing", "parts"),
+    [
+        ("config.json", ["no config.json"]),
+        ("model.safetensors", ["model.safetensors", "no weights"]),
+        ("tokenizer.json", ["no tokenizer"]),
+        ("chat_template.jinja", ["no chat template"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["refine", "train", "eval"])
+def test_a_model_that_lacks_something(capsys, tmp_path, broken, data, command, missing, parts):
+    (broken / missing).unlink()
+    message = error_of(capsys, command, "--model", broken, "--data", data, "--run", tmp_path / "run")
+    for part in [str(broken), *parts]:
+        assert part in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_that_cannot_be_used(capsys, tmp_path, broken, data):
+    def error(model: object) -> str:
+        return error_of(capsys, "refine", "--model", model, "--data", data, "--run", tmp_path / "run")
+
+    assert "no such folder" in error(tmp_path / "none")
+    assert "found a file" in error(data)
+    assert "HF_HUB_OFFLINE" in error("someone/model-that-is-not-cached")
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[:-1])
+    assert f"expected {len(weights)} bytes, found {len(weights) - 1}" in error(broken)
+    (broken / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "no header" in error(broken)
+    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+    assert "pickles can run code" in error(broken)
+    (broken / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    assert "names model-1.safetensors, which is missing" in error(broken)
+    (broken / "config.json").write_text("{")
+    assert "config.json is not readable JSON" in error(broken)
+    (broken / "config.json").write_text("{}")
+    assert '"model_type"' in error(broken)
+    (broken / "config.json").rename(broken / "adapter_config.json")
+    assert "LoRA adapter" in error(broken)
+
+
+def test_a_model_whose_weights_do_not_fill_it_is_refused(broken):
+    from safetensors.torch import load_file, save_file
+
+    from raft.errors import ModelError
+    from raft.models import load_model, load_tokenizer
+
+    assert load_tokenizer(broken).chat_template
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="lack 1 tensors that the model needs, the first is model.norm.weight"):
+        load_model(broken)
+
+
+@pytest.mark.parametrize("command", ["refine", "train", "demo"])
+def test_an_existing_run_folder_needs_a_choice(capsys, tmp_path, model, data, command):
+    fused = jsonl(tmp_path / "run" / "refine" / "fused.jsonl", [ROWS[0] | REFINED])
+    (tmp_path / "run" / "model").mkdir()
+    inputs = [] if command == "demo" else ["--model", model, "--data", data]
+    message = error_of(capsys, command, *inputs, "--run", tmp_path / "run")
+    assert "--resume" in message and "--overwrite" in message
+    assert "nothing to resume" in error_of(capsys, command, *inputs, "--run", tmp_path / "typo", "--resume")
+    assert "found a file" in error_of(capsys, command, *inputs, "--run", fused, "--resume")
+    assert fused.exists()
+
+
+def test_an_evaluation_is_not_replaced_unasked(capsys, tmp_path, model, data):
+    jsonl(tmp_path / "run" / "eval" / "tiny.json", [{}])
+    message = error_of(capsys, "eval", "--model", model, "--data", data, "--run", tmp_path / "run")
+    assert "tiny.json: exists" in message and "--overwrite" in message
+    assert "name" in error_of(
+        capsys, "eval", "--model", model, "--data", data, "--run", tmp_path / "run", "--name", "../x"
+    )
+
+
+def test_an_evaluation_needs_a_model(capsys, tmp_path, data):
+    assert "no model in the run folder" in error_of(capsys, "eval", "--data", data, "--run", tmp_path / "run")
+
+
+def test_a_report_needs_a_run(capsys, tmp_path):
+    assert "no such run folder" in error_of(capsys, "report", "--run", tmp_path / "none")
+    assert "raft: error: " in error_of(capsys, "report", "--run", tmp_path)
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_stopped_command_says_how_to_go_on(tmp_path, number, name):
+    rows = tmp_path / "rows.jsonl"
+    os.mkfifo(rows)  # reading it waits until someone writes
+    command = [sys.executable, "-m", "raft", "refine", "--model", "m", "--data", rows, "--run", tmp_path / "run"]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    writer = os.open(rows, os.O_WRONLY)  # returns when the command has opened the file
+    time.sleep(0.2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    os.close(writer)
+    assert process.returncode == 128 + number
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"raft: stopped by {name}") and "--resume" in err

@@ -1,0 +1,179 @@
+"""How weights are matched, shared and copied, on a model that fuses and pads as vLLM does."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from raft.engines.weights import CannotShare, CopiedWeights, SharedWeights, checkpoint_tensors, match
+from raft.errors import EngineError
+from tests.tiny import build
+
+
+class Student(nn.Module):
+    """Query, key and value apart; the head may be tied."""
+
+    def __init__(self, vocab=10, width=8, kv=4, tied=False, bias=True):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, width)
+        self.q_proj = nn.Linear(width, width, bias=bias)
+        self.k_proj = nn.Linear(width, kv, bias=bias)
+        self.v_proj = nn.Linear(width, kv, bias=bias)
+        self.head = nn.Linear(width, vocab, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+
+class Padded(nn.Module):
+    def __init__(self, rows, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(rows, width), requires_grad=False)
+        self.num_embeddings_padded = rows
+
+
+class Served(nn.Module):
+    """Query, key and value under each other, the vocabulary padded to a multiple of 8."""
+
+    packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+
+    def __init__(self, student, tied=False, order=("q_proj", "k_proj", "v_proj"), dtype=torch.float32):
+        super().__init__()
+        vocab, width = student.embed.weight.shape
+        rows = -(-vocab // 8) * 8
+        self.embed = Padded(rows, width)
+        self.qkv_proj = nn.Linear(width, sum(getattr(student, n).out_features for n in order), student.q_proj.bias is not None)
+        self.head = self.embed if tied else Padded(rows, width)
+        with torch.no_grad():
+            self.embed.weight[:vocab] = student.embed.weight
+            self.head.weight[:vocab] = student.head.weight
+            self.qkv_proj.weight.copy_(torch.cat([getattr(student, n).weight for n in order]))
+            if self.qkv_proj.bias is not None:
+                self.qkv_proj.bias.copy_(torch.cat([getattr(student, n).bias for n in order]))
+        self.to(dtype)
+
+
+def shared(student, served) -> SharedWeights:
+    return SharedWeights(student, match(served, checkpoint_tensors(student)))
+
+
+@given(
+    vocab=st.integers(1, 20), width=st.integers(1, 9), kv=st.integers(1, 5), tied=st.booleans(), bias=st.booleans()
+)
+def test_training_writes_where_generation_reads(vocab, width, kv, tied, bias):
+    student = Student(vocab, width, kv, tied, bias)
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    served = Served(student, tied)
+    weights = shared(student, served)
+    for name, parameter in student.named_parameters():
+        assert torch.equal(parameter, before[name])
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    weights.refresh()
+    assert torch.equal(served.qkv_proj.weight, torch.cat([student.q_proj.weight, student.k_proj.weight, student.v_proj.weight]))
+    assert torch.equal(served.embed.weight[:vocab], student.embed.weight)
+    assert torch.equal(served.head.weight[:vocab], student.head.weight)
+    assert served.head.weight[vocab:].abs().sum() == 0
+    assert all(p.is_contiguous() for p in student.parameters())
+
+
+@pytest.mark.parametrize("what", ["data", "to", "parameter"])
+def test_moved_parameters_are_found(what):
+    student = Student()
+    weights = shared(student, Served(student))
+    weights.refresh()
+    if what == "data":
+        student.k_proj.weight.data = student.k_proj.weight.data.clone()
+    elif what == "to":
+        student.double().float()
+    else:
+        student.k_proj.weight = nn.Parameter(student.k_proj.weight.detach().clone())
+    with pytest.raises(EngineError, match="no longer live in the engine's storage.*" + ("k_proj.weight" if what != "to" else "")):
+        weights.refresh()
+
+
+def test_another_order_of_rows_is_not_taken_for_the_same():
+    student = Student(kv=8)  # query, key and value of one shape: only the numbers tell them apart
+    served = Served(student, order=("k_proj", "q_proj", "v_proj"))
+    with pytest.raises(CannotShare, match="in another form"):
+        match(served, checkpoint_tensors(student))
+
+
+def test_reasons_not_to_share():
+    student = Student()
+    with pytest.raises(CannotShare, match="is torch.float32, the engine's is torch.bfloat16"):
+        shared(student, Served(student, dtype=torch.bfloat16))
+    tied = Student(tied=True)
+    with pytest.raises(CannotShare, match="head.weight is a buffer, or tied in the model and not in the engine"):
+        shared(tied, Served(tied, tied=False))
+    served = Served(student)
+    student.extra = nn.Linear(2, 2)
+    with pytest.raises(CannotShare, match="no parameter for extra.weight"):
+        match(served, checkpoint_tensors(student))
+    del student.extra, student.v_proj
+    with pytest.raises(CannotShare, match="no counterpart v_proj.weight"):
+        match(served, checkpoint_tensors(student))
+    nothing_moved = Student()
+    served = Served(nothing_moved, dtype=torch.bfloat16)
+    addresses = [p.data_ptr() for p in nothing_moved.parameters()]
+    with pytest.raises(CannotShare):
+        shared(nothing_moved, served)
+    assert [p.data_ptr() for p in nothing_moved.parameters()] == addresses
+
+
+def test_rows_that_nobody_fills_are_found():
+    student = Student()
+    served = Served(student)
+    served.qkv_proj.weight = nn.Parameter(torch.cat([served.qkv_proj.weight, torch.zeros(1, 8)]))
+    with pytest.raises(CannotShare, match="1 rows more"):
+        match(served, checkpoint_tensors(student))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_refresh_copies_in_place(dtype, tied):
+    student = Student(tied=tied)
+    served = Served(student, tied=tied, dtype=dtype)
+    address = served.qkv_proj.weight.data_ptr()
+    weights = CopiedWeights(student, match(served, checkpoint_tensors(student)), load=lambda tensors: pytest.fail("not needed"))
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.normal_()
+    weights.refresh()
+    assert served.qkv_proj.weight.data_ptr() == address
+    rows = torch.cat([student.q_proj.weight, student.k_proj.weight, student.v_proj.weight])
+    assert torch.equal(served.qkv_proj.weight, rows.to(dtype))
+    assert torch.equal(served.head.weight[:10], student.head.weight.to(dtype))
+
+
+def test_without_slices_the_engine_loads_by_itself():
+    student = Student()
+    loaded = {}
+    CopiedWeights(student, None, load=loaded.update).refresh()
+    assert loaded.keys() == student.state_dict().keys()
+
+
+def test_lora_is_merged_as_peft_merges(tmp_path):
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(build("llama", tmp_path))
+    names = set(base.state_dict())
+    config = peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(base, config)
+    got = {name: tensor.clone() for name, tensor in checkpoint_tensors(model).items()}
+    assert set(got) == names
+    with model.disable_adapter():
+        without = {name: tensor.clone() for name, tensor in checkpoint_tensors(model).items()}
+    expected = model.merge_and_unload().state_dict()
+    for name in names:
+        torch.testing.assert_close(got[name], expected[name])
+        assert torch.equal(without[name], expected[name]) != ("q_proj" in name or "down_proj" in name)
+
+
+def test_lora_with_whole_modules_is_refused(tmp_path):
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(build("llama", tmp_path))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    with pytest.raises(EngineError, match="modules_to_save"):
+        checkpoint_tensors(model)

@@ -1,0 +1,382 @@
+"""The report: its numbers are those of the files, its text is safe, and it works for any part of a run."""
+
+import json
+import math
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raft.errors import InputError, RunFolderError
+from raft.evaluate.statistics import bootstrap_interval, paired_interval
+from raft.report import write_report
+from raft.report.figures import slug
+from raft.report.load import load_run
+from raft.report.samples import choose
+from raft.report.svg import Axis, Chart, axis_for, thin
+from raft.report.tables import diagnostics_tables, percent, points, score_table
+from raft.report.text import clean, clip, html_text, markdown_text
+from raft.runs import read_jsonl
+from tests.raft.report_fixture import METHODS, build_refine, build_run, write, write_lines
+
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tables as rows of cell texts, all text and tags; fails on tags that do not close in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], [], []
+        self.tables, self.values, self.headings = {}, {}, []
+        self._table = None
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        attrs = dict(attrs)
+        if tag == "table":
+            self._table = attrs["id"].removeprefix("table-")
+            self.tables[self._table], self.values[self._table] = [], []
+        elif tag == "tr":
+            self.tables[self._table].append([])
+            self.values[self._table].append([])
+        elif tag in ("td", "th"):
+            self.tables[self._table][-1].append("")
+            self.values[self._table][-1].append(float(attrs["data-value"]) if "data-value" in attrs else None)
+        elif tag == "h2":
+            self.headings.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, tag
+        if tag == "table":
+            self._table = None
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self._table and self.open[-1] in ("td", "th"):
+            self.tables[self._table][-1][-1] += data
+        if self.open and self.open[-1] == "h2":
+            self.headings[-1] += data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return build_run(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return write_report(run).read_text()
+
+
+@pytest.fixture(scope="module")
+def parsed(page):
+    return Page(page)
+
+
+def by_row(parsed, name):
+    return {row[0]: row[1:] for row in parsed.tables[name]}, {
+        row[0]: values[1:] for row, values in zip(parsed.tables[name], parsed.values[name], strict=True)
+    }
+
+
+def test_scores_are_those_of_the_summary(run, parsed):
+    summary = json.loads((run / "summary.json").read_text())
+    text, value = by_row(parsed, "scores")
+    for method, label in zip(METHODS, ("Base", "SFT", "RAFT"), strict=True):
+        for column, suite in enumerate(("domain", "general", "format")):
+            score = summary["scores"][method][suite]
+            assert value[label][column] == score
+            assert text[label][column] == f"{100 * score:.1f}"
+    for label, method in (("SFT", "sft"), ("RAFT", "raft")):
+        kept = summary["retention"][method]
+        assert value[label][3:] == [kept["general"], kept["format"]]
+    difference = summary["scores"]["raft"]["general"] - summary["scores"]["sft"]["general"]
+    assert value["RAFT − SFT"][1] == pytest.approx(difference)
+    assert text["RAFT − SFT"][1] == f"{100 * difference:+.1f}"
+
+
+def test_intervals_are_those_of_the_items(run, page):
+    data = load_run(run)
+    scores = {method: data.item_scores(method, "domain") for method in ("sft", "raft")}
+    low, high = bootstrap_interval(list(scores["raft"].values()))
+    assert f"{100 * low:.1f} – {100 * high:.1f}" in page
+    ids = sorted(scores["raft"])
+    low, high = paired_interval([scores["raft"][i] for i in ids], [scores["sft"][i] for i in ids])
+    assert f"{100 * low:+.1f} to {100 * high:+.1f}" in page
+
+
+def test_skills_seconds_and_distances_are_those_of_the_files(run, parsed):
+    evals = {method: json.loads((run / "eval" / f"{method}.json").read_text()) for method in METHODS}
+    suite, seen = "", 0
+    for row, values in zip(parsed.tables["skills"][1:], parsed.values["skills"][1:], strict=True):
+        suite, skill = row[0] or suite, row[1].replace(" ", "_")
+        assert values[3:] == [evals[method]["by_skill"][suite][skill] for method in METHODS]
+        assert values[2] == sum(s["skill"] == skill and s["suite"] == suite for s in evals["base"]["samples"])
+        seen += 1
+    assert seen == sum(len(skills) for skills in evals["base"]["by_skill"].values())
+    seconds = json.loads((run / "summary.json").read_text())["seconds"]
+    _, value = by_row(parsed, "seconds")
+    assert {name: v[0] for name, v in value.items() if name in seconds} == seconds
+    assert value["all stages"] == [pytest.approx(sum(seconds.values()))]
+    distance = json.loads((run / "eval" / "weight_distance.json").read_text())
+    _, value = by_row(parsed, "distance")
+    assert value["Mean over layers"] == [distance["sft"]["mean"], distance["raft"]["mean"]]
+
+
+def test_refinement_counts(run, parsed):
+    fused = read_jsonl(run / "refine" / "fused.jsonl")
+    _, value = by_row(parsed, "refinement")
+    kept = sum(row["kept"] for row in fused)
+    assert value["Kept: similar enough, and fused"] == [kept, kept / len(fused)]
+    assert value["Rows"][0] == len(fused)
+
+
+def test_markdown_has_the_same_numbers(run, parsed):
+    text = (run / "report.md").read_text()
+    plain = re.sub(r"\\(.)", r"\1", text)
+    for name, rows in parsed.tables.items():
+        for row, values in zip(rows, parsed.values[name], strict=True):
+            if any(v is not None for v in values):
+                assert any(line.startswith("|") and all(cell in line for cell in row) for line in plain.split("\n")), (
+                    row
+                )
+    for picture in re.findall(r"\]\((report/[^)]+)\)", text):
+        root = ET.parse(run / picture).getroot()  # whole XML, so any viewer opens it
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("aria-label")
+    assert "report/trade-off.svg" in text
+
+
+def test_the_page_is_self_contained_and_small(run, page, parsed):
+    assert len(page.encode()) < 1_500_000
+    assert not {"script", "link", "iframe", "img", "object", "embed", "base", "form"} & set(parsed.tags)
+    for name, value in parsed.attributes:
+        assert not name.startswith("on"), name
+        assert not re.match(r"\s*(https?:|//|data:|javascript:)", value or ""), (name, value)
+        if name in ("href", "src"):
+            assert value.startswith("#")
+    assert "url(" not in page and "@import" not in page
+    assert all(f'href="#{heading.lower()}"' in page for heading in parsed.headings)
+    assert len(re.findall(r"<svg[^>]*>", page)) == len(re.findall(r'<svg[^>]* role="img" aria-label="[^"]+', page))
+
+
+def test_all_sections_of_a_demo_run(parsed):
+    expected = ["Scores", "Skills", "Training", "Weights", "Refinement", "Samples", "Time", "Settings"]
+    assert parsed.headings == expected
+
+
+def test_samples_show_forgetting_on_both_sides(run, parsed):
+    forgot, also, right, wrong = choose(load_run(run))
+    assert forgot.title.startswith("SFT forgot it") and also.title.startswith("RAFT forgot it")
+    for pair in forgot.shown:
+        scores = {method: sample["score"] for method, sample in pair.answers.items()}
+        assert scores == {"base": 1.0, "sft": 0.0, "raft": 1.0} and pair.suite != "domain"
+    assert len({pair.skill for pair in forgot.shown}) == len(forgot.shown)  # spread over the skills
+    for pair in also.shown:
+        assert pair.answers["base"]["score"] == 1.0 and pair.answers["raft"]["score"] == 0.0
+    assert right.found + wrong.found == right.of == 200
+    assert all(pair.answers["raft"]["score"] == 0.0 and pair.suite == "domain" for pair in wrong.shown)
+    assert f"{also.found:,} of {also.of:,} items" in "".join(parsed.text)
+
+
+HOSTILE = (
+    '<script>alert("x")</script></div><img src=http://x.test/a.png onerror=x> | `a` [l](http://x.test) \ud800\x00\u202e'
+)
+
+
+def test_model_output_is_shown_and_never_run(tmp_path):
+    run = build_run(tmp_path / "run", n=20, steps=16)
+    for method in METHODS:
+        path = run / "eval" / f"{method}.json"
+        value = json.loads(path.read_text())
+        for sample in value["samples"]:
+            sample["output"] = HOSTILE
+            sample["question"] = HOSTILE
+            sample["skill"] = HOSTILE
+        write(path, value)
+    rows = read_jsonl(run / "refine" / "fused.jsonl")
+    write_lines(run / "refine" / "fused.jsonl", [{**row, "question": HOSTILE, "fused_answer": HOSTILE} for row in rows])
+    config = json.loads((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(
+        json.dumps({**config, "model": "<b>$title</b>", "data": HOSTILE.replace("\ud800", "")})
+    )
+    page = write_report(run).read_text()
+    parsed = Page(page)
+    assert not {"script", "img", "b"} & set(parsed.tags)
+    assert '<script>alert("x")</script>' in "".join(parsed.text)  # shown as it is
+    assert "\x00" not in page and "\u202e" not in page
+    text = (run / "report.md").read_text()
+    assert "<script" not in text and "http://x.test" not in text
+    assert all(target.startswith("report/") for target in re.findall(r"(?<!\\)\]\(([^)]*)", text))
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(cells) == 1, table  # one more in a line would mean that an answer broke out of its cell
+
+
+def test_a_suite_cannot_name_a_file_outside(tmp_path):
+    run = tmp_path / "run"
+    write(run / "eval" / "model.json", {"scores": {"../../x": 1.0}, "n": {"../../x": 1}, "samples": []})
+    write_report(run)
+    assert not list(tmp_path.glob("*.svg")) and slug("../../x") == "-x"
+    assert (run / "report" / "scores--x.svg").exists()
+
+
+PARTS = {
+    "refine": (["refine"], {"Refinement"}),
+    "train": (["train"], {"Training", "Time"}),
+    "eval": (["eval"], {"Scores", "Skills", "Samples", "Weights"}),
+    "summary": (["summary.json"], {"Scores", "Time", "Settings"}),
+    "train and refine": (["train", "refine", "config.yaml"], {"Training", "Time", "Refinement", "Settings"}),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_a_run(run, tmp_path, part):
+    names, sections = PARTS[part]
+    for name in names:
+        (shutil.copytree if (run / name).is_dir() else shutil.copy)(run / name, tmp_path / name)
+    parsed = Page(write_report(tmp_path).read_text())
+    assert set(parsed.headings) == sections
+    assert (tmp_path / "report.md").read_text().startswith("# RAFT")
+
+
+@pytest.mark.parametrize("missing", ["fused.jsonl", "diagnostics.json", "failed.jsonl"])
+def test_refinement_without_one_of_its_files(tmp_path, missing):
+    import random
+
+    build_refine(tmp_path / "refine", random.Random(0), rows=9)
+    (tmp_path / "refine" / missing).unlink()
+    assert Page(write_report(tmp_path).read_text()).headings == ["Refinement"]
+
+
+def test_a_run_of_another_method_keeps_its_name(run, tmp_path):
+    shutil.copytree(run / "train", tmp_path / "train")
+    write(tmp_path / "train" / "config.yaml", {"train": {"method": "on_policy"}})
+    write(tmp_path / "eval" / "on_policy.json", json.loads((run / "eval" / "raft.json").read_text()))
+    text = "".join(Page(write_report(tmp_path).read_text()).text)
+    assert "on_policy L_SFT" in text and "Domain questions that on_policy got wrong" in text
+    assert "SFT forgot" not in text
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(RunFolderError, match="no such run folder"):
+        write_report(tmp_path / "no")
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(RunFolderError, match="nothing to report") as error:
+        write_report(tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_broken_files_are_named(tmp_path):
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(InputError, match=r"summary\.json"):
+        write_report(tmp_path)
+
+
+def test_metrics_with_gaps_and_not_finite_numbers(tmp_path):
+    lines = [
+        {"step": 1, "loss_sft": 2.0, "loss_kl": None, "lambda": None, "seconds": None},
+        {"step": 2, "loss_sft": float("nan"), "loss_kl": 0.0, "lambda": 0.0},
+        {"step": 3, "loss_sft": 1.0, "loss_kl": 0.5, "lambda": float("inf")},
+        {"step": 4},
+    ]
+    write_lines(tmp_path / "train" / "metrics.jsonl", lines)
+    page = write_report(tmp_path).read_text()
+    assert Page(page).headings == ["Training"]
+    assert "nan" not in "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL)).lower()
+
+
+def test_one_line_of_metrics(tmp_path):
+    line = {"step": 1, "loss_sft": 2.0, "loss_kl": 0.5, "lambda": 4.0, "seconds": {"rollout": 1.0, "new_phase": 2.0}}
+    write_lines(tmp_path / "train" / "metrics.jsonl", [line])
+    page = write_report(tmp_path).read_text()
+    assert "new phase" in page and "with it 1;" in page  # 2.0 / (4.0 * 0.5)
+
+
+def test_diagnostics_of_any_shape(tmp_path):
+    shape = {
+        "rows": 9,
+        "length": {"raw": {"n": 9, "mean": 1.5}, "refined": {"n": 9, "median": 2}},
+        "empty": {},
+        "x": [1, 2],
+    }
+    write(tmp_path / "refine" / "diagnostics.json", shape)
+    summaries, plain = diagnostics_tables(load_run(tmp_path))
+    assert [cell.text for cell in summaries.header[1:]] == ["n", "mean", "median"]
+    cells = {row[0].text: [cell.text for cell in row[1:]] for row in (*summaries.rows, *plain.rows)}
+    assert cells["length / raw"] == ["9", "1.500", ""] and cells["length / refined"] == ["9", "", "2"]
+    assert cells["rows"] == ["9"] and cells["x"] == ["2 values"]
+
+
+def test_scores_without_samples_have_no_interval(tmp_path):
+    scores = {"base": {"domain": 0.0, "general": 0.9}, "raft": {"domain": 0.5, "general": 0.8}}
+    write(tmp_path / "summary.json", {"scores": scores, "n": {"domain": 10, "general": 10}})
+    table = score_table(load_run(tmp_path))
+    assert all(cell.note == "" for row in table.rows for cell in row)
+    assert table.rows[-1][-1].value == pytest.approx(0.8 / 0.9)
+    assert len(table.rows) == 2  # no difference to a method that was not run
+
+
+def test_numbers_as_text():
+    assert percent(0.585) == "58.5" and percent(1.0) == "100.0" and percent(0.0) == "0.0"
+    assert points(0.2) == "+20.0" and points(-0.2) == "−20.0" and points(-0.0001) == "0.0"
+
+
+@given(st.text())
+def test_escaped_text_has_no_markup(text):
+    escaped = html_text(text)
+    assert not set("<>\"'") & set(escaped)
+    escaped.encode("utf-8")
+    assert "\n" not in markdown_text(text) and "<" not in markdown_text(text).replace("<br>", "")
+    assert clean(clean(text)) == clean(text)
+
+
+def test_clip():
+    assert clip("short") == "short"
+    assert clip("x" * 5000).startswith("x" * 600 + " …") and len(clip("x" * 5000)) < 640
+
+
+@given(st.lists(st.floats(-1e9, 1e9, allow_nan=False), min_size=1, max_size=20), st.booleans())
+def test_an_axis_holds_its_values(values, whole):
+    axis = axis_for("", values, whole=whole)
+    assert axis.low < axis.high and len(axis.ticks) >= 1
+    for value in values:
+        assert -1e-6 <= axis.share(value) <= 1 + 1e-6
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20))
+def test_a_log_axis_holds_its_values_and_has_ticks(values):
+    axis = axis_for("", [*values, 0.0, float("nan")], log=True)
+    assert axis.ticks and all(axis.low * 0.999 <= tick <= axis.high * 1.001 for tick in axis.ticks)
+    assert all(-1e-6 <= axis.share(value) <= 1 + 1e-6 for value in values)
+
+
+def test_marks_lie_where_the_data_say():
+    chart = Chart(Axis("", 0, 10), Axis("", 0, 1), "t", width=120, height=120, left=10, right=10, top=10, bottom=10)
+    assert chart.at(0, 0) == (10, 110) and chart.at(10, 1) == (110, 10) and chart.at(5, 0.5) == (60, 60)
+    assert chart.at(20, 2) == (110, 10)  # held inside the frame
+    chart.line([(0, 0), (5, math.nan), (10, 1), (5, 1)], "raft")
+    svg = chart.svg()
+    assert 'd="M110.0 10.0L60.0 10.0"' in svg and 'cx="10.0" cy="110.0"' in svg  # broken at the gap
+    ET.fromstring(svg)
+
+
+def test_thinning_keeps_the_ends():
+    points = [(float(i), 0.0) for i in range(10_001)]
+    kept = thin(points)
+    assert len(kept) <= 501 and kept[0] == points[0] and kept[-1] == points[-1]

@@ -1,0 +1,208 @@
+"""Rows: every accepted shape comes out the same, every bad input ends in one line that names the place."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raft.errors import InputError
+from raft.rows import normalize_rows, read_rows
+
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+SYSTEM = {"role": "system", "content": "s"}
+PLAIN = {"id": "0", "question": "q", "answer": "a", "prompt": [USER]}
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def error_of(path: Path, **options: bool) -> str:
+    with pytest.raises(InputError) as caught:
+        read_rows(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "answer": "a"},
+        {"prompt": "q", "completion": "a"},
+        {"prompt": [USER], "completion": [ASSISTANT]},
+        {"prompt": [USER], "completion": "a"},
+        {"messages": [USER, ASSISTANT]},
+        {"messages": [USER, ASSISTANT], "question": None, "completion": None},
+    ],
+)
+def test_every_shape_gives_the_same_row(tmp_path, row):
+    assert read_rows(write(tmp_path / "d.jsonl", row)) == [PLAIN]
+
+
+def test_chat_keeps_what_stands_before_the_question():
+    turns = [SYSTEM, {"role": "user", "content": "first"}, {"role": "assistant", "content": "reply"}, USER]
+    [row] = normalize_rows([{"messages": [*turns, ASSISTANT]}])
+    assert row == {"id": "0", "question": "q", "answer": "a", "prompt": turns}
+
+
+def test_fields_beyond_the_known_are_kept_and_ids_are_row_numbers(tmp_path):
+    check = {"kind": "f1"}
+    lines = [
+        {"question": "q", "answer": "a", "check": check},
+        "",
+        {"id": 7, "question": "r", "answer": "b", "skill": "x"},
+    ]
+    first, second = read_rows(write(tmp_path / "d.json", *lines))
+    assert first["id"] == "0" and first["check"] == check
+    assert second["id"] == "7" and second["skill"] == "x"
+
+
+def test_fused_answer_is_kept_and_null_is_as_good_as_missing(tmp_path):
+    lines = [
+        {"question": "q", "answer": "a", "fused_answer": "f"},
+        {"question": "q", "answer": "a", "fused_answer": None},
+    ]
+    first, second = read_rows(write(tmp_path / "d.jsonl", *lines))
+    assert first["fused_answer"] == "f" and "fused_answer" not in second
+
+
+def test_an_answer_may_be_missing_where_none_is_needed(tmp_path):
+    path = write(tmp_path / "d.jsonl", {"question": "q"}, {"messages": [USER]}, {"prompt": "q", "answer": None})
+    assert [row["answer"] for row in read_rows(path, need_answer=False)] == ["", "", ""]
+
+
+def test_parquet_and_datasets_read_like_json(tmp_path):
+    rows = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b", "fused_answer": "f"}]
+    path = tmp_path / "d.parquet"
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(dict.fromkeys(rows[1], pyarrow.string()))), path
+    )
+    expected = read_rows(write(tmp_path / "d.jsonl", *rows))
+    assert read_rows(path) == expected
+    assert normalize_rows(datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path))) == expected
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(b"\xef\xbb\xbf" + b'{"question": "q", "answer": "a"}\r\n')
+    assert read_rows(tmp_path / "d.jsonl") == [PLAIN]
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+CHATS = st.lists(TEXTS, min_size=1, max_size=3).map(
+    lambda texts: [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.fixed_dictionaries({"question": TEXTS, "answer": TEXTS}), st.builds(lambda c: {"messages": c}, CHATS)
+        )
+    )
+)
+def test_checked_rows_pass_again_unchanged(rows):
+    rows = [row for row in rows if len(row.get("messages", [0, 0])) == 2]
+    if rows:
+        once = normalize_rows(rows)
+        assert normalize_rows(once) == once
+        assert normalize_rows([json.loads(json.dumps(row)) for row in once]) == once
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ('{"question": "q", ', ["line 2", "expected one JSON object", '{\\"question\\": \\"q\\",']),
+        ("[" * 100_000, ["line 2", "expected one JSON object"]),
+        ([1, 2], ["line 2", "expected an object", "[1, 2]"]),
+        ('"text"', ["line 2", "expected an object", "text"]),
+        ("null", ["line 2", "expected an object", "null"]),
+        ({}, ["line 2", '"question" and "answer"', "no fields"]),
+        ({"text": "x"}, ["line 2", '"messages"', "found text"]),
+        ({"question": "q"}, ["line 2", 'field "answer" is missing', "found question"]),
+        ({"question": "q", "answer": None}, ["line 2", 'field "answer" is missing']),
+        ({"answer": "a"}, ["line 2", 'field "question" is missing', "found answer"]),
+        ({"prompt": "q"}, ["line 2", 'field "completion" is missing']),
+        ({"completion": "a"}, ["line 2", 'field "prompt" is missing']),
+        ({"question": "", "answer": "a"}, ["line 2", 'field "question" is empty', "''"]),
+        ({"question": "q", "answer": " \n"}, ["line 2", 'field "answer" is empty', r"' \n'"]),
+        ({"question": 3, "answer": "a"}, ["line 2", 'field "question"', "expected a text", "found 3"]),
+        ({"question": "q", "answer": ["a"]}, ["line 2", 'field "answer"', "expected a text", '["a"]']),
+        ({"question": "q", "answer": "a", "fused_answer": 1}, ["line 2", 'field "fused_answer"', "found 1"]),
+        ({"question": "q", "answer": "a", "id": 1.5}, ["line 2", 'field "id"', "found 1.5"]),
+        ({"question": "q", "answer": "a", "id": True}, ["line 2", 'field "id"', "found true"]),
+        ({"question": "q", "answer": "a", "id": ""}, ["line 2", 'field "id" is empty']),
+        ({"question": "q", "answer": "a", "id": "0"}, ["line 2", 'field "id"', '"0"', "line 1"]),
+        ('{"question": "\\ud800", "answer": "a"}', ["line 2", 'field "question"', "valid Unicode", r"\ud800"]),
+        ({"messages": []}, ["line 2", 'field "messages"', "empty list"]),
+        ({"messages": "q"}, ["line 2", 'field "messages"', "a list of messages", '"q"']),
+        ({"messages": [USER]}, ["line 2", 'field "messages"', "an assistant message at the end", "'user'"]),
+        ({"messages": [ASSISTANT]}, ["line 2", 'field "messages"', "a user message before the answer"]),
+        ({"messages": [SYSTEM, ASSISTANT]}, ["line 2", 'field "messages"', "found the roles system"]),
+        (
+            {"messages": [{"role": "bot", "content": "q"}, ASSISTANT]},
+            ["line 2", 'field "messages[0].role"', '"bot"', "user"],
+        ),
+        ({"messages": [{"content": "q"}, ASSISTANT]}, ["line 2", 'field "messages[0].role"', "found none"]),
+        ({"messages": [USER, {"role": "assistant"}]}, ["line 2", 'field "messages[1].content" is missing']),
+        (
+            {"messages": [USER, {"role": "assistant", "content": ""}]},
+            ["line 2", 'field "messages[1].content" is empty'],
+        ),
+        ({"messages": [USER, "a"]}, ["line 2", 'field "messages[1]"', '"a"']),
+        ({"prompt": 1, "completion": "a"}, ["line 2", 'field "prompt"', "a text or a list of messages", "found 1"]),
+        (
+            {"prompt": [USER, ASSISTANT], "completion": "a"},
+            ["line 2", 'field "prompt"', "assistant message at the end"],
+        ),
+        ({"prompt": [USER], "completion": [USER]}, ["line 2", 'field "completion"', "one assistant message", "user"]),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, parts):
+    message = error_of(write(tmp_path / "bad.jsonl", {"question": "q", "answer": "a"}, line))
+    for part in parts:
+        assert part in message
+    assert len(message) < 400 + len(str(tmp_path))
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(b'{"question": "q", "answer": "a"}\n{"question": "\xff"}\n')
+    message = error_of(tmp_path / "d.jsonl")
+    assert "line 2" in message and "UTF-8" in message and "0xff" in message
+
+
+def test_files_that_cannot_hold_rows(tmp_path):
+    assert "no such file" in error_of(tmp_path / "none.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    assert "is a directory" in error_of(tmp_path / "folder.jsonl")
+    assert "'.csv'" in error_of(write(tmp_path / "d.csv", "a,b"))
+    assert "unknown extension ''" in error_of(write(tmp_path / "d", {}))
+    assert "no rows" in error_of(write(tmp_path / "empty.jsonl", ""))
+
+
+def test_parquet_that_cannot_hold_rows(tmp_path):
+    path = tmp_path / "d.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x"], "label": [1]}), path)
+    message = error_of(path)
+    assert '"question" and "answer"' in message and "found label, text" in message
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["q", "r"], "answer": ["a", None]}), path)
+    message = error_of(path)
+    assert "row 1" in message and 'field "answer" is missing' in message
+    pyarrow.parquet.write_table(pyarrow.table({"question": pyarrow.array([], "string")}), path)
+    assert "no rows" in error_of(path)
+    path.write_bytes(b"not parquet")
+    assert "not a readable Parquet file" in error_of(path)
+
+
+def test_rows_in_memory_name_their_source():
+    with pytest.raises(InputError, match='eval_dataset, row 1: field "answer" is empty'):
+        normalize_rows([{"question": "q", "answer": "a"}, {"question": "q", "answer": ""}], source="eval_dataset")
+    with pytest.raises(InputError, match="train_dataset: holds no rows"):
+        normalize_rows([])

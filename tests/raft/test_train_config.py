@@ -1,0 +1,105 @@
+"""Settings: the documented defaults, and one line for every wrong one before any work."""
+
+import ast
+import inspect
+
+import pytest
+from transformers import TrainingArguments
+
+from raft.errors import ConfigError
+from raft.train.config import RAFTConfig
+from raft.train.methods import METHODS
+from tests.golden.training import config, load, rows, trainer
+
+
+def test_defaults_are_the_papers():
+    args = RAFTConfig(output_dir="out", use_cpu=True)
+    assert isinstance(args, TrainingArguments)
+    assert (args.top_k, args.temperature, args.ema_beta) == (512, 1.5, 0.9)
+    assert (args.num_train_epochs, args.per_device_train_batch_size, args.learning_rate, args.weight_decay) == (
+        3,
+        16,
+        5e-6,
+        0.01,
+    )
+    assert (args.rollout_temperature, args.rollout_max_tokens, args.rollouts_per_prompt, args.steps_per_refresh) == (
+        1.0,
+        512,
+        1,
+        1,
+    )
+    assert args.report_to == [] and args.logging_steps == 1 and args.max_grad_norm == 1.0 and args.bf16 is False
+    assert args.lambda_bound is None and args.answer_target == "fused"
+
+
+def test_presets_differ_in_what_they_say():
+    assert list(METHODS) == ["raft", "sft", "sdft", "on_policy"]
+    assert RAFTConfig("out", method="sft").answer_target == "raw"
+    assert RAFTConfig("out", method="sft", target="fused").answer_target == "fused"
+    assert RAFTConfig("out", method="on_policy").lambda_bound == 10.0
+    assert RAFTConfig("out", method="on_policy", lambda_max=2.0).lambda_bound == 2.0
+
+
+def test_every_field_of_its_own_has_a_docstring():
+    """Those that only change a default of transformers' are documented there."""
+    body = ast.parse(inspect.getsource(RAFTConfig)).body[0].body
+    documented = {
+        statement.target.id
+        for statement, after in zip(body, body[1:], strict=False)
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+    }
+    own = set(RAFTConfig.__annotations__) - set(TrainingArguments.__dataclass_fields__)
+    assert len(own) > 20 and own - documented == set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "fapm"}, r"method: expected one of raft, sft, sdft, on_policy, found 'fapm'"),
+        ({"target": "best"}, r"target: expected one of None, fused, raw, rewritten, found 'best'"),
+        ({"top_k": 0}, r"top_k: expected a whole number of at least 1, found 0"),
+        ({"top_k": 2.5}, r"top_k: .* found 2.5"),
+        ({"temperature": 0.0}, r"temperature: expected a number above 0, found 0.0"),
+        ({"temperature": "hot"}, r"temperature: .* found 'hot'"),
+        ({"ema_beta": 1.0}, r"ema_beta: expected a number of at least 0 and below 1, found 1.0"),
+        ({"rollout_top_p": 1.5}, r"rollout_top_p: expected a number above 0 and at most 1, found 1.5"),
+        ({"rollout_temperature": -1.0}, r"rollout_temperature: .* found -1.0"),
+        ({"lambda_max": float("nan")}, r"lambda_max: .* found nan"),
+        ({"lambda_min": 3.0, "lambda_max": 2.0}, r"lambda_min: expected at most lambda_max=2.0, found 3.0"),
+        ({"lambda_min": 11.0, "method": "on_policy"}, r"lambda_min: expected at most lambda_max=10.0"),
+        ({"fixed_lambda": 1.0, "lambda_max": 2.0}, r"fixed_lambda: expected no lambda_min or lambda_max"),
+        ({"max_length": 512}, r"max_length: expected more than rollout_max_tokens=512, found 512"),
+        ({"teacher_max_length": 100}, r"teacher_max_length: expected more than rollout_max_tokens=512, found 100"),
+        ({"steps_per_refresh": 0}, r"steps_per_refresh: .* found 0"),
+        ({"divergence": "js"}, r"divergence: expected one of forward, reverse, jsd, found 'js'"),
+        ({"rollout_engine": "sglang"}, r"rollout_engine: .* found 'sglang'"),
+        ({"remove_unused_columns": True}, r"remove_unused_columns: expected false"),
+        ({"auto_find_batch_size": True}, r"auto_find_batch_size: expected false"),
+        ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor: expected 0, found 0.1"),
+        ({"torch_compile": True}, r"torch_compile: expected false"),
+    ],
+)
+def test_wrong_settings_end_in_one_line(settings, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        RAFTConfig(output_dir="out", use_cpu=True, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_only_the_trainer_can_see(tmp_path):
+    with pytest.raises(ConfigError, match=r"top_k: expected at most 936, the model's vocabulary, found 937"):
+        trainer(tmp_path, top_k=937)
+    model, tokenizer = load()
+    from raft.train.trainer import RAFTTrainer
+
+    with pytest.raises(ConfigError, match="compute_metrics: not supported"):
+        RAFTTrainer(model, config(tmp_path), rows(), processing_class=tokenizer, compute_metrics=lambda p: {})
+    with pytest.raises(ConfigError, match="args: expected a RAFTConfig, found TrainingArguments"):
+        RAFTTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True), rows(), processing_class=tokenizer)
+    with pytest.raises(ConfigError, match="rollout_max_tokens: expected less than the model's 64 positions, found 64"):
+        short, _ = load(max_position_embeddings=64)
+        RAFTTrainer(short, config(tmp_path, rollout_max_tokens=64), rows(), processing_class=tokenizer)
+    other, _ = load(vocab_size=900)
+    with pytest.raises(ConfigError, match=r"teacher: expected the student's vocabulary of 936 tokens, found 900"):
+        trainer(tmp_path, teacher=other)

@@ -1,0 +1,136 @@
+"""One packed forward equals separate ones, in every family, in values and gradients; and leaves the model as it was."""
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+
+from raft.errors import ModelError
+from raft.train.model import LanguageModel
+from raft.train.packing import NAME, pack
+from tests.golden.training import load
+
+SEQUENCES = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20], [5, 6, 7, 30, 31], [40, 41, 42, 43, 44, 45, 46]]
+WEIGHTS = torch.linspace(-1, 1, sum(map(len, SEQUENCES)))[:, None]
+
+
+def gradients(model, hidden):
+    model.zero_grad()
+    (hidden * WEIGHTS).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def separate(language):
+    decoder = language.inner.get_decoder()
+    return torch.cat(
+        [decoder(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0] for ids in SEQUENCES]
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("qwen3", {}),
+        ("llama", {}),
+        ("smollm3", {}),
+        ("phi3", {}),
+        ("phi3", {"sliding_window": 4}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
+    ],
+)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_equals_separate(family, overrides, attention):
+    model, _ = load(family, **overrides)
+    model.set_attn_implementation(attention)
+    model.train()
+    language = LanguageModel(model)
+    language.check()
+    assert language.packs
+    expected = separate(language)
+    theirs = gradients(model, expected)
+    with language.attention():
+        assert model.config._attn_implementation == (NAME if attention == "sdpa" else "eager")
+        hidden = language.hidden(pack(SEQUENCES))
+        ours = gradients(model, hidden)
+    assert model.config._attn_implementation == attention
+    torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=2e-5)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(
+            gradient, theirs[name], rtol=1e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_gradient_checkpointing_runs_the_same_attention_again():
+    model, _ = load()
+    language = LanguageModel(model)
+    model.train()
+    plain = checkpointed = None
+    for enabled in (False, True):
+        if enabled:
+            model.gradient_checkpointing_enable()
+        with language.attention():
+            found = gradients(model, language.hidden(pack(SEQUENCES)))
+        plain, checkpointed = (plain, found) if enabled else (found, None)
+    for name, gradient in checkpointed.items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-5, atol=1e-6)
+
+
+def test_generation_is_not_touched():
+    model, _ = load()
+    prompt = torch.tensor([[5, 6, 7]])
+    before = model.generate(prompt, max_new_tokens=4, do_sample=False)
+    with LanguageModel(model).attention():
+        pass
+    assert torch.equal(model.generate(prompt, max_new_tokens=4, do_sample=False), before)
+
+
+SMALL = {
+    "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def test_soft_caps_and_scales_of_the_logits_are_found():
+    torch.manual_seed(0)
+    gemma = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=2.0, attn_implementation="eager"))
+    granite = GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0))
+    for model, scale, softcap in ((gemma, 1.0, 2.0), (granite, 0.25, None)):
+        language = LanguageModel(model.eval())
+        language.check()
+        assert (language.head().scale, language.head().softcap) == (scale, softcap)
+
+
+def test_a_model_whose_logits_are_made_otherwise_is_refused(monkeypatch):
+    model, _ = load()
+    forward = model.forward
+
+    def shifted(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * torch.arange(output.logits.shape[-1])
+        return output
+
+    monkeypatch.setattr(model, "forward", shifted)
+    with pytest.raises(ModelError, match="do not give the model's own logits"):
+        LanguageModel(model).check()
+
+
+def test_a_model_that_loses_the_pack_on_the_way_falls_back(monkeypatch):
+    """Its attention never sees the packing arguments: restarted positions must keep the sequences apart instead."""
+    model, _ = load()
+    for layer in model.model.layers:
+        attention = layer.self_attn
+
+        def forward(*args, own=attention.forward, packed_rows=None, packed_back=None, **kwargs):
+            return own(*args, **kwargs)
+
+        monkeypatch.setattr(attention, "forward", forward)
+    language = LanguageModel(model)
+    language.check()
+    assert not language.packs
+    with torch.no_grad(), language.attention():
+        torch.testing.assert_close(language.hidden(pack(SEQUENCES)), separate(language), rtol=1e-4, atol=2e-5)
+
+
+def test_what_is_no_causal_language_model_is_refused():
+    with pytest.raises(ModelError, match="Linear: expected a causal language model of transformers"):
+        LanguageModel(torch.nn.Linear(2, 2))

@@ -1,0 +1,95 @@
+"""A resumed run equals an uninterrupted one: bit for bit in weights and losses, line for line in its records."""
+
+import json
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from raft.errors import RunFolderError
+from raft.train.records import drop_after
+from raft.train.trainer import last_checkpoint
+from tests.golden.training import exact, lines, rows, trainer
+
+SETTINGS = {"data": rows(5), "num_train_epochs": 2}
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAfter(TrainerCallback):
+    """Ends the process's work after a step, its records written and nothing saved since the last checkpoint."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step > self.step:
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "step"),
+    [
+        ({}, 3),
+        ({"steps_per_refresh": 3, "rollouts_per_prompt": 2}, 4),  # in the middle of what one refresh feeds
+        (
+            {"gradient_accumulation_steps": 2, "logging_steps": 2},
+            3,
+        ),  # at an epoch's end, in the middle of a logged line
+        ({"method": "sft"}, 5),
+    ],
+)
+def test_resume_is_exact(tmp_path, overrides, step):
+    whole = trainer(tmp_path / "whole", **SETTINGS, **overrides)
+    whole.train()
+    folder = tmp_path / "resumed"
+    saving = {"save_strategy": "steps", "save_steps": step}
+    with pytest.raises(Killed):
+        trainer(folder, **SETTINGS, **overrides, **saving, callbacks=[KillAfter(step + 1)]).train()
+    resumed = trainer(folder, **SETTINGS, **overrides, **saving)
+    resumed.train(resume_from_checkpoint=True)
+    assert exact(folder / "metrics.jsonl") == exact(tmp_path / "whole/metrics.jsonl")
+    assert lines(folder / "rollouts.jsonl") == lines(tmp_path / "whole/rollouts.jsonl")
+    assert resumed.balance.state_dict() == whole.balance.state_dict()
+    for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(tmp_path):
+    trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=None).train()
+    assert last_checkpoint(tmp_path).endswith("checkpoint-4")
+    state = json.loads((tmp_path / "checkpoint-4/raft_state.json").read_text())
+    assert state["balance"]["steps"] == 4 and state["balance"]["sft"] > 0 and state["rollouts"] == []
+    (tmp_path / "checkpoint-4/trainer_state.json").unlink()
+    state = tmp_path / "checkpoint-3/trainer_state.json"
+    state.write_text(state.read_text()[:40])
+    (tmp_path / "checkpoint-2/raft_state.json").unlink()
+    assert last_checkpoint(tmp_path).endswith("checkpoint-1")
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_nothing_to_resume_is_said(tmp_path):
+    with pytest.raises(RunFolderError, match="no whole checkpoint to resume from"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-1").mkdir()
+    with pytest.raises(RunFolderError, match="expected raft_state.json"):
+        trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_a_fresh_run_starts_fresh(tmp_path):
+    trainer(tmp_path, max_steps=2).train()
+    before = exact(tmp_path / "metrics.jsonl")
+    trainer(tmp_path, max_steps=2).train()
+    assert exact(tmp_path / "metrics.jsonl") == before
+
+
+def test_lines_of_later_steps_and_a_torn_one_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3, 3, 4)) + '{"step": 5, "lo')
+    drop_after(path, 3)
+    assert [line["step"] for line in lines(path)] == [1, 2, 3, 3]
+    drop_after(path, 9)
+    drop_after(tmp_path / "none.jsonl", 1)
+    assert [line["step"] for line in lines(path)] == [1, 2, 3, 3]
