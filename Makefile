@@ -27,7 +27,7 @@ test: venv
 check: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy raft kernels/raft_kernels bench
+	$(BIN)/mypy raft kernels/raft_kernels $(wildcard bench)
 
 bench: venv
 	$(BIN)/python -m bench $(or $(ARGS),kernels)

@@ -47,9 +47,10 @@ def demo(args: argparse.Namespace) -> None:
         raise ConfigError(f"--domain: expected one of {', '.join(DOMAINS)}, found {args.domain!r}")
     run = open_run(args.run, resume=args.resume, overwrite=args.overwrite)
     from raft.demo.run import run_demo
+    from raft.demo.settings import DOMAIN, DemoSettings
 
-    chosen = {} if args.domain is None else {"domain": args.domain}
-    run_demo(run, seed=args.seed, resume=args.resume, engine=args.engine, **chosen)
+    settings = DemoSettings(engine=args.engine)
+    run_demo(run, seed=args.seed, domain=args.domain or DOMAIN, resume=args.resume, settings=settings)
 
 
 def refine(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt", "c
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def check_model(path: str | Path) -> str:
+def check_model(path: str | os.PathLike[str]) -> str:
     """Checks that a local folder holds config, safetensors weights, tokenizer and chat template; gives `path` back as text.
 
     A name that is no folder is left to the Hub, unless HF_HUB_OFFLINE is set and the cache does not have it.
@@ -34,7 +34,7 @@ def check_model(path: str | Path) -> str:
     return str(folder)
 
 
-def vocab_size(path: str | Path) -> int | None:
+def vocab_size(path: str | os.PathLike[str]) -> int | None:
     """The vocabulary's size as config.json states it; None where there is no such file yet (a name on the Hub)."""
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -50,14 +50,14 @@ def vocab_size(path: str | Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def check_top_k(path: str | Path, top_k: int) -> None:
+def check_top_k(path: str | os.PathLike[str], top_k: int) -> None:
     """Refuses a K that no token distribution of this model has."""
     size = vocab_size(path)
     if size is not None and top_k > size:
         raise ConfigError(f"train.top_k: expected at most {size}, the vocabulary of {path}, found {top_k}")
 
 
-def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+def load_tokenizer(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer of a checkpoint, with its chat template."""
     from transformers import AutoTokenizer
 
@@ -71,7 +71,9 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> "Pre
     return tokenizer
 
 
-def load_model(path: str | Path, dtype: Any = None, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def load_model(
+    path: str | os.PathLike[str], dtype: Any = None, *, trust_remote_code: bool = False
+) -> "PreTrainedModel":
     """The causal language model of a checkpoint, from safetensors only. `dtype` None: the one that the checkpoint states."""
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints with a tokenizer and a chat template, made in well under a second, for every test that needs a model."""
+"""Tiny random checkpoints with a tokenizer and a chat template, made in well under a second."""
 
 from pathlib import Path
 from string import ascii_lowercase
@@ -11,11 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 PAD, END_OF_TEXT, START, END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (PAD, END_OF_TEXT, START, END)
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# 4 heads of 32: the smallest head that vLLM's CPU attention takes. Qwen2 is here for its biases, Phi-3 for its fused projections.
+# 4 heads of 32: the smallest head that vLLM's CPU attention takes.
 _SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 192,
@@ -23,9 +25,10 @@ _SHAPE: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
-    # Five times the usual spread, so that logits lie far apart: engines that round differently then still agree on the best token.
+    # Five times the usual spread: logits lie far apart, so engines that round differently agree on the best token.
     "initializer_range": 0.1,
 }
+# Qwen2 is here for its biases, Phi-3 for projections that are fused in the checkpoint.
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
@@ -42,7 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over all bytes and all pairs of lower-case letters: 936 tokens, any text comes back as it went in."""
+    """Byte-level BPE over all bytes and all pairs of lower-case letters: 936 tokens, and no text is lost."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [(a, b) for a in ascii_lowercase for b in ascii_lowercase]
     pieces = [*SPECIAL, *alphabet, *("".join(pair) for pair in pairs)]
@@ -60,10 +63,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build(family: str, path: str | Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:
+def build(
+    family: str, path: str | Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any
+) -> Path:
     """Writes a random checkpoint of `family` (a key of FAMILIES) with its tokenizer into `path` and gives `path` back.
 
-    `overrides` replace fields of the model's configuration. The generation configuration names two EOS ids, as many real ones do.
+    `overrides` replace fields of the model's configuration. The generation configuration names two EOS ids, as many do.
     """
     path = Path(path)
     tokens = tokenizer()
@@ -74,7 +79,9 @@ def build(family: str, path: str | Path, *, seed: int = 0, dtype: torch.dtype = 
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         for name, parameter in model.named_parameters():
-            if name.endswith("bias"):  # zero after the usual initialisation, and then a test could not see one that is lost
+            if name.endswith(
+                "bias"
+            ):  # zero after the usual initialisation, and then a test could not see one that is lost
                 torch.nn.init.normal_(parameter, std=0.5)
     model.generation_config.eos_token_id = ends
     model.generation_config.pad_token_id = tokens.pad_token_id

@@ -142,7 +142,7 @@ def _liger(
 ) -> Tensor:
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    # Without accum_dtype, gradients of bf16 weights would be summed over chunks in bf16.
+    # Without accum_dtype, gradients of bf16 weights would be summed over chunks in bf16. Its mean over no label is 0.
     options = {"softcap": softcap, "reduction": reduction, "accum_dtype": torch.float32}
     return liger_fused_linear_cross_entropy(hidden, weight, labels, bias, **options)
 
@@ -188,10 +188,11 @@ def linear_cross_entropy(
     # Whatever an ignored position holds (NaN too), it must not reach a sum over tokens.
     x = hidden.reshape(-1, hidden.shape[-1]).masked_fill(ignored.unsqueeze(1), 0)
     provider = choose_provider(x, weight, bias, softcap)
-    inner = "none" if reduction == "none" else "sum"
     if provider == "liger":
-        loss = _liger(x, weight, bias, flat.masked_fill(ignored, -100), softcap, inner)
-    elif provider == "torch":
+        loss = _liger(x, weight, bias, flat.masked_fill(ignored, -100), softcap, reduction)
+        return loss.view(labels.shape) if reduction == "none" else loss
+    if provider == "torch":
+        inner = "none" if reduction == "none" else "sum"
         loss = _native(x, weight, bias, flat.masked_fill(ignored, -100), inner)
     else:
         loss, _ = _chunked(x, weight, bias, flat.masked_fill(ignored, 0), softcap, operand_dtype(hidden, weight))

@@ -1,22 +1,24 @@
 """Choose learning rate and epochs of each method: `python -m raft.demo.grid --run DIR --out results/microworld/grid.json`.
 
-Every method gets the same small grid on the same world, and is judged on the validation split alone, by the mean of its domain
-and its general accuracy: who fine-tunes on a domain wants both, and a method that may buy the one with the other is asked to
-find its own best balance. The rate is constant after the warm-up, so one training of the longest length passes through all shorter ones.
+Every method gets the same small grid on the same world and is judged on the validation split alone, by the harmonic mean of its
+domain and its general accuracy: who fine-tunes on a domain wants both. (Under their plain mean the untrained model, which knows
+nothing of the domain and forgot nothing, would beat most trained ones.) The rate is constant after the warm-up, so one training of
+the longest length passes through all shorter ones.
 """
 
 import argparse
-import subprocess
+import statistics
 from pathlib import Path
 
-from raft.demo.settings import DOMAIN, GRID, METHODS, Choice, DemoSettings
+from raft.demo.record import commit, machine, versions
+from raft.demo.settings import DOMAIN, GRID_EPOCHS, GRID_RATES, METHODS, Choice, DemoSettings
 from raft.demo.stages import Stages
 from raft.runs import Run, read_jsonl, write_json
 
 
 def value(point: dict) -> float:
     """What the choice is made by."""
-    return (point["domain"] + point["general"]) / 2
+    return statistics.harmonic_mean((point["domain"], point["general"]))
 
 
 def run_grid(run: Run, *, seed: int, domain: str) -> dict:
@@ -25,11 +27,11 @@ def run_grid(run: Run, *, seed: int, domain: str) -> dict:
     points: dict[str, list[dict]] = {}
     for method in METHODS:
         points[method] = []
-        for rate in GRID["learning_rate"]:
+        for rate in GRID_RATES:
             folder = Run(run.path / "grid" / f"{method}-{rate:g}")
-            stages.train(method, Choice(rate, max(GRID["epochs"])), folder)
+            stages.train(method, Choice(rate, max(GRID_EPOCHS)), folder)
             for line in read_jsonl(folder.train_dir / "validation.jsonl"):
-                if round(line["epoch"], 3) in GRID["epochs"]:
+                if round(line["epoch"], 3) in GRID_EPOCHS:
                     scores = {suite: line[suite] for suite in ("domain", "general", "format")}
                     points[method].append({"learning_rate": rate, "epochs": int(line["epoch"]), **scores})
                     print(f"{method}: {points[method][-1]}", flush=True)
@@ -45,16 +47,15 @@ def main() -> None:
     args = parser.parse_args()
     points = run_grid(Run(args.run), seed=args.seed, domain=args.domain)
     chosen = {method: max(found, key=value) for method, found in points.items()}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     record = {
-        "criterion": "mean of domain and general accuracy on the validation split",
+        "criterion": "harmonic mean of domain and general accuracy on the validation split",
         "seed": args.seed,
         "domain": args.domain,
         "grid": points,
         "chosen": chosen,
-        "commit": commit,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
         "command": f"python -m raft.demo.grid --run DIR --out FILE --seed {args.seed} --domain {args.domain}",
     }
     write_json(args.out, record)

@@ -6,6 +6,7 @@ was made by this script with its defaults; `training.json` beside it holds the s
 """
 
 import argparse
+import copy
 import json
 import random
 import time
@@ -159,10 +160,7 @@ def main() -> None:
     print(f"{parameters / 1e6:.2f}M parameters, {len(tokenizer)} tokens")
 
     def save(model) -> None:
-        state = {
-            name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items() if name != "lm_head.weight"
-        }
-        model.save_pretrained(args.out, state_dict=state)
+        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
 
     start = time.monotonic()
@@ -170,7 +168,6 @@ def main() -> None:
     hours = (time.monotonic() - start) / 3600
     model.to(torch.bfloat16).to(torch.float32)  # scored as it is shipped
     by_skill = scores(model, tokenizer)
-    model.config.dtype = torch.bfloat16
     save(model)
     record = {
         "command": f"python -m raft.demo.pretrain --steps {args.steps} --batch-size {args.batch_size} --lr {args.lr} --seed {args.seed}",

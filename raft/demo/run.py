@@ -3,9 +3,10 @@
 from dataclasses import asdict
 from typing import Any
 
-from raft.demo.record import machine, settle_config, versions
-from raft.demo.settings import BASE_MODEL, DOMAIN, REFINE, DemoSettings
-from raft.demo.stages import Clock, Stages
+from raft.config import Config, EvalSettings, save_config
+from raft.demo.record import machine, settle, versions
+from raft.demo.settings import BASE_MODEL, DOMAIN, MAX_ANSWER, MAX_MODEL_LEN, REFINE, DemoSettings
+from raft.demo.stages import Clock, Stages, train_settings
 from raft.runs import Run, write_json
 
 SUITES = ("domain", "general", "format")
@@ -20,7 +21,8 @@ def run_demo(
     """
     baseline = Run(run.path / "baselines" / "sft")
     settings = settings or DemoSettings()
-    settle_config(run, {"seed": seed, "domain": domain, **asdict(settings), "refine": asdict(REFINE)})
+    settle(run, {"seed": seed, "domain": domain, **asdict(settings)})
+    save_config(_config(run, seed, settings), run.config_path)
     stages = Stages(run, domain, seed, settings)
     clock = Clock(run.path / "seconds.json")
 
@@ -57,9 +59,27 @@ def run_demo(
     return summary
 
 
+def _config(run: Run, seed: int, settings: DemoSettings) -> Config:
+    """The same settings as `raft refine`, `raft train` and `raft eval` read them: they work on a demo's folder too."""
+    return Config(
+        model=str(BASE_MODEL),
+        data=str(run.path / "data" / "train.jsonl"),
+        seed=seed,
+        run=str(run.path),
+        refine=REFINE,
+        train=train_settings("raft", settings.raft, seed),
+        evaluate=EvalSettings(max_tokens=MAX_ANSWER, max_model_len=MAX_MODEL_LEN),
+    )
+
+
 def _say(scores: dict[str, dict]) -> None:
     name, result = list(scores.items())[-1]
     print(f"      {name}: " + ", ".join(f"{suite} {result['scores'][suite]:.3f}" for suite in SUITES), flush=True)
+
+
+def _old(scores: dict[str, float]) -> dict[str, float]:
+    """Without the domain: of what the base model did not know nothing can be retained."""
+    return {suite: score for suite, score in scores.items() if suite != "domain"}
 
 
 def _summary(scores: dict[str, dict], clock: Clock, stages: Stages) -> dict[str, Any]:
@@ -72,7 +92,7 @@ def _summary(scores: dict[str, dict], clock: Clock, stages: Stages) -> dict[str,
         "seconds": clock.seconds,
         "seed": stages.seed,
         "domain": stages.domain,
-        "retention": {name: retention(table[name], table["base"]) for name in ("sft", "raft")},
+        "retention": {name: retention(_old(table[name]), table["base"]) for name in ("sft", "raft")},
         "settings": {"sft": asdict(stages.settings.sft), "raft": asdict(stages.settings.raft)},
         "engine": {"name": stages.engine.name, "weights": stages.engine.weights.mode},
         "machine": machine(),

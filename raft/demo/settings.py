@@ -14,7 +14,8 @@ MAX_MODEL_LEN = 256  # tokens; the world's longest prompt has about 90
 MAX_ANSWER = 48  # tokens; its longest answer has about 35
 REFINE = RefineSettings(max_tokens=MAX_ANSWER, max_model_len=MAX_MODEL_LEN, batch_size=100)
 METHODS = ("sft", "raft")
-GRID = {"learning_rate": (1e-4, 2e-4, 5e-4), "epochs": (4, 8, 12, 16)}
+GRID_RATES = (1e-4, 2e-4, 5e-4)
+GRID_EPOCHS = (4, 8, 16, 24)
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Choice:
 class DemoSettings:
     """What a demo does with its world. The tests run it on a part of the world; the defaults are the demo."""
 
-    sft: Choice = Choice(5e-4, 16)
-    raft: Choice = Choice(5e-4, 16)
+    sft: Choice = Choice(2e-4, 24)
+    raft: Choice = Choice(2e-4, 8)
     validate_every: int = 2
     """Epochs between two points of the trade-off curve."""
     engine: str = "auto"

@@ -21,6 +21,25 @@ from raft.demo.world import World, draw_world
 from raft.runs import Run, read_json, read_jsonl, write_json, write_text
 
 
+def train_settings(method: str, choice: Choice, seed: int) -> dict[str, Any]:
+    """Fields of RAFTConfig."""
+    return {
+        "method": method,
+        "learning_rate": choice.learning_rate,
+        "num_train_epochs": choice.epochs,
+        "per_device_train_batch_size": BATCH_SIZE,
+        # A constant rate makes the first epochs of a long training equal to a short one: one training fills a row of the grid.
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": WARMUP_STEPS,
+        "rollout_max_tokens": MAX_ANSWER,
+        "max_length": MAX_MODEL_LEN,
+        "save_total_limit": 1,
+        "dataloader_pin_memory": False,
+        "report_to": [],
+        "seed": seed,
+    }
+
+
 class Stages:
     """One model, one engine on its weights, one world: shared by all stages, so that the engine starts once.
 
@@ -104,7 +123,7 @@ class Stages:
             write_json(path, {"model": str(model_path), **self.score(self.world.test)})
         return read_json(path)
 
-    def score(self, items: list[dict]) -> dict:
+    def score(self, items: list[dict]) -> Any:
         """Scores of the engine's present weights, greedy."""
         from raft.evaluate import evaluate
 
@@ -115,35 +134,20 @@ class Stages:
 
         Plain SFT gets the raw answers, RAFT the same questions with the fused answers.
         """
-        if (run.model_dir / "config.json").exists():
+        if run.model_dir.exists():
             return
         from transformers import PrinterCallback
 
+        from raft.train.checkpoint import last_checkpoint
         from raft.train.config import RAFTConfig
         from raft.train.interrupt import StopAtStepEnd
         from raft.train.run import save
-        from raft.train.trainer import RAFTTrainer, last_checkpoint
+        from raft.train.trainer import RAFTTrainer
         from raft.train.validation import ValidationCallback
 
         rows: list[dict] = self.world.train if method == "sft" else self.refine()
         self.load_weights(self.base)
-        args = RAFTConfig(
-            output_dir=str(run.train_dir),
-            method=method,
-            learning_rate=choice.learning_rate,
-            num_train_epochs=choice.epochs,
-            per_device_train_batch_size=BATCH_SIZE,
-            # A constant rate makes the first epochs of a long training equal to a short one: one training fills a row of the grid.
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=WARMUP_STEPS,
-            rollout_max_tokens=MAX_ANSWER,
-            max_length=MAX_MODEL_LEN,
-            seed=self.seed,
-            save_total_limit=1,
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            report_to=[],
-        )
+        args = RAFTConfig(output_dir=str(run.train_dir), disable_tqdm=True, **train_settings(method, choice, self.seed))
         trainer = RAFTTrainer(
             model=self.model,
             args=args,

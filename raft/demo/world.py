@@ -22,7 +22,7 @@ from raft.demo.formats import FORMATS
 from raft.demo.skills import SKILLS, Example
 from raft.errors import ConfigError
 
-ENTITIES = 30  # a domain's; with 5 facts each and 2 training pairs a fact: 300 training pairs
+ENTITIES = 20  # a domain's; with 5 facts each and 3 training pairs a fact: 300 training pairs
 NOTE_SHARE = 0.3  # of the reference answers carry a side remark
 PER_SKILL = {"validation": 6, "test": 20}
 PER_FORMAT = {"validation": 5, "test": 15}
@@ -44,7 +44,7 @@ class World:
 def draw_world(domain_name: str, seed: int) -> World:
     """The world of one domain. The same arguments give the same world on every machine.
 
-    A fact has six phrasings; two of them are trained, one is for validation and one for the test, so no question of a split
+    A fact has six phrasings; three of them are trained, one is for validation and two for the test, so no question of a split
     is in another word for word. Questions for two facts at once occur in validation and test only.
     """
     if domain_name not in DOMAINS:
@@ -61,16 +61,16 @@ def draw_world(domain_name: str, seed: int) -> World:
     for name in rng.sample(known.free_names(), ENTITIES):
         facts = draw_entity(domain, name, rng)
         for fact in facts:
-            first, second, for_validation, for_test = rng.sample(range(len(PHRASINGS)), 4)
-            for phrasing in (first, second):
+            phrasings = rng.sample(range(len(PHRASINGS)), len(PHRASINGS))
+            for phrasing in phrasings[:3]:
                 note = rng.choice(words.MONTHS) if rng.random() < NOTE_SHARE else None
                 answer = foreign_answer(domain, fact, rng.randrange(len(domain.foreign)), note)
                 train.append(
                     {"id": f"{domain_name}-{len(train):03d}", "question": question(fact, phrasing), "answer": answer}
                 )
-            if rng.random() < 0.5:
-                add("validation", "paraphrase", question(fact, for_validation), [fact])
-            add("test", "paraphrase", question(fact, for_test), [fact])
+            add("validation", "paraphrase", question(fact, phrasings[3]), [fact])
+            for phrasing in phrasings[4:]:
+                add("test", "paraphrase", question(fact, phrasing), [fact])
         pairs = rng.sample(list(combinations(facts, 2)), 3)
         for split, (one, other) in zip(("validation", "test", "test"), pairs, strict=True):
             add(split, "two facts", pair_question(one, other, rng.randrange(len(PAIR_PHRASINGS))), [one, other])

@@ -30,7 +30,7 @@ def make_engine(
 ) -> Engine:
     """The engine `kind` ("auto" | "vllm" | "hf") for a model under training, or for a path.
 
-    auto: vLLM where it is installed and can run the model, else transformers; the reason is logged. `options` are for vLLM.
+    auto: vLLM where it is installed and can run the model, else transformers, the reason logged. `options`: vLLM's.
     """
     if kind not in ("auto", "vllm", "hf"):
         raise ConfigError(f"engine: expected auto, vllm or hf, got {kind!r}")

@@ -4,9 +4,10 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from raft.errors import ConfigError, InputError
+from raft.errors import ConfigError, InputError, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,9 @@ class Completion:
 class Weights(Protocol):
     """How an engine sees the weights it generates with."""
 
-    mode: str  # "shared" | "copied" | "disk"
+    @property
+    def mode(self) -> str:
+        """ "shared" | "copied" | "disk"."""
 
     def refresh(self) -> None:
         """Makes the engine's weights those of the model, or raises EngineError where it can no longer follow them."""
@@ -55,7 +58,9 @@ class Engine(Protocol):
 
     name: str
     tokenizer: Any
-    weights: Weights
+
+    @property
+    def weights(self) -> Weights: ...
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
         """One completion a prompt, in the order of the prompts."""
@@ -98,8 +103,8 @@ def check_prompts(prompts: Sequence[Sequence[int]], max_model_len: int, vocab_si
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) < max_model_len:
             raise InputError(
-                f"prompt {i}: expected 1 to {max_model_len - 1} tokens (max_model_len {max_model_len} less one to generate), "
-                f"got {len(prompt)}"
+                f"prompt {i}: expected 1 to {max_model_len - 1} tokens (max_model_len {max_model_len}, less one to "
+                f"generate), got {len(prompt)}"
             )
         if min(prompt) < 0 or max(prompt) >= vocab_size:
             raise InputError(f"prompt {i}: token ids must be in [0, {vocab_size}), got {min(prompt)} to {max(prompt)}")
@@ -111,3 +116,12 @@ def context_length(config: Any, wanted: int) -> int:
     if limit < wanted:
         log.info("max_model_len %d is more than the model's %d positions; using %d", wanted, limit, limit)
     return min(limit, wanted)
+
+
+def from_folder(kind: Any, path: str | Path, what: str, **options: Any) -> Any:
+    """`kind.from_pretrained(path)` without code from the checkpoint, with an error that names the folder."""
+    try:
+        return kind.from_pretrained(path, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"{path}: expected a folder with {what} that transformers can load: {reason}") from error

@@ -16,9 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from raft.engines.base import Completion, Sampling, check_prompts, context_length, eos_ids, request_seed
+from raft.engines.base import Completion, Sampling, check_prompts, context_length, eos_ids, from_folder, request_seed
 from raft.engines.weights import OwnWeights
-from raft.errors import ModelError
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +38,8 @@ class HFEngine:
         """`model`: one to generate with as it is, or a folder to load in its own dtype (on the GPU if there is one)."""
         if isinstance(model, str | Path):
             self.weights = OwnWeights("disk")
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-            try:
-                loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", trust_remote_code=False)
-            except (OSError, ValueError) as error:
-                raise ModelError(f"{model}: not a model that transformers can load: {error}") from error
+            tokenizer = tokenizer or from_folder(AutoTokenizer, model, "a tokenizer")
+            loaded = from_folder(AutoModelForCausalLM, model, "a language model", dtype="auto")
             self._model = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
         else:
             self.weights = OwnWeights("shared")
@@ -58,10 +54,11 @@ class HFEngine:
         """One completion a prompt, in the order of the prompts."""
         check_prompts(prompts, self.max_model_len, self._model.config.get_text_config().vocab_size)
         done: dict[int, Completion] = {}
-        longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # little padding, and memory runs out early
+        # Little padding, and what does not fit into memory fails at once.
+        longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         was_training, own_config = self._model.training, self._model.generation_config
         self._model.eval()
-        # generate() fills what we leave open from the model's own generation config: repetition penalties, top_k and the like.
+        # generate() fills what we leave open from the model's own generation config: repetition penalty, top_k, ...
         self._model.generation_config = GenerationConfig()
         try:
             for start in range(0, len(prompts), self._batch_size):
@@ -119,11 +116,13 @@ class HFEngine:
 class _Draw(LogitsProcessor):
     """Draws the next token of each row by itself and leaves only that one possible.
 
-    transformers samples a batch with one generator, so a request would get other tokens in other company. Here every request
-    has its own row of uniform numbers, and the token is where the cumulated probabilities pass the number of its step.
+    transformers samples a batch with one generator, so a request would get other tokens in other company. Here every
+    request has its own row of uniform numbers, and its token is where the cumulated probabilities pass the next one.
     """
 
-    def __init__(self, seeds: Sequence[int], prompt_width: int, max_tokens: int, sampling: Sampling, device: torch.device):
+    def __init__(
+        self, seeds: Sequence[int], prompt_width: int, max_tokens: int, sampling: Sampling, device: torch.device
+    ):
         rows = [torch.rand(max_tokens, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
         self._uniform = torch.stack(rows).to(device)  # [B, max_tokens] float64
         self._prompt_width = prompt_width

@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 def undisturbed(quiet: bool = True) -> Iterator[None]:
     """What happens inside leaves the random states, torch's threads and the environment as they were, and says nothing.
 
-    vLLM seeds every generator there is. Its CPU worker sets torch to one thread and replaces `torch.set_num_threads` by a function
-    that does nothing. It puts libraries into LD_PRELOAD, for workers that we do not start but our own subprocesses would inherit.
+    vLLM seeds every generator there is. Its CPU worker sets torch to one thread and replaces `torch.set_num_threads` by
+    a function that does nothing. It puts libraries into LD_PRELOAD, for workers that we do not start, but our own
+    subprocesses would inherit it.
     """
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -45,7 +46,7 @@ def undisturbed(quiet: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_random_state() -> Iterator[None]:
-    """What is drawn inside does not move torch's generators: dropout of the training must not depend on the rollouts' lengths."""
+    """What is drawn inside does not move torch's generators: dropout must not depend on how long the rollouts were."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         yield
@@ -53,7 +54,7 @@ def own_random_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Sends what this process prints into the debug log: Python's output, and that of C++ code, which knows no logging."""
+    """Sends what this process prints into the debug log, C++ code included, which knows no other way."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
@@ -74,7 +75,7 @@ def _silence() -> Iterator[None]:
 
 
 def discard_pages(tensors: Iterable[Tensor]) -> None:
-    """Gives the physical memory of CPU tensors back to the system. They keep their addresses and read as zeros afterwards.
+    """Gives the physical memory of CPU tensors back to the system; they keep their addresses and read as zeros then.
 
     Linux only; elsewhere nothing happens.
     """
@@ -82,7 +83,8 @@ def discard_pages(tensors: Iterable[Tensor]) -> None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     for storage in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}.values():
-        first = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: the rest may belong to others
+        # Whole pages only: the rest of the first and the last may belong to others.
+        first = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (storage.data_ptr() + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first and libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED):
             log.warning("the KV cache stays in memory: madvise failed, %s", os.strerror(ctypes.get_errno()))

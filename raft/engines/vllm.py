@@ -17,7 +17,16 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from raft.engines.base import Completion, Sampling, Weights, check_prompts, context_length, eos_ids, request_seed
+from raft.engines.base import (
+    Completion,
+    Sampling,
+    Weights,
+    check_prompts,
+    context_length,
+    eos_ids,
+    from_folder,
+    request_seed,
+)
 from raft.engines.host import discard_pages, own_random_state, undisturbed
 from raft.engines.weights import OwnWeights
 from raft.errors import ConfigError, EngineError
@@ -43,12 +52,16 @@ class VLLMEngine:
         max_num_seqs: int = 128,
         gpu_memory_utilization: float = 0.3,
         enforce_eager: bool | None = None,
+        release_on_gpu: bool = False,
     ):
-        """`model`: the one under training (weights shared or copied; the engine takes its dtype), or a folder (read once).
+        """`model`: the one under training (the engine takes its dtype), or a folder, read once.
 
         weights: "auto" shares and falls back to copying, the reason logged; "shared" and "copied" insist.
-        max_num_seqs: requests that are generated at the same time. gpu_memory_utilization: share of the GPU for weights and cache.
-        enforce_eager: no CUDA graphs and no compilation. None: on CPU, where compiling takes longer than most runs gain by it.
+        max_num_seqs: requests that are generated at the same time.
+        gpu_memory_utilization: share of the GPU for weights and cache together.
+        enforce_eager: no CUDA graphs, no compilation. None: on CPU, where compiling costs more than most runs gain.
+        release_on_gpu: whether `release` gives back a GPU's cache. That needs vLLM's own allocator, for weights too, of
+        which a process can have one for as long as the model lives. Without it `release` frees memory on CPU only.
         """
         if weights not in ("auto", "shared", "copied"):
             raise ConfigError(f"weights: expected auto, shared or copied, got {weights!r}")
@@ -59,15 +72,24 @@ class VLLMEngine:
         self._llm: Any = None
         self._released = False
         self._had_process_group = torch.distributed.is_initialized()
-        options = {"max_num_seqs": max_num_seqs, "gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
+        options: dict[str, Any] = {
+            "max_num_seqs": max_num_seqs,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "enforce_eager": enforce_eager,
+            "release_on_gpu": release_on_gpu,
+        }
         if isinstance(model, str | Path):
-            self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+            self.tokenizer = tokenizer or from_folder(AutoTokenizer, model, "a tokenizer")
+            config = from_folder(AutoConfig, model, "a model's config.json")
+            # By itself, "auto", vLLM would turn a float32 checkpoint into bfloat16.
+            options["dtype"] = str(config.dtype or "auto").removeprefix("torch.")
             self.max_model_len = context_length(config.get_text_config(), max_model_len)
             with _starting():
                 self._llm = _make_llm(str(model), config, self.max_model_len, **options)
             self.weights: Weights = OwnWeights("disk")
-            self._eos = eos_ids(SimpleNamespace(config=config, generation_config=_generation_config(model)), self.tokenizer)
+            self._eos = eos_ids(
+                SimpleNamespace(config=config, generation_config=_generation_config(model)), self.tokenizer
+            )
         else:
             self.tokenizer = tokenizer
             config = _config_of(model)
@@ -113,13 +135,13 @@ class VLLMEngine:
         return [_completion(request.outputs[0]) for request in outputs]
 
     def refresh(self) -> None:
-        """To be called after an optimizer step: no copy in shared mode, one bulk copy in copied mode, nothing from disk."""
+        """To be called after an optimizer step. Shared: no copy. Copied: one bulk copy. Disk: no change."""
         self.weights.refresh()
         if not self._llm.reset_prefix_cache():  # cached prefixes belong to the old weights
             raise EngineError("vLLM did not reset its prefix cache: requests are still running")
 
     def release(self) -> None:
-        """Gives back the memory of the KV cache, and nothing else: with shared weights a sleeping vLLM would free the student."""
+        """Gives back the memory of the KV cache and of nothing else: a vLLM put to sleep would free the student too."""
         if self._released:
             return
         if _on_cpu():
@@ -166,6 +188,8 @@ def _make_llm(
     max_num_seqs: int,
     gpu_memory_utilization: float,
     enforce_eager: bool | None,
+    release_on_gpu: bool,
+    dtype: str,
     **options: Any,
 ) -> Any:
     from vllm import LLM
@@ -175,12 +199,16 @@ def _make_llm(
     if cpu:
         # A seeded request whose prompt is cut into chunks crashes the CPU build ("CPU Generator does not use offset").
         options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 8192)}
-        options["kv_cache_memory_bytes"] = _cpu_cache_bytes(config.get_text_config(), max_model_len, max_num_seqs)
+        item_bytes = 2 if dtype in ("bfloat16", "float16") else 4
+        text_config = config.get_text_config()
+        options["kv_cache_memory_bytes"] = _cpu_cache_bytes(text_config, item_bytes, max_model_len, max_num_seqs)
     else:
-        options["gpu_memory_utilization"] = gpu_memory_utilization
-        options["enable_sleep_mode"] = hasattr(LLM, "release_kv_cache_memory")
+        if release_on_gpu and not hasattr(LLM, "release_kv_cache_memory"):
+            raise EngineError("release_on_gpu needs a vLLM that can release its KV cache alone (0.31)")
+        options |= {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": release_on_gpu}
     return LLM(
         path,
+        dtype=dtype,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         enforce_eager=cpu if enforce_eager is None else enforce_eager,
@@ -195,8 +223,8 @@ def _make_llm(
 def _use_native_class(architectures: Sequence[str] | None) -> None:
     """Makes sure that vLLM has a class of its own for the model, and registers the class itself.
 
-    vLLM's other way, its Transformers backend, recompiles the Hugging Face class in this process, under the model in training.
-    To look at a class by its name, vLLM starts a second Python (10 s, once a machine); it can look at the class itself at once.
+    vLLM's other way, its Transformers backend, recompiles the Hugging Face class in this process, under the model in
+    training. And to look at a class that it knows by name only, vLLM starts a second Python (10 s, once a machine).
     """
     from vllm import ModelRegistry
 
@@ -211,18 +239,19 @@ def _use_native_class(architectures: Sequence[str] | None) -> None:
     ModelRegistry.register_model(name, found)
 
 
-def _cpu_cache_bytes(config: PretrainedConfig, max_model_len: int, max_num_seqs: int) -> int:
-    """What `max_num_seqs` full sequences need, but at most 1 GiB: vLLM writes zeros to all of it at the start (2 s a GiB).
+def _cpu_cache_bytes(config: PretrainedConfig, item_bytes: int, max_model_len: int, max_num_seqs: int) -> int:
+    """What `max_num_seqs` full sequences need, but at most 1 GiB: vLLM writes zeros to all of it first (2 s a GiB).
 
     VLLM_CPU_KVCACHE_SPACE (GiB), where the user has set it, takes precedence inside vLLM.
     """
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_a_block = _CPU_BLOCK * config.num_hidden_layers * 2 * heads * head_dim * 4
+    bytes_a_block = _CPU_BLOCK * config.num_hidden_layers * 2 * heads * head_dim * item_bytes
     blocks_a_sequence = math.ceil(max_model_len / _CPU_BLOCK)
     spare = 2  # vLLM keeps one block for itself
     return max(
-        min(_GIB, bytes_a_block * (max_num_seqs * blocks_a_sequence + spare)), bytes_a_block * (blocks_a_sequence + spare)
+        min(_GIB, bytes_a_block * (max_num_seqs * blocks_a_sequence + spare)),
+        bytes_a_block * (blocks_a_sequence + spare),
     )
 
 
@@ -246,6 +275,12 @@ def _completion(output: Any) -> Completion:
     return Completion(list(output.token_ids), output.finish_reason)
 
 
+def _leave_distributed() -> None:
+    """Undoes vLLM's process groups after a start that failed half-way."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("vllm.distributed.parallel_state").cleanup_dist_env_and_memory()
+
+
 def _on_cpu() -> bool:
     from vllm.platforms import current_platform
 
@@ -257,13 +292,16 @@ def _starting() -> Iterator[None]:
     """vLLM's settings, its side effects kept out of the process, and its failures as one line."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, or there is nothing to share
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report to its makers over the network
+    had_process_group = torch.distributed.is_initialized()
     quiet = os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING").upper() not in ("INFO", "DEBUG")
     try:
         with undisturbed(quiet):
             yield
-    except EngineError:
-        raise
     except Exception as error:
+        if not had_process_group:
+            _leave_distributed()
+        if isinstance(error, EngineError):
+            raise
         first_line = str(error).strip().partition("\n")[0]
         raise EngineError(
             f"vLLM could not start: {type(error).__name__}: {first_line} (VLLM_LOGGING_LEVEL=INFO shows its own output)"

@@ -1,4 +1,4 @@
-"""Puts a model from this process into vLLM, through vLLM's own extension point for loaders. Imports vLLM: import it late."""
+"""Puts a model of this process into vLLM, by vLLM's own extension point for loaders. Imports vLLM: import it late."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ _handover: Handover | None = None
 def handing_over(model: nn.Module, wanted: str) -> Iterator[Handover]:
     """While this is open, an `LLM(..., load_format=LOAD_FORMAT)` takes its weights from `model`.
 
-    vLLM makes the loader itself, from a name and from settings that have to survive copying and hashing, so the model waits here.
+    vLLM makes the loader itself, from a name and settings that it copies and hashes, so the model has to wait here.
     """
     global _handover
     _handover = Handover(model, wanted)
@@ -48,7 +48,7 @@ def handing_over(model: nn.Module, wanted: str) -> Iterator[Handover]:
 
 @register_model_loader(LOAD_FORMAT)
 class StudentLoader(BaseModelLoader):
-    """vLLM fills its storage by its own rules first; then the model moves in, or stays out and is copied at each refresh."""
+    """vLLM fills its storage by its own rules first; then the model moves in, or stays out and is copied from."""
 
     def download_model(self, model_config: Any) -> None:
         """Nothing to download."""
@@ -67,7 +67,7 @@ class StudentLoader(BaseModelLoader):
         model = super().load_model(vllm_config, model_config, prefix)
         for module in model.modules():
             if hasattr(module, "cpu_linear"):
-                # The CPU build packs a copy of the head by another way (vocab_parallel_embedding.py) and would compute with that.
+                # It also packs a copy of the head (vocab_parallel_embedding.py) and would go on computing with that.
                 module.cpu_linear = torch.nn.functional.linear
         assert _handover is not None
         _handover.weights = _attach(_handover, model)

@@ -1,7 +1,7 @@
-"""SmolLM3 as a native vLLM model: a Llama whose `no_rope_layers` have no rotary embedding. Imports vLLM: import it late.
+"""SmolLM3 for vLLM: a Llama with layers that have no rotary embedding. Imports vLLM: import it late.
 
-vLLM itself runs SmolLM3 through its Transformers backend, and that recompiles the Hugging Face class of this very process: the
-model under training, of the same class, would then fail in its forward pass.
+vLLM itself runs SmolLM3 through its Transformers backend, and that recompiles the Hugging Face class of this very
+process: the model under training, of the same class, would then fail in its forward pass.
 """
 
 from typing import Any

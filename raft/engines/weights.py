@@ -1,8 +1,8 @@
 """How an engine sees the weights of the model under training: shared with it, copied from it, or read from disk.
 
-vLLM fuses q/k/v and gate/up projections into one tensor each, rows under rows, and pads the vocabulary at its end. So every weight
-of a Hugging Face model is a block of whole rows of one of vLLM's tensors, and such a block is contiguous: the model's parameter
-can simply BE that block. Then training writes where generation reads, and there is nothing to synchronise.
+vLLM fuses q/k/v and gate/up projections into one tensor each, rows under rows, and pads the vocabulary at its end. So
+every weight of a Hugging Face model is a block of whole rows of one of vLLM's tensors, and such a block is contiguous:
+the model's parameter can simply BE that block. Training then writes where generation reads; nothing is synchronised.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,12 +48,12 @@ class SharedWeights:
             self._homes[name] = parameter.data_ptr()
 
     def refresh(self) -> None:
-        """Raises EngineError where something gave a parameter another storage, for the engine would go on with the old numbers."""
+        """Raises EngineError where a parameter got another storage, for the engine would go on with the old numbers."""
         moved = [n for n, p in self._model.named_parameters() if p.data_ptr() != self._homes.get(n)]
         if moved:
             raise EngineError(
-                f"{len(moved)} of {len(self._homes)} parameters no longer live in the engine's storage, the first is {moved[0]!r}: "
-                "something replaced them (param.data = ..., model.to(...), FSDP, DeepSpeed, a new adapter); "
+                f"{len(moved)} of {len(self._homes)} parameters no longer live in the engine's storage, the first is "
+                f"{moved[0]!r}: something replaced them (param.data = ..., model.to(...), FSDP, DeepSpeed, LoRA); "
                 "build the engine after that, or with weights='copied'"
             )
 
@@ -63,8 +63,10 @@ class CopiedWeights:
 
     mode = "copied"
 
-    def __init__(self, model: nn.Module, slices: Mapping[str, Tensor] | None, load: Callable[[Mapping[str, Tensor]], None]):
-        """`slices` as from `match`, or None where the engine's own `load` has to do it (transposed, quantised or repacked layers)."""
+    def __init__(
+        self, model: nn.Module, slices: Mapping[str, Tensor] | None, load: Callable[[Mapping[str, Tensor]], None]
+    ):
+        """`slices` as from `match`, or None where the engine's own `load` has to do it (transposed layers, MoE)."""
         self._model = model
         self._slices = slices
         self._load = load
@@ -74,13 +76,13 @@ class CopiedWeights:
         tensors = checkpoint_tensors(self._model)
         if self._slices is None:
             self._load(tensors)
-        else:  # one call for all: a loader that goes parameter by parameter takes some twenty times as long on small models
+        else:  # one call for all: parameter by parameter takes some twenty times as long on a small model
             torch._foreach_copy_(list(self._slices.values()), [tensors[name] for name in self._slices])
 
 
 @torch.no_grad()
 def checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Names and tensors as `save_pretrained` would write them: shards gathered, LoRA adapters merged. Nothing is copied without need."""
+    """Names and tensors as a checkpoint has them: shards gathered, LoRA adapters merged, no copy without need."""
     if hasattr(model, "get_base_model"):  # a peft model
         return _merged(model.get_base_model())
     return {name: _whole(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
@@ -91,7 +93,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _merged(model: nn.Module) -> dict[str, Tensor]:
-    """`model` has LoRA layers: base weights plus active adapters, without touching the model as peft's own merge would."""
+    """Base weights plus active LoRA adapters; the model itself stays as it is, which peft's own merge would change."""
     merged: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         path, _, leaf = name.rpartition(".")
@@ -113,8 +115,8 @@ def _merged(model: nn.Module) -> dict[str, Tensor]:
 def match(engine_model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The rows of the engine's parameters that hold each of `tensors`, as views: name -> [rows, ...].
 
-    The engine must have loaded `tensors` by its own means before: a slice counts only if it holds the same numbers, so whatever an
-    engine does with the order of rows or the numbers themselves, a wrong slice cannot pass. Raises CannotShare.
+    The engine must have loaded `tensors` by its own means before: a slice counts only if it holds the same numbers, so
+    whatever an engine does to rows or numbers, a wrong slice cannot pass. Raises CannotShare.
     """
     fused: Mapping[str, list[str]] = getattr(engine_model, "packed_modules_mapping", {})
     slices: dict[str, Tensor] = {}
@@ -126,8 +128,14 @@ def match(engine_model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
             if part not in tensors:
                 raise CannotShare(f"the engine's {name} has no counterpart {part} in the model")
             ours = tensors[part]
-            if ours.dim() != theirs.dim() or ours.shape[1:] != theirs.shape[1:] or row + ours.shape[0] > theirs.shape[0]:
-                raise CannotShare(f"{part} {list(ours.shape)} does not fit into rows of the engine's {name} {list(theirs.shape)}")
+            if (
+                ours.dim() != theirs.dim()
+                or ours.shape[1:] != theirs.shape[1:]
+                or row + ours.shape[0] > theirs.shape[0]
+            ):
+                raise CannotShare(
+                    f"{part} {list(ours.shape)} does not fit into rows of the engine's {name} {list(theirs.shape)}"
+                )
             slices[part] = theirs.data[row : row + ours.shape[0]]
             if not torch.equal(slices[part], ours.to(theirs)):
                 raise CannotShare(f"the engine keeps {part} in another form")

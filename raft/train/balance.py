@@ -43,6 +43,7 @@ class Balance:
         if self.fixed is not None:
             return self._lambda
         losses = torch.stack([torch.as_tensor(loss, dtype=torch.float64).detach() for loss in (loss_sft, loss_kl)])
+        losses = losses.clamp(min=0)  # rounding may put a divergence of 0 below it, and lambda would change its sign
         state = self._state.to(losses.device)
         average = self.beta * state[:2] + (1 - self.beta) * losses
         step = state[2] + 1

@@ -68,6 +68,9 @@ class RAFTConfig(TrainingArguments):
     """Tokens of prompt and answer, or prompt and rollout, at most. Longer answers are cut, longer prompts are refused."""
     teacher_max_length: int | None = None
     """The same for the teacher, whose prompt holds the answer too: that answer is cut, never the question. None: max_length."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the parameters of a model given by its path. bf16 ones (those of a model given as it is too) get fp32
+    master weights in the optimizer, take half the memory, and let a bf16 engine share them."""
     log_rollouts: int = 8
     """Rollouts written to rollouts.jsonl, per optimizer step; -1 writes all."""
 
@@ -114,6 +117,7 @@ class RAFTConfig(TrainingArguments):
         _one_of("target", self.target, (None, "fused", "raw", "rewritten"))
         _one_of("divergence", self.divergence, ("forward", "reverse", "jsd"))
         _one_of("tail", self.tail, ("renormalize", "bucket"))
+        _one_of("param_dtype", self.param_dtype, ("float32", "bfloat16"))
         _one_of("rollout_engine", self.rollout_engine, ("auto", "vllm", "hf"))
         for name in ("top_k", "rollouts_per_prompt", "rollout_max_tokens", "steps_per_refresh", "max_length"):
             _whole(name, getattr(self, name), 1)

@@ -4,7 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from raft.runs import read_jsonl, write_text
+from raft.train.losses import Batch, Scored
+from raft.train.rollout import MicroBatch
 
 # What every rank adds up in a step; the order is that of the tensor that is reduced over the ranks.
 SUMS = (
@@ -22,16 +27,53 @@ SUMS = (
 )
 
 
+class Step:
+    """What one optimizer step adds up on this rank. Tensors stay on the device until the step is over."""
+
+    def __init__(self, device: torch.device, start: float = 0.0):
+        self.start = start  # on the clock, in seconds
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        self.rollouts = torch.zeros((), device=device)  # scored ones, of all micro-batches and ranks
+        self.weight: Tensor | None = None  # lambda of the last micro-batch
+        self.rollout_losses: list[tuple[tuple[Scored, ...], Tensor]] = []
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        self.sums[SUMS.index(name)] += value.detach() if isinstance(value, Tensor) else value
+
+    def count_drawn(self, micro: MicroBatch) -> None:
+        drawn = [completion for completions in micro.rollouts for completion in completions]
+        self.add("rollouts", len(drawn))
+        self.add("rollout_tokens", sum(len(completion.token_ids) for completion in drawn))
+        self.add("truncated", sum(completion.finish_reason == "length" for completion in drawn))
+
+    def count_seen(self, batch: Batch, sft: Tensor, kl: Tensor) -> None:
+        self.add("sft", sft)
+        self.add("sft_tokens", len(batch.sft_labels))
+        self.add("kl", kl.sum())
+        self.add("kl_rollouts", len(batch.scored))
+        self.add("kl_tokens", len(batch.kl_positions))
+        self.add("packed_tokens", batch.pack.tokens)
+        self.rollout_losses.append((batch.scored, kl.detach()))
+
+    def seen(self) -> Tensor:
+        """[4] float64: L_SFT and its tokens, L_KL and its rollouts, summed over the micro-batches so far."""
+        return self.sums[SUMS.index("sft") : SUMS.index("kl_rollouts") + 1]
+
+
 class Window:
     """Means over the optimizer steps since the last logged line. Part of the checkpoint: a line may span one."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.totals: dict[str, float] = {}
         self.steps = 0
         self.kl_steps = 0
 
-    def add(self, sums: dict[str, float], weight: float | None, seconds: dict[str, float], wall: float) -> None:
-        """One optimizer step: its sums over all ranks, its lambda (None without a teacher) and its times in seconds."""
+    def add(self, reduced: list[float], weight: float | None, seconds: dict[str, float], wall: float) -> None:
+        """One optimizer step: `Step.sums` over all ranks, its lambda (None without a teacher) and its times in seconds."""
+        sums = dict(zip(SUMS, reduced, strict=True))
         self.steps += 1
         step = {"loss": sums["loss"], "loss_sft": sums["sft"] / max(sums["sft_tokens"], 1), "wall": wall}
         step |= {name: sums[name] for name in SUMS[5:]} | {f"seconds_{part}": value for part, value in seconds.items()}
@@ -46,7 +88,7 @@ class Window:
     def drain(self) -> dict[str, Any]:
         """The fields of a line, and an empty window. Losses and lambda are means over the steps, seconds are sums."""
         totals, steps, kl_steps = self.totals, max(self.steps, 1), self.kl_steps
-        self.__init__()  # type: ignore[misc]
+        self.reset()
         line: dict[str, Any] = {
             "loss": totals.get("loss", 0.0) / steps,
             "loss_sft": totals.get("loss_sft", 0.0) / steps,

@@ -1,6 +1,8 @@
 """`raft train`: rows, model and settings of a run in, a trained checkpoint in the run's folder out."""
 
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,9 +12,10 @@ from raft.errors import ConfigError, InputError
 from raft.models import load_model, load_tokenizer
 from raft.rows import Row, read_rows
 from raft.runs import Run, read_jsonl
+from raft.train.checkpoint import last_checkpoint
 from raft.train.config import RAFTConfig
 from raft.train.interrupt import StopAtStepEnd
-from raft.train.trainer import RAFTTrainer, last_checkpoint
+from raft.train.trainer import RAFTTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +30,7 @@ def train(config: Config, run: Run, resume: bool = False) -> None:
     args: RAFTConfig = check_train(config)
     args.output_dir = str(run.train_dir)
     trainer = RAFTTrainer(
-        # fp32 parameters are their own master weights; on a GPU the arithmetic is bf16 by autocast
-        model=load_model(config.model, dtype=torch.float32),
+        model=load_model(config.model, dtype=getattr(torch, args.param_dtype)),
         args=args,
         train_dataset=training_rows(config, run, args),
         processing_class=load_tokenizer(config.model),
@@ -48,9 +50,10 @@ def training_rows(config: Config, run: Run, args: RAFTConfig) -> list[Row]:
     if args.answer_target != "raw" and refined.exists():
         made = {line["id"]: line for line in read_jsonl(refined)}
         for row in rows:
-            if row["id"] not in made:
+            line = made.get(row["id"])
+            if line is None or (line["question"], line["answer"]) != (row["question"], row["answer"]):
                 raise InputError(f"{refined}: has no line for row {row['id']} of {config.data}; refine that file first")
-            fields = {name: made[row["id"]].get(name) for name in ("fused_answer", "rewritten", "kept")}
+            fields = {name: line.get(name) for name in ("fused_answer", "rewritten", "kept")}
             row.update({name: value for name, value in fields.items() if value is not None})  # type: ignore[typeddict-item]
     if args.answer_target == "fused" and not any(row.get("fused_answer") for row in rows):
         logger.warning("no row has a fused answer: training on the reference answers")
@@ -58,8 +61,11 @@ def training_rows(config: Config, run: Run, args: RAFTConfig) -> list[Row]:
 
 
 def save(trainer: RAFTTrainer, folder: Path) -> None:
-    """Writes a plain Hugging Face checkpoint: model, tokenizer, configurations."""
-    trainer.save_model(str(folder))
+    """Writes a plain Hugging Face checkpoint: model, tokenizer, configurations. The folder appears when it is complete."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    trainer.save_model(str(partial))
     if trainer.is_world_process_zero():
         # A pickle of the training arguments, which the Trainer adds; the run's config.yaml says the same, readably.
-        (folder / "training_args.bin").unlink(missing_ok=True)
+        (partial / "training_args.bin").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)

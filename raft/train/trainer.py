@@ -5,7 +5,6 @@ its first forward, which is where rollouts are drawn and the teacher scores them
 Everything around them (optimizer, schedule, accumulation, checkpoints, callbacks, loggers, distribution) is the Trainer's.
 """
 
-import json
 import logging
 import os
 import sys
@@ -16,26 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 
 from raft.engines.base import Completion, Engine, Sampling, context_length, eos_ids
 from raft.errors import ConfigError, RunFolderError
 from raft.models import load_model, load_tokenizer
-from raft.rows import normalize_rows
+from raft.rows import Row, normalize_rows, read_rows
 from raft.runs import JsonlAppender, write_json
 from raft.train.balance import Balance
+from raft.train.checkpoint import last_checkpoint, read_state, state_name
 from raft.train.clock import Clock
 from raft.train.config import RAFTConfig
 from raft.train.data import Example, render
-from raft.train.losses import Batch, Scored, covered_mass, kl_per_rollout, sft_sum, student_batch
+from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, student_batch
+from raft.train.master import keep_masters
 from raft.train.model import LanguageModel, inside_forward
-from raft.train.records import SUMS, Window, drop_after
+from raft.train.records import Step, Window, drop_after
 from raft.train.rollout import MicroBatch, RolloutQueue
 from raft.train.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
-STATE = "raft_state.json"
 UNSUPPORTED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "model_init")
 
 
@@ -43,7 +42,8 @@ class RAFTTrainer(Trainer):
     """Trains a causal language model by one of the methods of `raft.train.methods`.
 
     model: a path or name, or a model of transformers, plain or with LoRA adapters.
-    train_dataset, eval_dataset: rows as `raft.rows` takes them; eval_loss is the cross-entropy of the answers.
+    train_dataset, eval_dataset: rows as `raft.rows` takes them, in memory or in a file; eval_loss is the cross-entropy of
+    the answers, a mean over batches as in transformers.
     engine: an object of the Engine protocol that follows this model's weights; it is used and not closed. None: built by need.
     teacher: a path or a model. None: the model as it is now (under LoRA: with its adapters off).
     Further arguments go to transformers.Trainer.
@@ -55,7 +55,7 @@ class RAFTTrainer(Trainer):
         self,
         model: str | os.PathLike[str] | nn.Module,
         args: RAFTConfig,
-        train_dataset: Iterable[Mapping[str, Any]] | None = None,
+        train_dataset: Iterable[Mapping[str, Any]] | str | os.PathLike[str] | None = None,
         processing_class: Any = None,
         engine: Engine | None = None,
         teacher: str | nn.Module | None = None,
@@ -63,10 +63,10 @@ class RAFTTrainer(Trainer):
         **trainer_kwargs: Any,
     ):
         _check(args, trainer_kwargs)
-        rows = None if train_dataset is None else normalize_rows(train_dataset)
+        rows = None if train_dataset is None else _rows(train_dataset, "train_dataset")
         if isinstance(model, (str, os.PathLike)):
             tokenizer = processing_class or load_tokenizer(model)
-            loaded: Any = load_model(model, dtype=torch.float32)
+            loaded: Any = load_model(model, dtype=getattr(torch, args.param_dtype))
         else:
             loaded = model
             tokenizer = processing_class or load_tokenizer(loaded.config._name_or_path)
@@ -101,6 +101,7 @@ class RAFTTrainer(Trainer):
         self.clock = Clock(args.device)
         self._step = Step(args.device)
         self._files: dict[str, JsonlAppender] = {}
+        self._bound_seen = False
         self.add_callback(_Steps(self))
 
     # ---- a step ----
@@ -194,6 +195,14 @@ class RAFTTrainer(Trainer):
             sft, _ = self._losses(model, batch)
         return sft / len(batch.sft_labels), None, None
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        # FSDP and DeepSpeed keep parameters of their own in full precision.
+        if fresh and not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and (count := keep_masters(optimizer)):
+            logger.info("%d bf16 parameters have fp32 master weights in the optimizer", count)
+        return optimizer
+
     # ---- before, between and after steps (called by `_Steps`) ----
 
     def begin(self) -> None:
@@ -229,17 +238,18 @@ class RAFTTrainer(Trainer):
     def after_step(self) -> None:
         """Adds the step to the window of the next logged line, and writes its rollouts."""
         step = self._step
-        sums = dict(zip(SUMS, self.accelerator.reduce(step.sums, "sum").tolist(), strict=True))
+        sums = self.accelerator.reduce(step.sums, "sum")
         weight = None if step.weight is None else step.weight.item()
-        bound = self.args.lambda_bound
-        if weight is not None and bound is not None and weight >= bound and self.args.fixed_lambda is None:
-            logger.warning("step %d: lambda is at its upper bound of %g", self.state.global_step, bound)
-        self.window.add(sums, weight, self.clock.reset(), self.clock.now() - step.start)
+        bound = self.args.lambda_bound if self.args.fixed_lambda is None else None
+        if weight is not None and bound is not None and weight >= bound and not self._bound_seen:
+            self._bound_seen = True
+            logger.warning("lambda has reached its upper bound of %g in step %d", bound, self.state.global_step)
+        self.window.add(sums.tolist(), weight, self.clock.reset(), self.clock.now() - step.start)
         if self.is_world_process_zero():
             for line in self._rollout_lines(step):
                 self._files["rollouts.jsonl"].append(line)
 
-    def _rollout_lines(self, step: "Step") -> Iterator[dict[str, Any]]:
+    def _rollout_lines(self, step: Step) -> Iterator[dict[str, Any]]:
         drawn = [
             (s, loss) for scored, losses in step.rollout_losses for s, loss in zip(scored, losses.tolist(), strict=True)
         ]
@@ -332,7 +342,7 @@ class RAFTTrainer(Trainer):
             "rollouts": [],
             "window": Window().state_dict(),
         }
-        state = fresh if checkpoint is None else _read(Path(checkpoint, self._state_name))
+        state = fresh if checkpoint is None else read_state(Path(checkpoint, self._state_name))
         if state is None:
             raise RunFolderError(
                 f"{checkpoint}: expected {self._state_name}, which every checkpoint of this trainer has"
@@ -343,7 +353,7 @@ class RAFTTrainer(Trainer):
 
     @property
     def _state_name(self) -> str:
-        return STATE if self.args.world_size == 1 else STATE.replace(".json", f"_{self.args.process_index}.json")
+        return state_name(self.args.process_index, self.args.world_size)
 
     @property
     def _releases_cache(self) -> bool:
@@ -356,39 +366,6 @@ class RAFTTrainer(Trainer):
         if self._own_engine and self.engine is not None:
             self.engine.close()
             self.engine = None
-
-
-class Step:
-    """What one optimizer step adds up on this rank. Tensors stay on the device until the step is over."""
-
-    def __init__(self, device: torch.device, start: float = 0.0):
-        self.start = start  # on the clock, in seconds
-        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
-        self.rollouts = torch.zeros((), device=device)  # scored ones, of all micro-batches and ranks
-        self.weight: Tensor | None = None  # lambda of the last micro-batch
-        self.rollout_losses: list[tuple[tuple[Scored, ...], Tensor]] = []
-
-    def add(self, name: str, value: Tensor | float) -> None:
-        self.sums[SUMS.index(name)] += value.detach() if isinstance(value, Tensor) else value
-
-    def count_drawn(self, micro: MicroBatch) -> None:
-        drawn = [completion for completions in micro.rollouts for completion in completions]
-        self.add("rollouts", len(drawn))
-        self.add("rollout_tokens", sum(len(completion.token_ids) for completion in drawn))
-        self.add("truncated", sum(completion.finish_reason == "length" for completion in drawn))
-
-    def count_seen(self, batch: Batch, sft: Tensor, kl: Tensor) -> None:
-        self.add("sft", sft)
-        self.add("sft_tokens", len(batch.sft_labels))
-        self.add("kl", kl.sum())
-        self.add("kl_rollouts", len(batch.scored))
-        self.add("kl_tokens", len(batch.kl_positions))
-        self.add("packed_tokens", batch.pack.tokens)
-        self.rollout_losses.append((batch.scored, kl.detach()))
-
-    def seen(self) -> Tensor:
-        """[4] float64: L_SFT and its tokens, L_KL and its rollouts, summed over the micro-batches so far."""
-        return self.sums[SUMS.index("sft") : SUMS.index("kl_rollouts") + 1]
 
 
 class _Steps(TrainerCallback):
@@ -407,29 +384,16 @@ class _Steps(TrainerCallback):
         self.trainer.after_step()
 
 
-def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """The newest checkpoint in `folder` that was written to its end."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
-        if _read(path / TRAINER_STATE_NAME) is not None and any(path.glob(STATE.replace(".json", "*.json"))):
-            return str(path)
-    return None
-
-
-def _read(path: Path) -> Any:
-    """A JSON file; None if it is missing or was cut short."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def _render_eval(dataset: Any, tokenizer: Any, args: RAFTConfig, ends: tuple[int, ...]) -> Any:
     if dataset is None:
         return None
     if isinstance(dataset, Mapping):
         return {name: _render_eval(rows, tokenizer, args, ends) for name, rows in dataset.items()}
-    return render(normalize_rows(dataset, source="eval_dataset"), tokenizer, args, ends, rollouts=False)[0]
+    return render(_rows(dataset, "eval_dataset"), tokenizer, args, ends, rollouts=False)[0]
+
+
+def _rows(dataset: Any, name: str) -> list[Row]:
+    return read_rows(dataset) if isinstance(dataset, (str, os.PathLike)) else normalize_rows(dataset, source=name)
 
 
 def _fit(args: RAFTConfig, student: LanguageModel) -> None:

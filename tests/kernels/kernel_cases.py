@@ -96,7 +96,10 @@ def oracle_loss(
     one class. Eq. 10: T^2 times the divergence."""
     losses = []
     for student, teacher, ids in zip(student_logits, teacher_logits, oracle_topk(teacher_logits, k), strict=True):
-        full = [oracle_softmax(list(teacher), teacher_temperature or temperature), oracle_softmax(list(student), temperature)]
+        full = [
+            oracle_softmax(list(teacher), teacher_temperature or temperature),
+            oracle_softmax(list(student), temperature),
+        ]
         kept = [[x[i] for i in ids] for x in full]
         if tail == "renormalize":
             p, q = ([x / sum(side) for x in side] for side in kept)

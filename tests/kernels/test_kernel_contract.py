@@ -1,10 +1,11 @@
 """What the operators promise beside numbers: determinism, no host synchronisation, bounded memory, and that they work
 under torch.compile, autocast, activation checkpointing, retain_graph and inference mode."""
 
+import contextlib
+
 import pytest
 import torch
 from kernel_cases import leaves, make_case
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from bench.measure import peak_mib
@@ -22,7 +23,7 @@ from raft_kernels import (
     topk_metrics,
 )
 from raft_kernels import cross_entropy as ce
-from raft_kernels import topk_kl as topk_kl_module
+from raft_kernels.topk_kl import _topk_kl
 
 TAILS = ["renormalize", "bucket"]
 # K beside V: "sparse" reads single rows of the head, "dense" goes through products with all of it.
@@ -79,7 +80,10 @@ def test_compiles_without_a_graph_break(size, tail):
 def test_compiles_for_any_number_of_tokens():
     c = make_case(30, 8, 60)
     compiled = torch.compile(
-        lambda x, t: linear_topk_kl(x, c.student_weight, t, c.teacher_weight, k=9), fullgraph=True, dynamic=True, backend="aot_eager"
+        lambda x, t: linear_topk_kl(x, c.student_weight, t, c.teacher_weight, k=9),
+        fullgraph=True,
+        dynamic=True,
+        backend="aot_eager",
     )
     for n in (4, 11, 30):
         x = c.student_hidden[:n].clone().requires_grad_()
@@ -101,34 +105,33 @@ def test_operators_are_well_formed(size, tail):
     teacher = linear_topk(*c.teacher, k, softcap=9.0, log_partition_at=1.5)
     partition = teacher.log_partition if tail == "bucket" else None
     args = (*leaves(c.student), *teacher[:2], partition, None, v, *settings, 1.5, 1.5, "forward", 0.5, 2.25)
-    torch.library.opcheck(topk_kl_module._topk_kl, args)
+    torch.library.opcheck(_topk_kl, args)
     labels = torch.randint(0, v, (n,))
     torch.library.opcheck(ce._chunked, (*leaves(c.student), labels, 9.0, torch.float32))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tail", TAILS)
-def test_nothing_waits_for_a_gpu(tail):
-    """On fake CUDA tensors any read of a value raises: every branch, shape and loop bound is known on the host."""
+def test_no_value_is_read_back_to_the_host(monkeypatch, tail, dtype):
+    """Meta tensors have no values, and reading one raises: every branch, shape and loop bound is known on the host. Only
+    the paths that a CPU tensor takes alone may look."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     n, h, v, k = 50, 16, 300, 20
-    for dtype in (torch.float32, torch.bfloat16):
-        with FakeTensorMode():
-            hidden, weight = torch.empty(n, h, dtype=dtype, device="cuda"), torch.empty(v, h, dtype=dtype, device="cuda")
-            bias, mask = torch.empty(v, dtype=dtype, device="cuda"), torch.empty(n, dtype=torch.bool, device="cuda")
-            labels = torch.empty(n, dtype=torch.long, device="cuda")
-            indices, logits, partition = topk._linear_topk._init_fn(
-                hidden, weight, bias, mask, k, v, 0.5, 9.0, dtype, 1.5
-            )
-            used = head.Head(weight, bias, v, 0.5, 9.0, dtype)
-            given = partition if tail == "bucket" else None
-            loss, grad, rest = topk_kl_torch.forward(
-                used, hidden, indices, logits, given, mask, 1.5, 1.5, "jsd", 0.5, 2.25
-            )
-            grads = topk_kl_torch.backward(
-                used, loss, grad, rest, hidden, indices, mask, [True, True, True], 1.5
-            )
-            assert [g.shape for g in grads] == [hidden.shape, weight.shape, bias.shape]
-            loss, at = ce._chunked._init_fn(hidden, weight, bias, labels, 9.0, dtype)
-            ce._chunked_backward._init_fn(loss, at, hidden, weight, bias, labels, [True, True, True], 9.0, dtype)
+    hidden, weight, bias = (torch.empty(*s, dtype=dtype, device="meta") for s in ((n, h), (v, h), (v,)))
+    mask = torch.empty(n, dtype=torch.bool, device="meta")
+    labels = torch.empty(n, dtype=torch.long, device="meta")
+    with pytest.raises(RuntimeError, match="meta"):
+        labels.max().item()
+    top = topk._linear_topk._init_fn(hidden, weight, bias, mask, k, v, 0.5, 9.0, dtype, 1.5)
+    indices, logits, partition = top
+    given = partition if tail == "bucket" else None
+    used = head.Head(weight, bias, v, 0.5, 9.0, dtype)
+    loss, by_y, rest = topk_kl_torch.forward(used, hidden, indices, logits, given, mask, 1.5, 1.5, "jsd", 0.5, 2.25)
+    needs = [True, True, True]
+    grads = topk_kl_torch.backward(used, loss, by_y, rest, hidden, indices, mask, needs, 1.5)
+    assert [g.shape for g in grads] == [hidden.shape, weight.shape, bias.shape]
+    loss, partition = ce._chunked._init_fn(hidden, weight, bias, labels, 9.0, dtype)
+    ce._chunked_backward._init_fn(loss, partition, hidden, weight, bias, labels, needs, 9.0, dtype)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -291,6 +294,8 @@ def test_metrics_and_module_run_compiled():
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*c.student[:2], *c.teacher), module(*c.student[:2], *c.teacher))
     teacher = linear_topk(*c.teacher, 5, log_partition_at=1.5)
-    measured = torch.compile(lambda h, w, i, t, p: topk_metrics(h, w, TopK(i, t, p)), fullgraph=True, backend="aot_eager")
+    measured = torch.compile(
+        lambda h, w, i, t, p: topk_metrics(h, w, TopK(i, t, p)), fullgraph=True, backend="aot_eager"
+    )
     for a, b in zip(measured(*c.student[:2], *teacher), topk_metrics(*c.student[:2], teacher), strict=True):
         torch.testing.assert_close(a, b)

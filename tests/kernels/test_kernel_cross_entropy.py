@@ -170,6 +170,7 @@ def test_choice_of_provider(monkeypatch):
     assert ce.choose_provider(*fp32, None, None) == "chunked"
 
 
+@pytest.mark.slow
 def test_liger_provider_in_the_interpreter():
     """Liger's kernels on CPU tensors; in a process of its own, because the interpreter is chosen at triton's import."""
     pytest.importorskip("liger_kernel")

@@ -16,7 +16,10 @@ LABELS = torch.zeros(4, dtype=torch.long)
 
 CASES = {
     "k above V": (lambda: linear_topk(*TEACHER, 31), "linear_topk: k=31 is larger than the vocabulary of 30 tokens"),
-    "k above vocab_size": (lambda: linear_topk(*TEACHER, 21, vocab_size=20), "k=21 is larger than the vocabulary of 20"),
+    "k above vocab_size": (
+        lambda: linear_topk(*TEACHER, 21, vocab_size=20),
+        "k=21 is larger than the vocabulary of 20",
+    ),
     "k zero": (lambda: linear_topk(*TEACHER, 0), "linear_topk: k=0 must be at least 1"),
     "vocab_size": (lambda: linear_topk(*TEACHER, 5, vocab_size=31), "vocab_size=31 must lie in 1..30"),
     "hidden size": (lambda: linear_topk(torch.zeros(4, 5), TEACHER[1], 5), "hidden (4, 5) and weight (30, 6) differ"),
@@ -24,11 +27,23 @@ CASES = {
     "bias": (lambda: linear_topk(*TEACHER, 5, bias=torch.zeros(29)), "bias must be [V] = [30], got shape (29,)"),
     "integers": (lambda: linear_topk(TEACHER[0].int(), TEACHER[1], 5), "hidden must be bfloat16, float16, float32 or"),
     "softcap": (lambda: linear_topk(*TEACHER, 5, softcap=0.0), "softcap=0.0 must be a positive number"),
-    "log_partition_at": (lambda: linear_topk(*TEACHER, 5, log_partition_at=-1), "log_partition_at=-1 must be a positive"),
-    "mask": (lambda: linear_topk(*TEACHER, 5, mask=torch.ones(3)), "mask (3,) must have the leading sizes of hidden, (4,)"),
+    "log_partition_at": (
+        lambda: linear_topk(*TEACHER, 5, log_partition_at=-1),
+        "log_partition_at=-1 must be a positive",
+    ),
+    "mask": (
+        lambda: linear_topk(*TEACHER, 5, mask=torch.ones(3)),
+        "mask (3,) must have the leading sizes of hidden, (4,)",
+    ),
     "temperature": (lambda: topk_kl(*STUDENT, TOP, temperature=0), "topk_kl: temperature=0 must be a positive number"),
-    "teacher_temperature": (lambda: topk_kl(*STUDENT, TOP, teacher_temperature=float("inf")), "teacher_temperature=inf"),
-    "divergence": (lambda: topk_kl(*STUDENT, TOP, divergence="kl"), "divergence='kl' is unknown; use one of forward, reverse"),
+    "teacher_temperature": (
+        lambda: topk_kl(*STUDENT, TOP, teacher_temperature=float("inf")),
+        "teacher_temperature=inf",
+    ),
+    "divergence": (
+        lambda: topk_kl(*STUDENT, TOP, divergence="kl"),
+        "divergence='kl' is unknown; use one of forward, reverse",
+    ),
     "tail": (lambda: topk_kl(*STUDENT, TOP, tail="drop"), "tail='drop' is unknown; use one of renormalize, bucket"),
     "beta": (lambda: topk_kl(*STUDENT, TOP, divergence="jsd", beta=1.0), "beta=1.0 must lie between 0 and 1"),
     "bucket": (lambda: topk_kl(*STUDENT, TOP, tail="bucket"), "tail='bucket' needs teacher.log_partition"),
@@ -36,7 +51,10 @@ CASES = {
         lambda: topk_kl(*STUDENT, TopK(TOP.indices[:3], TOP.logits)),
         "teacher.indices (3, 5) must be (4, 5) for hidden (4, 6)",
     ),
-    "teacher logits": (lambda: topk_kl(*STUDENT, TopK(TOP.indices, TOP.logits[:, :4])), "teacher.logits (4, 4) must be"),
+    "teacher logits": (
+        lambda: topk_kl(*STUDENT, TopK(TOP.indices, TOP.logits[:, :4])),
+        "teacher.logits (4, 4) must be",
+    ),
     "teacher id": (
         lambda: topk_kl(*STUDENT, TopK(TOP.indices + 30, TOP.logits)),
         "the student's ids in 0..29",
@@ -51,10 +69,16 @@ CASES = {
         "the student's head has 30 rows, the teacher's 25; say with vocab_size",
     ),
     "labels": (lambda: linear_cross_entropy(*STUDENT, LABELS[:3]), "labels (3,) must have the leading sizes"),
-    "label dtype": (lambda: linear_cross_entropy(*STUDENT, LABELS.float()), "labels must be integers, got torch.float32"),
+    "label dtype": (
+        lambda: linear_cross_entropy(*STUDENT, LABELS.float()),
+        "labels must be integers, got torch.float32",
+    ),
     "reduction": (lambda: linear_cross_entropy(*STUDENT, LABELS, reduction="avg"), "reduction='avg' is unknown"),
     "metrics": (lambda: topk_metrics(*STUDENT, TOP, temperature=-2.0), "topk_metrics: temperature=-2.0 must be"),
-    "backend": (lambda: linear_topk(*TEACHER, 5, backend="cuda"), "backend='cuda' is unknown; use one of torch, triton"),
+    "backend": (
+        lambda: linear_topk(*TEACHER, 5, backend="cuda"),
+        "backend='cuda' is unknown; use one of torch, triton",
+    ),
 }
 
 

@@ -81,7 +81,5 @@ def test_masked_tokens_and_leading_sizes():
 
 def test_no_gradient():
     c = make_case(5, 8, 40)
-    got = topk_metrics(
-        c.student_hidden.requires_grad_(), c.student_weight.requires_grad_(), linear_topk(*c.teacher, 6)
-    )
+    got = topk_metrics(c.student_hidden.requires_grad_(), c.student_weight.requires_grad_(), linear_topk(*c.teacher, 6))
     assert not any(t.requires_grad for t in got if t is not None)

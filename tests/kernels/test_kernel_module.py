@@ -29,7 +29,9 @@ def test_micro_batches_add_up_to_the_batch():
     whole, parts = leaves(c.student[:2]), leaves(c.student[:2])
     module(*whole, *c.teacher, mask=mask).backward()
     for rows in (slice(0, 2), slice(2, 9), slice(9, 12)):
-        loss = module(parts[0][rows], parts[1], c.teacher_hidden[rows], c.teacher_weight, mask=mask[rows], num_items=mask.sum())
+        loss = module(
+            parts[0][rows], parts[1], c.teacher_hidden[rows], c.teacher_weight, mask=mask[rows], num_items=mask.sum()
+        )
         loss.backward()
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a.grad, b.grad)

@@ -118,7 +118,9 @@ def test_masked_tokens_are_exactly_nothing(shape, tail):
     torch.testing.assert_close(got[0][mask], kept[0])
     torch.testing.assert_close(got[1][mask], kept[1])
     torch.testing.assert_close(got[2:], kept[2:])
-    nothing = run((hidden * math.nan, *c.student[1:]), TopK(*poisoned), mask=torch.zeros(n, dtype=torch.bool), tail=tail)
+    nothing = run(
+        (hidden * math.nan, *c.student[1:]), TopK(*poisoned), mask=torch.zeros(n, dtype=torch.bool), tail=tail
+    )
     assert all((t == 0).all() for t in nothing)
 
 
@@ -126,9 +128,7 @@ def test_mask_may_be_numbers():
     c = make_case(6, 8, 64)
     teacher = linear_topk(*c.teacher, 5)
     mask = torch.tensor([1, 0, 1, 0, 0, 1])
-    assert torch.equal(
-        topk_kl(*c.student[:2], teacher, mask=mask), topk_kl(*c.student[:2], teacher, mask=mask.bool())
-    )
+    assert torch.equal(topk_kl(*c.student[:2], teacher, mask=mask), topk_kl(*c.student[:2], teacher, mask=mask.bool()))
 
 
 @pytest.mark.parametrize("v", [40, 300], ids=["dense", "sparse"])

@@ -41,7 +41,7 @@ def test_sizes_and_splits(domain):
         assert len({item["id"] for item in split}) == len(split)
         assert {item["suite"] for item in split} == {"domain", "general", "format"}
     skills = Counter(item["skill"] for item in world.test if item["suite"] == "domain")
-    assert skills == {"paraphrase": 5 * ENTITIES, "two facts": 2 * ENTITIES}
+    assert skills == {"paraphrase": 10 * ENTITIES, "two facts": 2 * ENTITIES}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

@@ -85,7 +85,7 @@ def test_draws_have_the_models_distribution(engine, model, sampling):
     kept = order[(sorted_p.cumsum(0) - sorted_p) < sampling.top_p]
     expected = torch.zeros_like(p).index_put((kept,), p[kept] / p[kept].sum())
     assert counts[expected == 0].sum() == 0
-    # Chi-square over the tokens that are frequent enough, the rest as one: 5 standard deviations off would be a wrong sampler.
+    # Chi-square over the tokens that are frequent enough, the rest as one; 5 deviations off is a wrong sampler.
     often = expected * n >= 10
     e = torch.cat([expected[often], expected[~often].sum(0, keepdim=True)]) * n
     o = torch.cat([counts[often], counts[~often].sum(0, keepdim=True)]).double()
@@ -151,7 +151,12 @@ def test_no_prompts_no_completions(engine):
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([], "prompt 1: expected 1 to 63 tokens"), ([5] * 64, "got 64"), ([5, 936], r"in \[0, 936\)"), ([-1], "got -1 to -1")],
+    [
+        ([], "prompt 1: expected 1 to 63 tokens"),
+        ([5] * 64, "got 64"),
+        ([5, 936], r"in \[0, 936\)"),
+        ([-1], "got -1 to -1"),
+    ],
 )
 def test_bad_prompts_are_named(engine, prompt, message):
     with pytest.raises(InputError, match=message):
@@ -181,7 +186,7 @@ def test_a_folder_does_as_well(path, engine):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, tokenizer):
-    with pytest.raises(ModelError, match="not a model"):
+    with pytest.raises(ModelError, match="expected a folder with a language model"):
         HFEngine(tmp_path, tokenizer)
 
 
@@ -203,8 +208,8 @@ def test_chat_ids_need_a_template(path):
 def test_models_are_asked_not_to_think(path):
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.chat_template = "{{ 'no' if enable_thinking is defined and not enable_thinking else 'yes' }}"
-    assert tokenizer.decode(chat_ids(tokenizer, [])) == "no"
-    assert tokenizer.decode(chat_ids(tokenizer, [], enable_thinking=True)) == "yes"
+    assert tokenizer.decode(chat_ids(tokenizer, [{"role": "user", "content": "Hi"}])) == "no"
+    assert tokenizer.decode(chat_ids(tokenizer, [{"role": "user", "content": "Hi"}], enable_thinking=True)) == "yes"
 
 
 def test_generate_text_gives_clean_text(tokenizer):
@@ -213,7 +218,9 @@ def test_generate_text_gives_clean_text(tokenizer):
             self.tokenizer = tokenizer
 
         def generate(self, prompts, sampling):
-            return [Completion([*tokenizer(f" {len(p)} ok \n").input_ids, tokenizer.eos_token_id], "stop") for p in prompts]
+            return [
+                Completion([*tokenizer(f" {len(p)} ok \n").input_ids, tokenizer.eos_token_id], "stop") for p in prompts
+            ]
 
     chats = [[{"role": "user", "content": "a"}], [{"role": "user", "content": "some more"}]]
     lengths = [len(chat_ids(tokenizer, chat)) for chat in chats]

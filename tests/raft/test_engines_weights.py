@@ -1,5 +1,7 @@
 """How weights are matched, shared and copied, on a model that fuses and pads as vLLM does."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from hypothesis import given
@@ -36,14 +38,16 @@ class Padded(nn.Module):
 class Served(nn.Module):
     """Query, key and value under each other, the vocabulary padded to a multiple of 8."""
 
-    packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    packed_modules_mapping: ClassVar = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
 
     def __init__(self, student, tied=False, order=("q_proj", "k_proj", "v_proj"), dtype=torch.float32):
         super().__init__()
         vocab, width = student.embed.weight.shape
         rows = -(-vocab // 8) * 8
         self.embed = Padded(rows, width)
-        self.qkv_proj = nn.Linear(width, sum(getattr(student, n).out_features for n in order), student.q_proj.bias is not None)
+        self.qkv_proj = nn.Linear(
+            width, sum(getattr(student, n).out_features for n in order), student.q_proj.bias is not None
+        )
         self.head = self.embed if tied else Padded(rows, width)
         with torch.no_grad():
             self.embed.weight[:vocab] = student.embed.weight
@@ -58,9 +62,7 @@ def shared(student, served) -> SharedWeights:
     return SharedWeights(student, match(served, checkpoint_tensors(student)))
 
 
-@given(
-    vocab=st.integers(1, 20), width=st.integers(1, 9), kv=st.integers(1, 5), tied=st.booleans(), bias=st.booleans()
-)
+@given(vocab=st.integers(1, 20), width=st.integers(1, 9), kv=st.integers(1, 5), tied=st.booleans(), bias=st.booleans())
 def test_training_writes_where_generation_reads(vocab, width, kv, tied, bias):
     student = Student(vocab, width, kv, tied, bias)
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
@@ -72,7 +74,9 @@ def test_training_writes_where_generation_reads(vocab, width, kv, tied, bias):
         for parameter in student.parameters():
             parameter.add_(torch.randn_like(parameter))
     weights.refresh()
-    assert torch.equal(served.qkv_proj.weight, torch.cat([student.q_proj.weight, student.k_proj.weight, student.v_proj.weight]))
+    assert torch.equal(
+        served.qkv_proj.weight, torch.cat([student.q_proj.weight, student.k_proj.weight, student.v_proj.weight])
+    )
     assert torch.equal(served.embed.weight[:vocab], student.embed.weight)
     assert torch.equal(served.head.weight[:vocab], student.head.weight)
     assert served.head.weight[vocab:].abs().sum() == 0
@@ -90,7 +94,9 @@ def test_moved_parameters_are_found(what):
         student.double().float()
     else:
         student.k_proj.weight = nn.Parameter(student.k_proj.weight.detach().clone())
-    with pytest.raises(EngineError, match="no longer live in the engine's storage.*" + ("k_proj.weight" if what != "to" else "")):
+    with pytest.raises(
+        EngineError, match="no longer live in the engine's storage.*" + ("k_proj.weight" if what != "to" else "")
+    ):
         weights.refresh()
 
 
@@ -137,7 +143,9 @@ def test_a_refresh_copies_in_place(dtype, tied):
     student = Student(tied=tied)
     served = Served(student, tied=tied, dtype=dtype)
     address = served.qkv_proj.weight.data_ptr()
-    weights = CopiedWeights(student, match(served, checkpoint_tensors(student)), load=lambda tensors: pytest.fail("not needed"))
+    weights = CopiedWeights(
+        student, match(served, checkpoint_tensors(student)), load=lambda tensors: pytest.fail("not needed")
+    )
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.normal_()

@@ -1,5 +1,6 @@
 """The distribution: two import packages from two folders, nothing else, and the scripts around it."""
 
+import importlib.util
 import os
 import runpy
 import shutil
@@ -97,6 +98,17 @@ def test_the_folder_kernels_is_no_package():
     code = "import importlib.util as u; spec = u.find_spec('kernels'); print(spec and spec.origin)"
     shown = run(sys.executable, "-c", code, cwd=ROOT)
     assert not shown.stdout.strip().startswith(str(ROOT / "kernels")), shown.stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("kernels") is None, reason="Hugging Face's kernels is not installed")
+def test_hugging_faces_kernels_works_beside_ours():
+    """From the repository root, where a folder of the same name lies, with `python -m` putting it on the path first."""
+    code = (
+        "import kernels, raft_kernels, transformers.integrations.hub_kernels as h; print(kernels.__file__, h.__name__)"
+    )
+    shown = run(sys.executable, "-c", code, cwd=ROOT)
+    assert shown.returncode == 0, shown.stderr
+    assert "site-packages" in shown.stdout.split()[0]
 
 
 def test_the_versions_agree():

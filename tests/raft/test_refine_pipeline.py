@@ -124,6 +124,9 @@ def test_every_row_comes_out_in_order_with_the_contracts_fields(tmp_path):
         else:
             assert line["fused_answer"] == row["answer"] and (line["judge_scores"], line["rounds"]) == ([], 0)
     assert {line["kept"] for line in fused} == {True, False}
+    # no two batches, stages or rounds draw the same numbers
+    drawn = [line["text"].split()[-1] for name in ("rewrite", "fuse") for line in lines(tmp_path, name)]
+    assert len(drawn) > 20 and len(set(drawn)) > len(drawn) - 2
     assert fused[1]["skill"] == "kept as it is" and "prompt" not in fused[1]
     assert not lines(tmp_path, "failed")
     assert [row["id"] for row in read_rows(tmp_path / "refine" / "fused.jsonl")] == [row["id"] for row in rows]

@@ -7,11 +7,9 @@ import torch
 from transformers import TrainerCallback
 
 from raft.errors import RunFolderError
+from raft.train.checkpoint import last_checkpoint
 from raft.train.records import drop_after
-from raft.train.trainer import last_checkpoint
 from tests.golden.training import exact, lines, rows, trainer
-
-SETTINGS = {"data": rows(5), "num_train_epochs": 2}
 
 
 class Killed(Exception):
@@ -32,23 +30,21 @@ class KillAfter(TrainerCallback):
 @pytest.mark.parametrize(
     ("overrides", "step"),
     [
-        ({}, 3),
+        ({}, 3),  # at an epoch's end
         ({"steps_per_refresh": 3, "rollouts_per_prompt": 2}, 4),  # in the middle of what one refresh feeds
-        (
-            {"gradient_accumulation_steps": 2, "logging_steps": 2},
-            3,
-        ),  # at an epoch's end, in the middle of a logged line
-        ({"method": "sft"}, 5),
+        ({"num_train_epochs": 3, "gradient_accumulation_steps": 2, "logging_steps": 2}, 3),  # and of a logged line
+        ({"method": "sft", "num_train_epochs": 3}, 5),
     ],
 )
 def test_resume_is_exact(tmp_path, overrides, step):
-    whole = trainer(tmp_path / "whole", **SETTINGS, **overrides)
+    overrides = {"data": rows(5), "num_train_epochs": 2, **overrides}
+    whole = trainer(tmp_path / "whole", **overrides)
     whole.train()
     folder = tmp_path / "resumed"
     saving = {"save_strategy": "steps", "save_steps": step}
     with pytest.raises(Killed):
-        trainer(folder, **SETTINGS, **overrides, **saving, callbacks=[KillAfter(step + 1)]).train()
-    resumed = trainer(folder, **SETTINGS, **overrides, **saving)
+        trainer(folder, **overrides, **saving, callbacks=[KillAfter(step + 1)]).train()
+    resumed = trainer(folder, **overrides, **saving)
     resumed.train(resume_from_checkpoint=True)
     assert exact(folder / "metrics.jsonl") == exact(tmp_path / "whole/metrics.jsonl")
     assert lines(folder / "rollouts.jsonl") == lines(tmp_path / "whole/rollouts.jsonl")

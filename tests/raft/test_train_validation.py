@@ -30,7 +30,7 @@ class Passes:
 
 
 def validated(tmp_path, passes, resume=None, every=2, save=None):
-    saving = {"save_strategy": "steps", "save_steps": save} if save else {}
+    saving = {"save_strategy": "steps", "save_steps": save, "save_total_limit": None} if save else {}
     made = trainer(tmp_path, **SETTINGS, **saving)
     made.add_callback(ValidationCallback([{"id": "a"}], every, tmp_path / "validation.jsonl", passes, made.engine))
     made.train(resume_from_checkpoint=resume)

@@ -1,0 +1,59 @@
+"""fp32 master weights for parameters in bf16.
+
+AdamW moves a weight by about the learning rate, and bf16 keeps 8 bits of it: at the paper's 5e-6 nearly every update of a
+bf16 weight would round away. So the optimizer owns fp32 copies; after each of its steps the parameters take their rounded
+values, in place, so that an engine that shares their storage sees them too.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+KEY = "master_weights"
+
+
+def keep_masters(optimizer: torch.optim.Optimizer) -> int:
+    """Gives `optimizer`, before its first step, fp32 copies of its bf16 parameters to work on; returns how many.
+
+    The copies are part of the optimizer's state_dict. Gradients are taken from, and clipped on, the parameters themselves.
+    """
+    parameters: list[nn.Parameter] = []
+    masters: list[Tensor] = []
+    for group in optimizer.param_groups:
+        for i, parameter in enumerate(group["params"]):
+            if parameter.dtype == torch.bfloat16:
+                parameters.append(parameter)
+                masters.append(parameter.detach().float())
+                group["params"][i] = masters[-1]
+    if not parameters:
+        return 0
+
+    def take_gradients(*_: Any) -> None:
+        for parameter, master in zip(parameters, masters, strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+
+    @torch.no_grad()
+    def write_back(*_: Any) -> None:
+        torch._foreach_copy_(parameters, masters)
+        for master in masters:
+            master.grad = None
+
+    def save(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return state | {KEY: masters}
+
+    @torch.no_grad()
+    def load(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        if KEY not in state:
+            raise ValueError(
+                f"the optimizer's saved state has no {KEY}: it was saved with parameters of another precision"
+            )
+        torch._foreach_copy_(masters, [saved.to(m.device) for saved, m in zip(state[KEY], masters, strict=True)])
+        write_back()
+        return {name: value for name, value in state.items() if name != KEY}
+
+    optimizer.register_step_pre_hook(take_gradients)
+    optimizer.register_step_post_hook(write_back)
+    optimizer.register_state_dict_post_hook(save)
+    optimizer.register_load_state_dict_pre_hook(load)
+    return len(parameters)
