@@ -21,7 +21,7 @@ PAIR_BUDGET = 1 << 23
 # Elements of a table of converted head rows.
 TABLE_BUDGET = 1 << 26
 # How many times larger than K the vocabulary has to be before reading single rows beats a dense product.
-DENSE_RATIO = 16
+DENSE_RATIO = 4
 
 
 def suits(head: Head, k: int) -> bool:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def block_size(vocab: int, k: int) -> int:
-    """Ids per block for `select`. Blocks cost vocab/b and candidates k*b comparisons: least at b = sqrt(vocab/k)."""
-    b = 1 << max(0, round(math.log2(max(1.0, vocab / k)) / 2))
+    """Ids per block for `select_blocked`. Blocks cost vocab/b and candidates k*b: least at b = sqrt(vocab/k)."""
+    b = 1 << int(math.log2(max(1.0, vocab / k)) / 2)
     return b if b >= 4 else 1
 
 

@@ -15,7 +15,7 @@ MAX_ANSWER = 48  # tokens; its longest answer has about 35
 REFINE = RefineSettings(max_tokens=MAX_ANSWER, max_model_len=MAX_MODEL_LEN, batch_size=100)
 METHODS = ("sft", "raft")
 GRID_RATES = (1e-4, 2e-4, 5e-4)
-GRID_EPOCHS = (4, 8, 16, 24)
+GRID_EPOCHS = (4, 8, 16, 24, 32)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Choice:
 class DemoSettings:
     """What a demo does with its world. The tests run it on a part of the world; the defaults are the demo."""
 
-    sft: Choice = Choice(2e-4, 24)
+    sft: Choice = Choice(1e-4, 32)
     raft: Choice = Choice(2e-4, 8)
     validate_every: int = 2
     """Epochs between two points of the trade-off curve."""

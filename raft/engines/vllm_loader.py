@@ -53,7 +53,7 @@ class StudentLoader(BaseModelLoader):
     def download_model(self, model_config: Any) -> None:
         """Nothing to download."""
 
-    def load_weights(self, model: nn.Module, model_config: Any) -> None:
+    def load_weights(self, model: Any, model_config: Any) -> None:
         assert _handover is not None, f"load_format={LOAD_FORMAT!r} is for raft's VLLMEngine"
         tensors = checkpoint_tensors(_handover.model)
         loaded = model.load_weights(iter(tensors.items()))
@@ -65,7 +65,7 @@ class StudentLoader(BaseModelLoader):
 
     def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> nn.Module:
         model = super().load_model(vllm_config, model_config, prefix)
-        for module in model.modules():
+        for module in model.modules():  # type: Any
             if hasattr(module, "cpu_linear"):
                 # It also packs a copy of the head (vocab_parallel_embedding.py) and would go on computing with that.
                 module.cpu_linear = torch.nn.functional.linear
@@ -74,7 +74,7 @@ class StudentLoader(BaseModelLoader):
         return model
 
 
-def _attach(handover: Handover, engine_model: nn.Module) -> Weights:
+def _attach(handover: Handover, engine_model: Any) -> Weights:
     tensors = checkpoint_tensors(handover.model)
     slices: Mapping[str, Tensor] | None = None
     try:

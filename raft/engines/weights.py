@@ -7,6 +7,7 @@ the model's parameter can simply BE that block. Training then writes where gener
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +84,9 @@ class CopiedWeights:
 @torch.no_grad()
 def checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Names and tensors as a checkpoint has them: shards gathered, LoRA adapters merged, no copy without need."""
-    if hasattr(model, "get_base_model"):  # a peft model
-        return _merged(model.get_base_model())
+    base: Any = getattr(model, "get_base_model", None)
+    if base is not None:  # a peft model
+        return _merged(base())
     return {name: _whole(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
@@ -98,7 +100,7 @@ def _merged(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         path, _, leaf = name.rpartition(".")
         if path.endswith(".base_layer"):
-            layer = model.get_submodule(path.removesuffix(".base_layer"))
+            layer: Any = model.get_submodule(path.removesuffix(".base_layer"))
             whole = _whole(tensor)
             if leaf == "weight" and not getattr(layer, "disable_adapters", False):
                 for adapter in layer.active_adapters:

@@ -81,7 +81,7 @@ class RAFTConfig(TrainingArguments):
     save_strategy: str = "epoch"
     save_total_limit: int | None = 2
     remove_unused_columns: bool | None = False
-    bf16: bool | None = None  # type: ignore[assignment]
+    bf16: bool | None = None
     """Mixed precision. None: where a GPU supports it. The parameters, and so the optimizer's state, keep their own precision."""
 
     def __post_init__(self) -> None:

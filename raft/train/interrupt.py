@@ -3,7 +3,7 @@
 import signal
 import sys
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -20,7 +20,7 @@ class StopAtStepEnd(TrainerCallback):
         self.signum: int | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopAtStepEnd":
+    def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._note)
         return self

@@ -35,7 +35,7 @@ def keep_masters(optimizer: torch.optim.Optimizer) -> int:
 
     @torch.no_grad()
     def write_back(*_: Any) -> None:
-        torch._foreach_copy_(parameters, masters)
+        torch._foreach_copy_(tuple(parameters), tuple(masters))
         for master in masters:
             master.grad = None
 

@@ -35,8 +35,10 @@ class LanguageModel:
 
     def __init__(self, model: nn.Module):
         self.model: Any = model
-        self.inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if not hasattr(self.inner, "get_output_embeddings") or self.inner.config.is_encoder_decoder:
+        base: Any = getattr(model, "get_base_model", None)
+        self.inner: Any = self.model if base is None else base()
+        config: Any = getattr(self.inner, "config", None)
+        if not hasattr(self.inner, "get_output_embeddings") or config is None or config.is_encoder_decoder:
             raise ModelError(f"{type(self.inner).__name__}: expected a causal language model of transformers")
         self.packs = True
         self.head()

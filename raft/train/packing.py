@@ -32,7 +32,8 @@ class Pack(NamedTuple):
         return self.starts[-1]
 
     def to(self, device: torch.device) -> "Pack":
-        return Pack(*(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in self))
+        moved: list[Any] = [part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in self]
+        return Pack(*moved)
 
     def kwargs(self, model: PreTrainedModel) -> dict[str, Any]:
         """Arguments of the decoder, which hands those it does not know to the attention function."""

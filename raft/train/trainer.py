@@ -74,6 +74,7 @@ class RAFTTrainer(Trainer):
         self.student.check()
         _fit(args, self.student)
         ends = eos_ids(self.student.inner, tokenizer)
+        self.cuts: Any
         examples, self.cuts = render(rows, tokenizer, args, ends) if rows is not None else (None, None)
         evaluated = _render_eval(eval_dataset, tokenizer, args, ends)
         super().__init__(
@@ -283,8 +284,10 @@ class RAFTTrainer(Trainer):
         prompt, target = (sum(len(getattr(e, name)) for e in examples) / len(examples) for name in ("prompt", "target"))
         tokens = batch * (prompt + target)
         lines = [
-            f"raft: method {args.method} on {len(examples)} rows ({args.answer_target} answers), {self.state.max_steps} steps of {batch} rows "
-            f"({args.per_device_train_batch_size} x {args.gradient_accumulation_steps} micro-batches x {args.world_size} ranks)"
+            (
+                f"raft: method {args.method} on {len(examples)} rows ({args.answer_target} answers), {self.state.max_steps} steps of {batch} rows "
+                f"({args.per_device_train_batch_size} x {args.gradient_accumulation_steps} micro-batches x {args.world_size} ranks)"
+            )
         ]
         if args.preset.distills:
             most = tokens + batch * args.rollouts_per_prompt * (prompt + args.rollout_max_tokens)
@@ -295,10 +298,14 @@ class RAFTTrainer(Trainer):
                 else f"by moving averages, beta {args.ema_beta:g}"
             )
             lines += [
-                f"raft: {drawn} rollouts of at most {args.rollout_max_tokens} tokens a rank and refresh, "
-                f"a refresh every {args.steps_per_refresh} steps, from {getattr(self.engine, 'name', 'an engine')}",
-                f"raft: {tokens:.0f} tokens a step for the answers, {most:.0f} at most with rollouts; "
-                f"K {args.top_k}, T {args.temperature:g}, lambda {weight}",
+                (
+                    f"raft: {drawn} rollouts of at most {args.rollout_max_tokens} tokens a rank and refresh, "
+                    f"a refresh every {args.steps_per_refresh} steps, from {getattr(self.engine, 'name', 'an engine')}"
+                ),
+                (
+                    f"raft: {tokens:.0f} tokens a step for the answers, {most:.0f} at most with rollouts; "
+                    f"K {args.top_k}, T {args.temperature:g}, lambda {weight}"
+                ),
             ]
         else:
             lines.append(f"raft: {tokens:.0f} tokens a step")
@@ -337,7 +344,7 @@ class RAFTTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _restore(self, checkpoint: str | None) -> None:
-        fresh = {
+        fresh: dict[str, Any] = {
             "balance": {"sft": 0.0, "kl": 0.0, "steps": 0.0, "lambda": 0.0},
             "rollouts": [],
             "window": Window().state_dict(),
@@ -393,7 +400,11 @@ def _render_eval(dataset: Any, tokenizer: Any, args: RAFTConfig, ends: tuple[int
 
 
 def _rows(dataset: Any, name: str) -> list[Row]:
-    return read_rows(dataset) if isinstance(dataset, (str, os.PathLike)) else normalize_rows(dataset, source=name)
+    return (
+        read_rows(os.fspath(dataset))
+        if isinstance(dataset, (str, os.PathLike))
+        else normalize_rows(dataset, source=name)
+    )
 
 
 def _fit(args: RAFTConfig, student: LanguageModel) -> None:

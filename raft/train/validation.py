@@ -32,10 +32,11 @@ class ValidationCallback(TrainerCallback):
     ):
         if engine is None:
             raise ValueError("engine: expected one that follows the weights of the model under training, found None")
-        if evaluate_fn is None:
-            from raft.evaluate import evaluate as evaluate_fn
+        from raft.evaluate import evaluate
+
         self.items, self.every_epochs, self.path = items, every_epochs, Path(writer_path)
-        self.evaluate, self.engine = evaluate_fn, engine
+        self.evaluate: Callable[..., Any] = evaluate_fn or evaluate
+        self.engine = engine
         self.sampling = sampling or Sampling(temperature=0.0)
 
     def on_train_begin(

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from raft_kernels import head_sparse
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -10,3 +12,10 @@ def one_thread():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["dense", "sparse"])
+def way(request, monkeypatch):
+    """How the student's logits are computed: by products with the whole head, or from single rows of it."""
+    monkeypatch.setattr(head_sparse, "DENSE_RATIO", {"dense": 10**9, "sparse": 0}[request.param])
+    return request.param

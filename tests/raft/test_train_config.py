@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 
 import pytest
 from transformers import TrainingArguments
@@ -45,7 +46,7 @@ def test_every_field_of_its_own_has_a_docstring():
     body = ast.parse(inspect.getsource(RAFTConfig)).body[0].body
     documented = {
         statement.target.id
-        for statement, after in zip(body, body[1:], strict=False)
+        for statement, after in itertools.pairwise(body)
         if isinstance(statement, ast.AnnAssign)
         and isinstance(after, ast.Expr)
         and isinstance(after.value, ast.Constant)

@@ -21,7 +21,7 @@ def descend(parameter, steps, masters):
 def test_updates_too_small_for_bf16_add_up():
     start = torch.linspace(0.5, 2, 64)
     fp32, with_masters, without = (
-        descend(torch.nn.Parameter(start.to(dtype)), 400, masters)
+        descend(torch.nn.Parameter(start.to(dtype, copy=True)), 400, masters)
         for dtype, masters in ((torch.float32, False), (torch.bfloat16, True), (torch.bfloat16, False))
     )
     assert torch.equal(without, start.bfloat16().float()), "the plain optimizer was meant to lose every update"

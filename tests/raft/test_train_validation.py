@@ -111,13 +111,11 @@ def run_config(tmp_path, **settings):
 def refined(run):
     run.refine_dir.mkdir(parents=True)
     with open(run.refine_dir / "fused.jsonl", "w") as file:
-        for row in rows(4):
-            file.write(
-                json.dumps(
-                    {**row, "rewritten": f"mine {row['id']}", "kept": True, "fused_answer": f"fused {row['id']}"}
-                )
-                + "\n"
-            )
+        file.writelines(
+            json.dumps({**row, "rewritten": f"mine {row['id']}", "kept": True, "fused_answer": f"fused {row['id']}"})
+            + "\n"
+            for row in rows(4)
+        )
 
 
 @pytest.mark.parametrize("method", ["raft", "sft"])
