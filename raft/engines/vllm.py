@@ -71,7 +71,7 @@ class VLLMEngine:
             raise EngineError("vLLM is not installed; install it, or use engine 'hf'")
         self._llm: Any = None
         self._released = False
-        self._had_process_group = torch.distributed.is_initialized()
+        self._keeps_process_group = torch.distributed.is_initialized() or _many_processes()
         options: dict[str, Any] = {
             "max_num_seqs": max_num_seqs,
             "gpu_memory_utilization": gpu_memory_utilization,
@@ -163,7 +163,7 @@ class VLLMEngine:
         if self._llm is None:
             return
         client = self._llm.llm_engine.engine_core
-        if self._had_process_group:
+        if self._keeps_process_group:
             # vLLM's own way out would take the trainer's process group with it.
             client._finalizer.detach()
             client.engine_core.model_executor.shutdown()
@@ -206,6 +206,9 @@ def _make_llm(
         if release_on_gpu and not hasattr(LLM, "release_kv_cache_memory"):
             raise EngineError("release_on_gpu needs a vLLM that can release its KV cache alone (0.31)")
         options |= {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": release_on_gpu}
+    if _many_processes():
+        # Started by torchrun: each process has its own engine for its own prompts, on the process group of the training.
+        options["distributed_executor_backend"] = "external_launcher"
     return LLM(
         path,
         dtype=dtype,
@@ -281,6 +284,10 @@ def _leave_distributed() -> None:
         importlib.import_module("vllm.distributed.parallel_state").cleanup_dist_env_and_memory()
 
 
+def _many_processes() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _on_cpu() -> bool:
     from vllm.platforms import current_platform
 
@@ -292,13 +299,13 @@ def _starting() -> Iterator[None]:
     """vLLM's settings, its side effects kept out of the process, and its failures as one line."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, or there is nothing to share
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report to its makers over the network
-    had_process_group = torch.distributed.is_initialized()
+    keep_process_group = torch.distributed.is_initialized() or _many_processes()
     quiet = os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING").upper() not in ("INFO", "DEBUG")
     try:
         with undisturbed(quiet):
             yield
     except Exception as error:
-        if not had_process_group:
+        if not keep_process_group:
             _leave_distributed()
         if isinstance(error, EngineError):
             raise

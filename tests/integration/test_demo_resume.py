@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)
+
 # The demo on a part of its world, with plain transformers as engine: vLLM would only add its start to every restart.
 DRIVER = """
 import sys
@@ -19,7 +21,7 @@ from raft.demo.run import run_demo
 from raft.demo.settings import Choice, DemoSettings
 from raft.runs import open_run
 folder, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
-settings = DemoSettings(Choice(5e-4, 2), Choice(5e-4, 2), validate_every=1, engine="hf", train_rows=48, every_item=20)
+settings = DemoSettings(Choice(5e-4, 2), Choice(5e-4, 2), validate_every=1, engine="hf", train_rows=48, every_item=40)
 run_demo(open_run(folder, resume=resume), seed=7, resume=resume, settings=settings)
 """
 
@@ -58,14 +60,11 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
 
     baseline = killed / "baselines" / "sft"
     stages: list[Callable[[], bool]] = [
-        lambda: (killed / "data" / "test.jsonl").exists(),  # scoring the base model
         lambda: len(lines(killed / "refine" / "rewrite.jsonl")) > 0,
-        lambda: len(lines(killed / "refine" / "fuse.jsonl")) > 0,
         lambda: len(lines(baseline / "train" / "metrics.jsonl")) >= 5,  # past the checkpoint of the first epoch
-        lambda: (baseline / "model").exists(),
+        lambda: (baseline / "model").exists(),  # scoring SFT
         lambda: len(lines(killed / "train" / "metrics.jsonl")) >= 2,  # before the first checkpoint
         lambda: len(lines(killed / "train" / "metrics.jsonl")) >= 5,
-        lambda: (killed / "eval" / "raft.json").exists(),
     ]
     for number, reached in enumerate(stages):
         kill_when(killed, number > 0, reached)
