@@ -1,4 +1,4 @@
-"""Choose learning rate and epochs of each method: `python -m raft.demo.grid --run DIR --out results/microworld/grid.json`.
+"""Choose learning rate and epochs of each method: `python -m raft.demo.grid --run DIR --out results/microworld_grid.json`.
 
 Every method gets the same small grid on the same world and is judged on the validation split alone, by the harmonic mean of its
 domain and its general accuracy: who fine-tunes on a domain wants both. (Under their plain mean the untrained model, which knows

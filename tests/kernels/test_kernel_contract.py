@@ -214,6 +214,17 @@ def test_no_tokens(v, tail):
     assert all((g == 0).all() for g in grads)
 
 
+def test_more_tokens_than_a_grid_has_rows(way):
+    """N > 65,535, for backends that launch one program per token."""
+    hidden = torch.randn(66_000, 2)
+    x = leaves((torch.randn(66_000, 2), torch.randn(9, 2)))
+    loss = topk_kl(*x, linear_topk(hidden, x[1], 3))
+    (grad,) = gradients(loss, x[:1])
+    last = topk_kl(x[0][-5:], x[1], linear_topk(hidden[-5:], x[1], 3))
+    torch.testing.assert_close(loss[-5:], last)
+    torch.testing.assert_close(grad[-5:], gradients(last, x[:1])[0][-5:])
+
+
 def test_second_order_is_refused():
     c = make_case(4, 8, 60)
     x = leaves(c.student)
