@@ -4,6 +4,7 @@ import importlib.util
 import os
 
 import pytest
+import setuptools  # noqa: F401  # before anything takes the stdlib's distutils, beside which setuptools (and so vLLM) fails
 
 # Before any library that reads them is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"

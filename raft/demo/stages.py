@@ -60,21 +60,21 @@ class Stages:
 
     @cached_property
     def tokenizer(self) -> Any:
-        from transformers.utils import logging as transformers_logging
-
         from raft.models import load_tokenizer
 
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
         return load_tokenizer(BASE_MODEL)
 
     @cached_property
     def base(self) -> Any:
         """The base model in float32, never trained."""
         import torch
+        from transformers.utils import logging as transformers_logging
 
         from raft.models import load_model
 
+        # The stages have their own lines; bars of a second each would bury them.
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
         return load_model(BASE_MODEL, dtype=torch.float32).eval()
 
     @cached_property
@@ -105,10 +105,11 @@ class Stages:
         fused = self.run.refine_dir / "fused.jsonl"
         if not fused.exists():
             from raft.refine import refine
+            from raft.refine.fingerprint import fingerprint
             from raft.rows import normalize_rows
 
             self.load_weights(self.base)
-            refine(normalize_rows(self.world.train), self.engine, self.run, REFINE, model_id="micro-world base")
+            refine(normalize_rows(self.world.train), self.engine, self.run, REFINE, model_id=fingerprint(BASE_MODEL))
         return read_jsonl(fused)
 
     def evaluate(self, name: str, model_path: Path) -> dict:

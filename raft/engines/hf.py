@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from raft.engines.base import Completion, Sampling, check_prompts, context_length, eos_ids, from_folder, request_seed
+from raft.engines.host import fit_threads
 from raft.engines.weights import OwnWeights
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class HFEngine:
         self.max_model_len = context_length(self._model.config.get_text_config(), max_model_len)
         self._batch_size = batch_size
         self._eos = eos_ids(self._model, tokenizer)
+        self._parameters = self._model.num_parameters()
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
@@ -61,9 +63,10 @@ class HFEngine:
         # generate() fills what we leave open from the model's own generation config: repetition penalty, top_k, ...
         self._model.generation_config = GenerationConfig()
         try:
-            for start in range(0, len(prompts), self._batch_size):
-                chosen = longest_first[start : start + self._batch_size]
-                done.update(zip(chosen, self._batch([prompts[i] for i in chosen], chosen, sampling), strict=True))
+            with fit_threads(self._parameters):
+                for start in range(0, len(prompts), self._batch_size):
+                    chosen = longest_first[start : start + self._batch_size]
+                    done.update(zip(chosen, self._batch([prompts[i] for i in chosen], chosen, sampling), strict=True))
         finally:
             self._model.generation_config = own_config
             self._model.train(was_training)

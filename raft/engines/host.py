@@ -53,6 +53,23 @@ def own_random_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def fit_threads(parameters: int) -> Iterator[None]:
+    """One CPU thread for small models; torch's own number for others.
+
+    Measured with 2M parameters on two cores, 16 answers of 25 tokens: 0.30 s with one thread. A second thread saves a
+    quarter of that on an idle machine. On a busy one, where the two wait for each other after each small product, it
+    cost 1 to 4 s, and 600 answers took 119 s instead of 14. From some ten million parameters on, products dominate.
+    """
+    threads = torch.get_num_threads()
+    if parameters < 10_000_000:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Sends what this process prints into the debug log, C++ code included, which knows no other way."""
     sys.stdout.flush()

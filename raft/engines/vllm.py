@@ -15,7 +15,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from raft.engines.base import (
     Completion,
@@ -27,7 +34,7 @@ from raft.engines.base import (
     from_folder,
     request_seed,
 )
-from raft.engines.host import discard_pages, own_random_state, undisturbed
+from raft.engines.host import discard_pages, fit_threads, own_random_state, undisturbed
 from raft.engines.weights import OwnWeights
 from raft.errors import ConfigError, EngineError
 
@@ -87,6 +94,8 @@ class VLLMEngine:
             with _starting():
                 self._llm = _make_llm(str(model), config, self.max_model_len, **options)
             self.weights: Weights = OwnWeights("disk")
+            with torch.device("meta"):  # only to count: of its own parameters vLLM keeps some in other forms
+                self._parameters = AutoModelForCausalLM.from_config(config).num_parameters()
             self._eos = eos_ids(
                 SimpleNamespace(config=config, generation_config=_generation_config(model)), self.tokenizer
             )
@@ -103,6 +112,7 @@ class VLLMEngine:
                     options |= {"load_format": loader.LOAD_FORMAT, "dtype": dtype}
                     self._llm = _make_llm(folder, config, self.max_model_len, **options)
             self.weights = handover.weights
+            self._parameters = model.num_parameters()
             self._eos = eos_ids(model, self.tokenizer)
         self._vocab_size = config.get_text_config().vocab_size
         log.info("vLLM engine ready, weights: %s", self.weights.mode)
@@ -126,7 +136,7 @@ class VLLMEngine:
         }
         # Each request its own generator. (Without any, the CPU build would also compile its sampler first, for 9 s.)
         seeds = [request_seed(sampling.seed, i) if sampling.temperature > 0 else None for i in range(len(prompts))]
-        with own_random_state():
+        with own_random_state(), fit_threads(self._parameters):
             outputs = self._llm.generate(
                 [{"prompt_token_ids": list(prompt)} for prompt in prompts],
                 [SamplingParams(**shared, seed=seed) for seed in seeds],
@@ -207,7 +217,7 @@ def _make_llm(
             raise EngineError("release_on_gpu needs a vLLM that can release its KV cache alone (0.31)")
         options |= {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": release_on_gpu}
     if _many_processes():
-        # Started by torchrun: each process has its own engine for its own prompts, on the process group of the training.
+        # Started by torchrun: each process has an engine for its own prompts, on the process group of the training.
         options["distributed_executor_backend"] = "external_launcher"
     return LLM(
         path,

@@ -102,12 +102,13 @@ def _teacher_prompt(tokenizer: Any, row: Row, reference: str, args: RAFTConfig) 
     asked = chat_ids(tokenizer, teacher_messages(row["prompt"], reference) if sees_answer else row["prompt"])
     cut = sees_answer and len(asked) > room
     tokens: list[int] = tokenizer(reference, add_special_tokens=False)["input_ids"] if cut else []
+    short = reference
     while tokens and len(asked) > room:
         tokens = tokens[: max(len(tokens) - (len(asked) - room), 0)]
         # A cut inside a character leaves a replacement character behind.
         short = tokenizer.decode(tokens).rstrip("\ufffd")
         asked = chat_ids(tokenizer, teacher_messages(row["prompt"], short))
-    if len(asked) > room or (cut and not tokens):
+    if len(asked) > room or not short.strip():
         raise InputError(
             f"row {row['id']}: the question leaves the teacher no room for an answer: teacher_max_length={args.teacher_length} "
             f"less rollout_max_tokens={args.rollout_max_tokens} is {room} tokens; questions are never cut"
