@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from raft.demo.domains import DOMAINS
 from raft.demo.formats import FORMATS
 from raft.demo.skills import SKILLS, Example
 from raft.demo.tasks import TASKS
 from raft.demo.tokenizer import build_tokenizer
+from raft.demo.world import draw_world
 
 # Shares of the examples. What needs a search over the prompt (sorting, reversing, reading) is slower to learn than what is a table.
 MIXTURE: dict[str, float] = {
@@ -124,25 +126,40 @@ def train(
                 save(model)
 
 
-@torch.no_grad()
 def scores(model, tokenizer, *, per_skill: int = 40, seed: int = 1) -> dict[str, float]:
     """Accuracy of greedy answers by skill, checked as the demo checks them."""
-    from raft.evaluate.checks import score
-
-    model.eval()
     result = {}
     for name, draw in GENERATORS.items():
         rng = random.Random(f"score {name} {seed}")
-        examples = [draw(rng) for _ in range(per_skill)]
-        prompts = [
-            tokenizer(f"<|user|>{e.question}<|end|><|assistant|>", add_special_tokens=False).input_ids for e in examples
-        ]
-        inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-        out = model.generate(**inputs, max_new_tokens=40, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(out, skip_special_tokens=True)
-        result[name] = sum(score(e.check, text.strip()) for e, text in zip(examples, texts, strict=True)) / per_skill
-    model.train()
+        result[name] = accuracy(model, tokenizer, [draw(rng) for _ in range(per_skill)])
     return result
+
+
+def domain_scores(model, tokenizer, *, seed: int = 0, most: int | None = None) -> dict[str, float]:
+    """Accuracy on the (first `most`) test questions of each domain, which the base model cannot know: what guessing gives."""
+    result = {}
+    for name in DOMAINS:
+        items = [item for item in draw_world(name, seed).test if item["suite"] == "domain"][:most]
+        examples = [Example(item["question"], item["answer"], item["check"]) for item in items]
+        result[name] = accuracy(model, tokenizer, examples)
+    return result
+
+
+@torch.no_grad()
+def accuracy(model, tokenizer, examples: list[Example]) -> float:
+    from raft.evaluate.checks import score
+
+    model.eval()
+    prompts = [
+        tokenizer(f"<|user|>{example.question}<|end|><|assistant|>", add_special_tokens=False).input_ids
+        for example in examples
+    ]
+    inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    out = model.generate(**inputs, max_new_tokens=40, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    model.train()
+    texts = tokenizer.batch_decode(out, skip_special_tokens=True)
+    right = [score(example.check, text.strip()) for example, text in zip(examples, texts, strict=True)]
+    return sum(right) / len(right)
 
 
 def main() -> None:
@@ -167,7 +184,7 @@ def main() -> None:
     train(model, tokenizer, steps=args.steps, batch_size=args.batch_size, lr=args.lr, seed=args.seed, save=save)
     hours = (time.monotonic() - start) / 3600
     model.to(torch.bfloat16).to(torch.float32)  # scored as it is shipped
-    by_skill = scores(model, tokenizer)
+    by_skill, by_domain = scores(model, tokenizer), domain_scores(model, tokenizer)
     save(model)
     record = {
         "command": f"python -m raft.demo.pretrain --steps {args.steps} --batch-size {args.batch_size} --lr {args.lr} --seed {args.seed}",
@@ -177,6 +194,7 @@ def main() -> None:
         "hours": round(hours, 2),
         "mixture": MIXTURE,
         "scores": by_skill,
+        "unknown_domains": by_domain,
     }
     (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(by_skill, indent=2))

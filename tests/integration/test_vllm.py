@@ -86,109 +86,6 @@ def test_shared_weights_follow_the_training_without_a_copy(family):
     assert {p.untyped_storage().data_ptr() for p in model.parameters()} == theirs
 
 
-@pytest.fixture(scope="module")
-def qwen3(tmp_path_factory):
-    started = Started(build("qwen3", tmp_path_factory.mktemp("qwen3"), seed=1))
-    yield started
-    started.engine.close()
-
-
-def test_the_process_stays_as_it_was(qwen3):
-    for name, value in qwen3.process.items():
-        assert qwen3.process_after[name] == value, name
-
-
-def test_draws_reproduce_and_leave_the_random_state_alone(qwen3):
-    state = torch.get_rng_state()
-    first = qwen3.engine.generate(PROMPTS, DRAWN)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert qwen3.engine.generate(PROMPTS, DRAWN) == first
-    assert qwen3.engine.generate(PROMPTS[:5], DRAWN) == first[:5]
-    assert qwen3.engine.generate(PROMPTS, Sampling(max_tokens=16, seed=6)) != first
-    assert len({tuple(c.token_ids) for c in qwen3.engine.generate([PROMPTS[0]] * 8, DRAWN)}) == 8
-
-
-def test_more_requests_than_run_at_once_come_back_in_order(qwen3):
-    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(100)]
-    got = qwen3.engine.generate(prompts, GREEDY)
-    assert got == [own(qwen3.model)[i % len(PROMPTS)] for i in range(100)]
-
-
-def test_no_prompts_no_completions(qwen3):
-    assert qwen3.engine.generate([], DRAWN) == []
-
-
-def test_bad_prompts_are_named_and_do_no_harm(qwen3):
-    with pytest.raises(InputError, match="prompt 1: expected 1 to 383 tokens"):
-        qwen3.engine.generate([[5], [5] * 384], GREEDY)
-    with pytest.raises(InputError, match="token ids must be in"):
-        qwen3.engine.generate([[5], [936]], GREEDY)
-    assert qwen3.engine.generate(PROMPTS, GREEDY) == own(qwen3.model)
-
-
-def test_stop_and_length_are_marked_as_by_the_model_itself(qwen3):
-    sampling = Sampling(temperature=1.0, max_tokens=300, seed=1, stop_token_ids=(50, 51, 52))
-    got = qwen3.engine.generate(PROMPTS, sampling)
-    ends = {1, 3, 50, 51, 52}  # the two EOS ids of the model, and ours
-    assert {c.finish_reason for c in got} == {"stop", "length"} or all(c.finish_reason == "stop" for c in got)
-    for completion in got:
-        assert (completion.token_ids[-1] in ends) == (completion.finish_reason == "stop")
-        assert not ends & set(completion.token_ids[:-1])
-    at_the_end = qwen3.engine.generate([[5] * 380], Sampling(temperature=0, max_tokens=300))[0]
-    assert at_the_end == own(qwen3.model, Sampling(temperature=0, max_tokens=300), [[5] * 380])[0]
-    assert len(at_the_end.token_ids) <= 4
-
-
-def test_the_prefix_cache_is_not_stale(qwen3):
-    prompt = [_rng.randrange(10, 900) for _ in range(300)]  # two whole blocks of 128 are cached
-    qwen3.engine.generate([prompt], GREEDY)
-    assert qwen3.engine.generate([prompt], GREEDY) == own(qwen3.model, prompts=[prompt])
-    train(qwen3.model)
-    qwen3.engine.refresh()
-    assert qwen3.engine.generate([prompt], GREEDY) == own(qwen3.model, prompts=[prompt])
-
-
-def test_release_gives_the_cache_back_and_generate_goes_on(qwen3):
-    engine = qwen3.engine
-    expected = engine.generate(PROMPTS, GREEDY)
-    cache = engine._worker().model_runner.kv_caches[0]
-    assert cache.abs().sum() > 0
-    engine.release()
-    engine.release()
-    assert cache.abs().sum() == 0  # read anew from the system, as zeros
-    engine.resume()
-    assert engine.generate(PROMPTS, GREEDY) == expected
-    engine.release()
-    assert engine.generate(PROMPTS, GREEDY) == expected
-
-
-def test_a_saved_model_is_whole_and_plain(qwen3, tmp_path):
-    qwen3.model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert own(again) == qwen3.engine.generate(PROMPTS, GREEDY)
-    size = sum(f.stat().st_size for f in tmp_path.glob("*.safetensors"))
-    assert size < 1.1 * sum(p.numel() * 4 for p in again.parameters())  # not the engine's storage around each view
-
-
-def test_a_copy_of_the_model_stands_alone(qwen3):
-    twin = copy.deepcopy(qwen3.model)
-    before = own(qwen3.model)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.zero_()
-    assert qwen3.engine.generate(PROMPTS, GREEDY) == before
-
-
-def test_weights_moved_by_others_are_found_at_refresh(qwen3):
-    parameter = qwen3.model.model.layers[1].self_attn.k_proj.weight
-    home = parameter.data
-    parameter.data = home.clone()
-    with pytest.raises(EngineError, match="model.layers.1.self_attn.k_proj.weight"):
-        qwen3.engine.refresh()
-    parameter.data = home
-    qwen3.engine.refresh()
-
-
 def test_bfloat16_shares_as_well(tmp_path):
     started = Started(build("llama", tmp_path), weights="shared", dtype=torch.bfloat16)
     try:
@@ -321,3 +218,109 @@ def test_bad_settings_are_refused_before_anything_starts(tmp_path):
         VLLMEngine(tmp_path, weights="shared")
     with pytest.raises(ModelError, match="expected a folder with a tokenizer"):
         VLLMEngine(tmp_path)
+
+
+# From here on the tests have one engine together.
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory):
+    started = Started(build("qwen3", tmp_path_factory.mktemp("qwen3"), seed=1))
+    yield started
+    started.engine.close()
+
+
+def test_the_process_stays_as_it_was(qwen3):
+    for name, value in qwen3.process.items():
+        assert qwen3.process_after[name] == value, name
+
+
+def test_draws_reproduce_and_leave_the_random_state_alone(qwen3):
+    state = torch.get_rng_state()
+    first = qwen3.engine.generate(PROMPTS, DRAWN)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert qwen3.engine.generate(PROMPTS, DRAWN) == first
+    assert qwen3.engine.generate(PROMPTS[:5], DRAWN) == first[:5]
+    assert qwen3.engine.generate(PROMPTS, Sampling(max_tokens=16, seed=6)) != first
+    assert len({tuple(c.token_ids) for c in qwen3.engine.generate([PROMPTS[0]] * 8, DRAWN)}) == 8
+
+
+def test_more_requests_than_run_at_once_come_back_in_order(qwen3):
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(100)]
+    expected = own(qwen3.model)
+    assert qwen3.engine.generate(prompts, GREEDY) == [expected[i % len(PROMPTS)] for i in range(100)]
+
+
+def test_no_prompts_no_completions(qwen3):
+    assert qwen3.engine.generate([], DRAWN) == []
+
+
+def test_bad_prompts_are_named_and_do_no_harm(qwen3):
+    with pytest.raises(InputError, match="prompt 1: expected 1 to 383 tokens"):
+        qwen3.engine.generate([[5], [5] * 384], GREEDY)
+    with pytest.raises(InputError, match="token ids must be in"):
+        qwen3.engine.generate([[5], [936]], GREEDY)
+    assert qwen3.engine.generate(PROMPTS, GREEDY) == own(qwen3.model)
+
+
+def test_stop_and_length_are_marked_as_by_the_model_itself(qwen3):
+    sampling = Sampling(temperature=1.0, max_tokens=300, seed=1, stop_token_ids=(50, 51, 52))
+    got = qwen3.engine.generate(PROMPTS, sampling)
+    ends = {1, 3, 50, 51, 52}  # the two EOS ids of the model, and ours
+    assert {c.finish_reason for c in got} == {"stop", "length"} or all(c.finish_reason == "stop" for c in got)
+    for completion in got:
+        assert (completion.token_ids[-1] in ends) == (completion.finish_reason == "stop")
+        assert not ends & set(completion.token_ids[:-1])
+    at_the_end = qwen3.engine.generate([[5] * 380], Sampling(temperature=0, max_tokens=300))[0]
+    assert at_the_end == own(qwen3.model, Sampling(temperature=0, max_tokens=300), [[5] * 380])[0]
+    assert len(at_the_end.token_ids) <= 4
+
+
+def test_the_prefix_cache_is_not_stale(qwen3):
+    prompt = [_rng.randrange(10, 900) for _ in range(300)]  # two whole blocks of 128 are cached
+    qwen3.engine.generate([prompt], GREEDY)
+    assert qwen3.engine.generate([prompt], GREEDY) == own(qwen3.model, prompts=[prompt])
+    train(qwen3.model)
+    qwen3.engine.refresh()
+    assert qwen3.engine.generate([prompt], GREEDY) == own(qwen3.model, prompts=[prompt])
+
+
+def test_release_gives_the_cache_back_and_generate_goes_on(qwen3):
+    engine = qwen3.engine
+    expected = engine.generate(PROMPTS, GREEDY)
+    cache = engine._worker().model_runner.kv_caches[0]
+    assert cache.abs().sum() > 0
+    engine.release()
+    engine.release()
+    assert cache.abs().sum() == 0  # read anew from the system, as zeros
+    engine.resume()
+    assert engine.generate(PROMPTS, GREEDY) == expected
+    engine.release()
+    assert engine.generate(PROMPTS, GREEDY) == expected
+
+
+def test_a_saved_model_is_whole_and_plain(qwen3, tmp_path):
+    qwen3.model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert own(again) == qwen3.engine.generate(PROMPTS, GREEDY)
+    size = sum(f.stat().st_size for f in tmp_path.glob("*.safetensors"))
+    assert size < 1.1 * sum(p.numel() * 4 for p in again.parameters())  # not the engine's storage around each view
+
+
+def test_a_copy_of_the_model_stands_alone(qwen3):
+    twin = copy.deepcopy(qwen3.model)
+    before = own(qwen3.model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert qwen3.engine.generate(PROMPTS, GREEDY) == before
+
+
+def test_weights_moved_by_others_are_found_at_refresh(qwen3):
+    parameter = qwen3.model.model.layers[1].self_attn.k_proj.weight
+    home = parameter.data
+    parameter.data = home.clone()
+    with pytest.raises(EngineError, match="model.layers.1.self_attn.k_proj.weight"):
+        qwen3.engine.refresh()
+    parameter.data = home
+    qwen3.engine.refresh()

@@ -5,7 +5,6 @@ import random
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,16 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_engines_follow_ddp_and_fsdp2():
+def test_engines_follow_ddp_and_fsdp2(tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
+    from tests.tiny import build
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.integration.test_vllm_processes"], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    command = [*launcher, "-m", "tests.integration.test_vllm_processes", build("qwen3", tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(line for line in done.stdout.splitlines() if line.startswith("rank")) == [
         "rank 0: ddp shared, fsdp2 copied, 2 still there",
@@ -31,7 +31,7 @@ def test_engines_follow_ddp_and_fsdp2():
     ]
 
 
-def run_one_process() -> None:
+def run_one_process(folder: str) -> None:
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -39,7 +39,7 @@ def run_one_process() -> None:
     from transformers import AutoModelForCausalLM
 
     from raft.engines import HFEngine, Sampling, VLLMEngine
-    from tests.tiny import build, tokenizer
+    from tests.tiny import tokenizer
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -47,8 +47,7 @@ def run_one_process() -> None:
     prompts = [[rng.randrange(10, 900) for _ in range(rng.randrange(1, 40))] for _ in range(6)]
     greedy = Sampling(temperature=0, max_tokens=12)
     tokens = tokenizer()
-    with tempfile.TemporaryDirectory() as folder:
-        model = AutoModelForCausalLM.from_pretrained(build("qwen3", folder))  # the same seed in both processes
+    model = AutoModelForCausalLM.from_pretrained(folder)
 
     def train(wrapped) -> None:
         torch.manual_seed(rank)
@@ -90,4 +89,4 @@ def run_one_process() -> None:
 
 
 if __name__ == "__main__":
-    run_one_process()
+    run_one_process(sys.argv[1])
