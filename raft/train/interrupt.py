@@ -5,6 +5,7 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from raft.errors import Interrupted
@@ -49,6 +50,11 @@ class StopAtStepEnd(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        if args.world_size > 1:
+            # A signal reaches the ranks at different times, and all of them must stop after the same step.
+            seen = torch.tensor(self.signum or 0, device=args.device)
+            torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
+            self.signum = int(seen.item()) or None
         if self.signum is not None:
             control.should_training_stop = True
             control.should_save = True

@@ -4,6 +4,7 @@ Settings are those of RAFTConfig on top of the tests' own. Used for what one pro
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raft.engines.hf import HFEngine
+from raft.train.interrupt import StopAtStepEnd
 from raft.train.trainer import RAFTTrainer
 from tests.golden.training import config, rows
 
@@ -19,7 +21,10 @@ if __name__ == "__main__":
     model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     engine = HFEngine(model, tokenizer, max_model_len=192)
     made = RAFTTrainer(model, config(folder, **settings), rows(), processing_class=tokenizer, engine=engine)
-    made.train(resume_from_checkpoint="resume" in sys.argv)
+    (folder / f"pid-{made.args.process_index}").write_text(str(os.getpid()))
+    with StopAtStepEnd() as stop:
+        made.add_callback(stop)
+        made.train(resume_from_checkpoint="resume" in sys.argv)
     if made.is_world_process_zero():
         torch.save(model.state_dict(), folder / "weights.pt")
         (folder / "balance.json").write_text(json.dumps(made.balance.state_dict()))

@@ -3,10 +3,11 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tests.golden.training import exact, trainer
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "family": "qwen3",
     "num_train_epochs": 2,
     "gradient_accumulation_steps": 2,

@@ -43,7 +43,7 @@ def rows(count: int = 8) -> list[dict[str, str]]:
 
 
 def config(folder: str | Path, **overrides: Any) -> RAFTConfig:
-    settings = {
+    settings: dict[str, Any] = {
         "output_dir": str(folder),
         "use_cpu": True,
         "disable_tqdm": True,

@@ -12,6 +12,8 @@ import torch
 
 from tests.golden.training import checkpoint, exact, lines
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
 
 def start(folder, settings, *words, ranks=1):
     run = [sys.executable, "-m"]
@@ -28,6 +30,15 @@ def finish(process):
     assert process.returncode == 0, errors.decode()[-3000:]
 
 
+def wait_for(process, path, count):
+    """Until the file has `count` lines."""
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.01)
+
+
 def weights(folder):
     return torch.load(folder / "weights.pt")
 
@@ -39,11 +50,8 @@ def test_killed_in_the_middle_a_run_resumes_exactly(tmp_path):
     finish(start(tmp_path / "whole", settings))
     killed = tmp_path / "killed"
     process = start(killed, settings)
-    metrics, deadline = killed / "metrics.jsonl", time.monotonic() + 600
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and metrics.read_text().count("\n") >= 8:
-            break
-        time.sleep(0.01)
+    metrics = killed / "metrics.jsonl"
+    wait_for(process, metrics, 8)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     written = metrics.read_text().count("\n")
@@ -78,3 +86,14 @@ def test_two_ranks_equal_one(tmp_path, method):
         "raft_state_0.json",
         "raft_state_1.json",
     }
+
+
+def test_a_signal_to_one_rank_stops_both_after_the_same_step(tmp_path):
+    process = start(tmp_path, {"method": "sft", "num_train_epochs": 2000}, ranks=2)
+    wait_for(process, tmp_path / "metrics.jsonl", 3)
+    os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGTERM)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode != 0 and b"stopped by SIGTERM" in errors
+    saved = [path for path in tmp_path.glob("checkpoint-*")]
+    assert len(saved) == 1 and len(list(saved[0].glob("raft_state_*.json"))) == 2
+    assert f"checkpoint-{lines(tmp_path / 'metrics.jsonl')[-1]['step']}" == saved[0].name

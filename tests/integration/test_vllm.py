@@ -65,9 +65,9 @@ class Started:
         }
 
 
-@pytest.fixture(scope="module", params=["qwen3", "qwen2", "llama", "phi3", "smollm3"])
-def family(request, tmp_path_factory):
-    started = Started(build(request.param, tmp_path_factory.mktemp(request.param)), weights="shared")
+@pytest.fixture(params=["qwen3", "qwen2", "llama", "phi3", "smollm3"])
+def family(request, tmp_path):
+    started = Started(build(request.param, tmp_path), weights="shared")
     yield started
     started.engine.close()
 
