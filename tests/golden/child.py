@@ -21,6 +21,7 @@ if __name__ == "__main__":
     model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     engine = HFEngine(model, tokenizer, max_model_len=192)
     made = RAFTTrainer(model, config(folder, **settings), rows(), processing_class=tokenizer, engine=engine)
+    folder.mkdir(parents=True, exist_ok=True)  # the Trainer makes it on the first rank only, maybe later than this
     (folder / f"pid-{made.args.process_index}").write_text(str(os.getpid()))
     with StopAtStepEnd() as stop:
         made.add_callback(stop)

@@ -27,7 +27,7 @@ def start(folder, settings, *words, ranks=1):
 
 def finish(process):
     _, errors = process.communicate(timeout=900)
-    assert process.returncode == 0, errors.decode()[-3000:]
+    assert process.returncode == 0, errors.decode()[-12000:]
 
 
 def wait_for(process, path, count):

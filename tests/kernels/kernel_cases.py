@@ -1,4 +1,4 @@
-"""Inputs for the tests of raft_kernels, and an oracle that shares no code with it: numpy in float64, one token at a time."""
+"""Inputs for the tests of raft_kernels, and an oracle that shares no code with it: numpy, float64, token by token."""
 
 import math
 from dataclasses import dataclass
@@ -92,8 +92,8 @@ def oracle_loss(
     tail: str = "renormalize",
     scale_by_t2: bool = True,
 ) -> np.ndarray:  # (N,)
-    """Eq. 8: temper both over the vocabulary. Eq. 9: truncate to the teacher's top-K and renormalise, or keep the rest as
-    one class. Eq. 10: T^2 times the divergence."""
+    """Eq. 8: temper both over the vocabulary. Eq. 9: truncate to the teacher's top-K and renormalise, or keep the rest
+    as one class. Eq. 10: T^2 times the divergence."""
     losses = []
     for student, teacher, ids in zip(student_logits, teacher_logits, oracle_topk(teacher_logits, k), strict=True):
         full = [

@@ -1,4 +1,4 @@
-"""The benchmark of the kernels: its providers agree, its records hold what tables are made from, its memory is right."""
+"""The benchmark of the kernels: its providers agree, its records hold what tables need, its memory is right."""
 
 import json
 

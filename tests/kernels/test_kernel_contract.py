@@ -104,8 +104,8 @@ def test_operators_are_well_formed(way, tail):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tail", TAILS)
 def test_no_value_is_read_back_to_the_host(monkeypatch, tail, dtype):
-    """Meta tensors have no values, and reading one raises: every branch, shape and loop bound is known on the host. Only
-    the paths that a CPU tensor takes alone may look."""
+    """Meta tensors have no values, and reading one raises: every branch, shape and loop bound is known on the host.
+    Only the paths that CPU tensors alone take may look."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     n, h, v, k = 50, 16, 300, 20
     hidden, weight, bias = (torch.empty(*s, dtype=dtype, device="meta") for s in ((n, h), (v, h), (v,)))
@@ -237,8 +237,8 @@ def test_second_order_is_refused():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tail", TAILS)
 def test_memory_does_not_grow_with_tokens_times_vocabulary(way, monkeypatch, tail, dtype):
-    """From 50 to 400 tokens the [N, V] logits would grow by 10.7 MiB, and hold 12.2 MiB. Memory may grow with what is kept
-    per (token, id): the teacher's ids and logits, dloss/dy, and a few temporaries of that size."""
+    """From 50 to 400 tokens the [N, V] logits would grow by 10.7 MiB, and hold 12.2 MiB. Memory may grow with what is
+    kept per (token, id): the teacher's ids and logits, dloss/dy, and a few temporaries of that size."""
     monkeypatch.setattr(head, "CPU_BUDGET", 1 << 16)
     monkeypatch.setattr(head, "CAST_BUDGET", 1 << 12)
     monkeypatch.setattr(head_sparse, "TABLE_BUDGET", 1 << 14)

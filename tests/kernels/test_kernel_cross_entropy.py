@@ -172,8 +172,8 @@ def test_choice_of_provider(monkeypatch):
 
 @pytest.mark.slow
 def test_liger_provider_in_the_interpreter():
-    """Liger's kernels on CPU tensors, in a process of its own: the interpreter is chosen when triton is imported. Without
-    a soft-cap, which Liger 0.8.5 hands to the interpreter as a Python float that its kernel cannot cast."""
+    """Liger's kernels on CPU tensors, in a process of its own: the interpreter is chosen when triton is imported.
+    Without a soft-cap, which Liger 0.8.5 hands to the interpreter as a Python float that its kernel cannot cast."""
     pytest.importorskip("liger_kernel")
     pytest.importorskip("triton")
     script = """

@@ -1,4 +1,4 @@
-"""topk_kl for users' shapes, dtypes, masks and parameters: every way of computing it gives the same loss and gradients."""
+"""topk_kl for users' shapes, dtypes, masks and parameters: each way to compute it gives the same loss and gradients."""
 
 import itertools
 import math
@@ -48,7 +48,7 @@ def test_any_shape_and_options(n, h, v, share, options):
     k = max(1, int(v * share))
     c = make_case(n, h, v, torch.float64, seed=n + h + v)
     teacher = linear_topk(*c.teacher, k, log_partition_at=options["temperature"])
-    # The plain-torch twin takes the bucket from 1 - mass, which has no digits left where the set holds nearly all of it.
+    # The plain-torch twin takes the bucket from 1 - mass, which has few digits left where the set holds nearly all.
     tolerance = {"rtol": 1e-6, "atol": 1e-7} if options["tail"] == "bucket" else {"rtol": 1e-9, "atol": 1e-11}
     if k == v:
         options["tail"] = "renormalize"
