@@ -2,7 +2,7 @@
 #   make demo [RUN=folder] [SEED=n]   refine, train and compare on the micro-world, in a fresh run folder
 #   make test [ARGS="-k rows"]        the tests
 #   make check                        style and types
-#   make bench [ARGS="kernels"]       benchmarks
+#   make bench [ARGS="kernels"]       benchmarks, and a quick look at each provider by pytest-benchmark
 SHELL := /bin/bash
 RUN ?= runs/out/demo
 SEED ?= 0
@@ -31,6 +31,7 @@ check: venv
 
 bench: venv
 	$(BIN)/python -m bench $(or $(ARGS),kernels)
+	$(BIN)/python -m pytest -q bench --benchmark-only --benchmark-columns=min,median,max
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -1,89 +1,143 @@
 """Time and memory of the loss library beside plain torch, TRL and Liger.
 
-python -m bench kernels            N=1024 H=512 V=65536 K=512 in fp32
+python -m bench kernels            on a GPU a sweep around N=8192 H=4096 V=128256 K=512 in bf16,
+                                   on a CPU N=1024 H=512 V=65536 K=512 in fp32
 python -m bench kernels --quick    seconds, on tiny sizes: that it runs, not how fast it is
+python -m bench kernels --records bench/results/kernels-h200.json    table, goals and picture of an earlier run
+
+Writes kernels-<device>.json (records), .md (tables) and, where matplotlib is installed, .svg and .png to bench/results.
+With sizes of your own these are part of the name; --quick writes only where --out says.
 """
 
 import argparse
+import json
+import re
 import shlex
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from bench import providers, records
-from bench.measure import measure
+from bench import cases, plot, providers, records
+from bench.cases import Case
+from bench.goals import summary
+from bench.limits import ceilings
+from bench.run import Run
 
-PROVIDERS = ("raft_kernels", "torch", "trl", "liger")
-QUICK = {"n": 64, "h": 32, "v": 2048, "k": 32, "reps": 3}
-FULL = {"n": 1024, "h": 512, "v": 65536, "k": 512, "reps": 5}
+SIZES = {"n": "tokens", "h": "hidden size", "v": "vocabulary", "k": "ids of the teacher that are kept"}
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--n", type=int, help="tokens")
-    parser.add_argument("--h", type=int, help="hidden size")
-    parser.add_argument("--v", type=int, help="vocabulary")
-    parser.add_argument("--k", type=int, help="tokens of the teacher that are kept")
-    parser.add_argument("--reps", type=int, help="timed calls of each variant")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
-    parser.add_argument("--regime", default="randn", choices=("randn", "zipf"), help="how much tokens share their ids")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; torch.compile only if --providers names it")
+    parser.add_argument("--sweep", choices=("point", "axes", "full"), help="default: axes on a GPU, else point")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no operation after so many minutes")
+    for name, what in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, help=f"{what}: one case, other sizes as in the base case")
+    parser.add_argument("--regime", choices=(*cases.REGIMES, "both"), help="how much tokens share their ids")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--reps", type=int, help="timed calls of each variant (default: 20 on a GPU, else 5, quick 3)")
+    parser.add_argument("--cap", type=float, default=1.0, help="seconds for them, after 5 calls (default: 1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="threads of a CPU run (default: torch's choice)")
-    parser.add_argument("--providers", default=",".join(PROVIDERS), help="comma-separated")
-    parser.add_argument("--out", type=Path, help="records (default: bench/results/kernels-*.json)")
+    parser.add_argument("--providers", default="", help=f"comma-separated, of {', '.join(providers.MAKERS)}")
+    parser.add_argument("--out", type=Path, help="the records; tables and picture go beside them")
+    parser.add_argument("--records", type=Path, help="measure nothing, show these")
     args = parser.parse_args(argv)
-    for name, value in (QUICK if args.quick else FULL).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.providers = args.providers.split(",")
-    unknown = sorted(set(args.providers) - set(PROVIDERS))
+    named = args.providers.split(",") if args.providers else list(providers.MAKERS)
+    unknown = sorted(set(named) - set(providers.MAKERS))
     if unknown:
-        parser.error(f"--providers: {', '.join(unknown)} unknown; there are {', '.join(PROVIDERS)}")
+        parser.error(f"--providers: {', '.join(unknown)} unknown; there are {', '.join(providers.MAKERS)}")
+    args.named = bool(args.providers)
+    args.providers = [name for name in providers.MAKERS if name in named]
+    args.reps = args.reps or (3 if args.quick else 20 if args.device == "cuda" else 5)
+    args.sizes = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
+    if args.sizes and args.sweep in ("axes", "full"):
+        parser.error(
+            f"--sweep {args.sweep} has its own sizes: leave out {', '.join('--' + name for name in args.sizes)}"
+        )
     return args
 
 
-def passes(args: argparse.Namespace) -> dict[tuple[str, str], dict[str, Callable[[], object]]]:
-    """(op, pass) -> provider -> call."""
-    inputs = providers.make_inputs(args.n, args.h, args.v, args.k, getattr(torch, args.dtype), args.device, args.regime)
-    losses = providers.losses(args.providers, args.quick)
-    expected = providers.reference_loss(inputs) if args.quick else None
-    if expected is not None and "raft_kernels" in losses:
-        torch.testing.assert_close(losses["raft_kernels"](inputs).to(expected.dtype), expected, rtol=2e-2, atol=1e-3)
-    parameters = (inputs.student_hidden, inputs.student_weight)
+def chosen_cases(args: argparse.Namespace) -> list[Case]:
+    cuda = args.device == "cuda"
+    base = cases.QUICK if args.quick else cases.CUDA if cuda else cases.CPU
+    kind = args.sweep or ("axes" if cuda and not args.quick and not args.sizes else "point")
+    found = [cases.resized(base, args.sizes)] if kind == "point" else cases.sweep(base, kind)
+    if args.regime:
+        regimes = cases.REGIMES if args.regime == "both" else [args.regime]
+        found = [replace(case, regime=regime) for case in found for regime in regimes]
+    dtype = args.dtype or ("bfloat16" if cuda else "float32")
+    return list(dict.fromkeys(replace(case, dtype=dtype) for case in found))
 
-    def full(loss: Callable) -> object:
-        return torch.autograd.grad(loss(inputs), parameters)
 
-    return {
-        ("linear_topk", "forward"): {name: partial(f, inputs) for name, f in providers.topk(args.providers).items()},
-        ("linear_topk_kl", "forward"): {name: partial(f, inputs) for name, f in losses.items()},
-        ("linear_topk_kl", "full"): {name: partial(full, f) for name, f in losses.items()},
-    }
+def output(args: argparse.Namespace, device_name: str) -> Path | None:
+    if args.out or args.quick:
+        return args.out
+    short = re.sub(r"[^a-z0-9]+", "-", device_name.lower().removeprefix("nvidia ")) if args.device == "cuda" else "cpu"
+    parts = ["kernels", short, *(f"{name}{value}" for name, value in args.sizes.items())]
+    return records.RESULTS / ("-".join(parts) + ".json")
 
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
+    if args.records:
+        found = json.loads(args.records.read_text())
+        print(records.table(found))
+        show(found, args.records)
+        return 0
     if args.threads:
         torch.set_num_threads(args.threads)
-    command = shlex.join(["python", "-m", "bench", "kernels", *argv])
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    shape = {name: getattr(args, name) for name in ("n", "h", "v", "k", "dtype", "regime")}
-    print(", ".join(f"{name}={value}" for name, value in {"device": device, **shape, "reps": args.reps}.items()))
-    found = []
-    for (op, name), variants in passes(args).items():
-        case = {"op": op, "device": device, **shape, "pass": name}
-        measured = measure(variants, args.device, args.reps)
-        found += [records.record(case, provider, m, command) for provider, m in measured.items()]
-    print(records.table(found))
-    out = (
-        args.out
-        or records.RESULTS / f"kernels-{args.device}-{args.dtype}-{args.regime}-{args.n}x{args.h}x{args.v}.json"
+    cuda = args.device == "cuda"
+    device_name = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
+    todo = chosen_cases(args)
+    run = Run(
+        args.device,
+        device_name,
+        ceilings(args.device, getattr(torch, todo[0].dtype), args.quick),
+        command_of(argv),
+        output(args, device_name),
+        reps=args.reps,
+        cap_s=args.cap,
+        minutes=args.minutes,
     )
-    records.write(out, found)
-    print(f"records: {out}")
-    return 0
+    print(f"{run.about()}; {len(todo)} cases, {args.reps} calls each", flush=True)
+    usable, missing = providers.make(args.providers, args.device, args.quick)
+    for name, why in missing.items():
+        run.leave_out(name, why)
+    if args.named:
+        usable = [replace(provider, slow_start=False) for provider in usable]
+    elif args.quick:
+        usable = [provider for provider in usable if not provider.slow_start]
+    interrupted = False
+    try:
+        run.measure_all(todo, usable)
+    except KeyboardInterrupt:
+        interrupted = True
+        run.say("interrupted: what was measured before is kept")
+    run.save()
+    show(run.found, run.out)
+    if run.out is not None:
+        print(f"records: {run.out}; tables: {run.out.with_suffix('.md').name}")
+    return 130 if interrupted else 0
+
+
+def command_of(argv: Sequence[str]) -> str:
+    """What gives these records again; where they were put is left out."""
+    kept = [word for before, word in zip(["", *argv], argv, strict=False) if before != "--out"]
+    words = [word for word in kept if not word.startswith("--out")]
+    return shlex.join(["python", "-m", "bench", "kernels", *words])
+
+
+def show(found: list[dict], path: Path | None) -> None:
+    """Prints ratios and goals, and draws the picture beside the records."""
+    print("\n".join(summary(found)))
+    if path is not None and found:
+        try:
+            print(f"picture: {plot.draw(found, path)}")
+        except ImportError as error:
+            print(f"picture: left out, {error}")

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+MIN_REPS = 5
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -17,17 +19,36 @@ class Measured:
     peak_mib: float  # most memory held at once beyond what was held before the call
 
 
-def measure(variants: Mapping[str, Callable[[], object]], device: str, reps: int = 5) -> dict[str, Measured]:
+def measure(
+    variants: Mapping[str, Callable[[], object]],
+    device: str,
+    reps: int = 5,
+    cap_s: float = float("inf"),
+    on_error: Callable[[str, Exception], None] | None = None,
+) -> dict[str, Measured]:
     """Times every variant `reps` times, one variant after the other in each round, so that a drift of the machine hits
-    all of them. Before that each is called twice, to warm up and to take its peak memory."""
-    peaks = {}
-    for name, call in variants.items():
-        call()
-        peaks[name] = peak_mib(call, device)
+    all of them. A variant that has spent `cap_s` seconds is done after MIN_REPS calls. Before that each is called
+    twice, to warm up and to take its peak memory. With `on_error` a variant that fails is told to it and left out."""
+    peaks: dict[str, float] = {}
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(reps):
-        for name, call in variants.items():
-            times[name].append(_milliseconds(call, device))
+
+    def warm_up(name: str) -> None:
+        variants[name]()
+        peaks[name] = peak_mib(variants[name], device)
+
+    def once(name: str) -> None:
+        if len(times[name]) < MIN_REPS or sum(times[name]) < cap_s * 1e3:
+            times[name].append(milliseconds(variants[name], device))
+
+    for step in [warm_up, *[once] * reps]:
+        for name in list(times):
+            try:
+                step(name)
+            except Exception as error:
+                if on_error is None:
+                    raise
+                del times[name]
+                on_error(name, error)
     found = {}
     for name, ms in times.items():
         p20, p50, p80 = (float(np.quantile(ms, q)) for q in (0.2, 0.5, 0.8))
@@ -35,7 +56,7 @@ def measure(variants: Mapping[str, Callable[[], object]], device: str, reps: int
     return found
 
 
-def _milliseconds(call: Callable[[], object], device: str) -> float:
+def milliseconds(call: Callable[[], object], device: str) -> float:
     if device == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()

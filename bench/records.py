@@ -1,18 +1,25 @@
-"""The records of bench/results/*.json: a list with one record per operation, provider, pass and shape."""
+"""The records of bench/results/*.json: a list with one record per operation, provider, pass and shape; and their table."""
 
+import functools
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 
+from bench.cases import Case
+from bench.limits import Ceilings, algorithmic_flops, compulsory_bytes, floor_ms
 from bench.measure import Measured
+from bench.providers import NO_LOSS
 
 RESULTS = Path(__file__).parent / "results"
+CASE = tuple(Case.__dataclass_fields__)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("torch", "triton", "liger-kernel", "trl"):
@@ -23,6 +30,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def commit() -> str:
     """The commit of the working tree, with a plus where it has changes; "unknown" outside a repository."""
 
@@ -37,34 +45,99 @@ def commit() -> str:
         return "unknown"
 
 
-def record(case: dict, provider: str, measured: Measured, command: str) -> dict:
-    """`case` holds op, device, n, h, v, k, dtype, regime and pass."""
+def record(
+    op: str,
+    name: str,  # of the pass
+    provider: str,
+    loss: str,
+    device: str,
+    case: Case,
+    measured: Measured,
+    *,
+    limit: Ceilings,
+    union_fraction: float,
+    covered_mass: float,
+    command: str,
+) -> dict:
+    floor = floor_ms(op, name, case, limit, union_fraction)
     return {
-        **case,
+        "op": op,
+        "pass": name,
         "provider": provider,
-        **{name: round(value, 3) for name, value in asdict(measured).items()},
+        "loss": loss,
+        "device": device,
+        **asdict(case),
+        **{key: _digits(value) for key, value in asdict(measured).items()},
+        "tflops": _digits(algorithmic_flops(op, name, case) / measured.ms_p50 / 1e9),
+        "bytes": compulsory_bytes(op, name, case),
+        "floor_ms": _digits(floor),
+        "percent_of_floor": None if loss == NO_LOSS else _digits(100 * floor / measured.ms_p50),
+        "union_fraction": _digits(union_fraction),
+        "covered_mass": _digits(covered_mass),
+        "limit": {"gemm_tflops": _digits(limit.flops / 1e12), "copy_gb_s": _digits(limit.bandwidth / 1e9)},
         "versions": versions(),
         "commit": commit(),
         "command": command,
     }
 
 
-def write(path: Path, records: list[dict]) -> None:
+def _digits(x: float) -> float:
+    """Five of them: more would only say how the machine felt that day."""
+    return float(f"{x:.5g}")
+
+
+def write(path: Path, text: str) -> None:
+    """As a whole or not at all, so that a run that is stopped leaves what it had."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(records, indent=1) + "\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
     os.replace(temporary, path)
 
 
-def table(records: list[dict]) -> str:
-    """A Markdown table, one line per record."""
-    lines = ["| op | pass | provider | p20 ms | p50 ms | p80 ms | peak MiB |", "|---|---|---|---|---|---|---|"]
+def case_of(record: dict) -> Case:
+    return Case(**{name: record[name] for name in CASE})
+
+
+def by_case(records: Sequence[dict]) -> dict[Case, list[dict]]:
+    found: dict[Case, list[dict]] = {}
     for r in records:
-        cells = [
-            r["op"],
-            r["pass"],
-            r["provider"],
-            *(f"{r[c]:.1f}" for c in ("ms_p20", "ms_p50", "ms_p80", "peak_mib")),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        found.setdefault(case_of(r), []).append(r)
+    return found
+
+
+HEAD = "| op | pass | provider | loss over | p20 ms | p50 ms | p80 ms | peak MiB | TFLOP/s | % of floor |"
+NOTES = """\
+Time and memory of one call; peak is beyond the inputs, results included. TFLOP/s counts what the operation needs, not
+what a provider spends. "% of floor" is the floor (bench/limits.py) over p50. A provider whose loss is over the
+full vocabulary computes another loss than ours, and is held against the same floor: it is what could be used instead.
+Liger computes gradients in its forward pass already. The student's `topk_kl` has the teacher given: its top-K, or for
+`liger_kl` its probabilities over the vocabulary; making them is not timed. `gemm` is the product alone."""
+
+
+def number(x: float | None) -> str:
+    """One decimal, and at least three digits."""
+    if x is None:
+        return "-"
+    return f"{x:,.1f}" if abs(x) >= 10 else f"{x:.3g}"
+
+
+def table(records: Sequence[dict]) -> str:
+    """Markdown: one table a case, one line a record."""
+    parts = []
+    for case, found in by_case(records).items():
+        first = found[0]
+        parts.append(
+            f"**{case}**, union of the ids of 128 tokens {first['union_fraction']:.3f} of V, teacher's mass in its top-K "
+            f"{first['covered_mass']:.3f}\n"
+        )
+        lines = [HEAD, "|---|---|---|---|" + "---:|" * 6]
+        for (op, name), group in groupby(found, key=lambda r: (r["op"], r["pass"])):
+            for r in group:
+                times = " | ".join(number(r[c]) for c in ("ms_p20", "ms_p50", "ms_p80", "peak_mib"))
+                lines.append(
+                    f"| {op} | {name} | {r['provider']} | {r['loss']} | {times} | {number(r['tflops'])} "
+                    f"| {number(r['percent_of_floor'])} |"
+                )
+            lines.append(f"| {op} | {name} | floor | | | {number(r['floor_ms'])} | | | | 100 |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts).rstrip()

@@ -1,30 +1,33 @@
-"""pytest-benchmark suite on tiny sizes: `python -m pytest bench`. It guards that every provider runs and agrees."""
+"""pytest-benchmark suite on a tiny case: `python -m pytest bench`. It guards that every provider runs and agrees."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from bench import providers
+from bench import cases, providers
+from bench.check import Reference
 
 pytest.importorskip("pytest_benchmark")
 
-NAMES = ["raft_kernels", "torch", "trl"]
-LOSSES = providers.losses(NAMES, quick=True)
+NAMES = ["raft_kernels", "torch", "gemm+topk", "trl", "liger_jsd"]
+PROVIDERS, _ = providers.make(NAMES, "cpu", quick=True)
+PAIRS = [pytest.param(provider, op, id=f"{provider.name}-{op}") for provider in PROVIDERS for op in provider.ops]
 
 
-@pytest.fixture(scope="module", params=["randn", "zipf"])
+@pytest.fixture(scope="module", params=cases.REGIMES)
 def inputs(request):
-    return providers.make_inputs(64, 32, 2048, 32, torch.float32, "cpu", request.param)
+    return cases.make_inputs(replace(cases.QUICK, regime=request.param), "cpu")
 
 
-@pytest.mark.parametrize("name", providers.topk(NAMES))
-def test_linear_topk(benchmark, inputs, name):
-    benchmark.pedantic(providers.topk(NAMES)[name], (inputs,), rounds=5, warmup_rounds=1)
+@pytest.mark.parametrize(("provider", "op"), PAIRS)
+def test_kernels(benchmark, inputs, provider, op):
+    call = provider.ops[op](inputs)
+    if provider.loss == providers.TOP_K:
+        Reference(inputs).check(op, call)
 
+    def whole():
+        found = call()
+        return found if "full" not in providers.OPS[op] else torch.autograd.grad(found.mean(), inputs.parameters)
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_linear_topk_kl(benchmark, inputs, name):
-    parameters = (inputs.student_hidden, inputs.student_weight)
-    loss = LOSSES[name]
-    benchmark.pedantic(lambda: torch.autograd.grad(loss(inputs), parameters), rounds=5, warmup_rounds=1)
-    if name != "trl":
-        torch.testing.assert_close(loss(inputs), providers.reference_loss(inputs), rtol=1e-4, atol=1e-6)
+    benchmark.pedantic(whole, rounds=5, warmup_rounds=1)

@@ -1,28 +1,49 @@
 """Which backend runs: decided here and nowhere else.
 
 `backend=None` follows `use_backend(...)`, then the environment variable RAFT_KERNELS_BACKEND as it was at import, then
-the choice for the device. Today plain torch operations serve every device.
+the choice for the device: Triton kernels on an NVIDIA GPU of capability 8.0 or later, plain torch operations elsewhere.
 """
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 BACKENDS = ("torch", "triton")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _forced: str | None = os.environ.get("RAFT_KERNELS_BACKEND")
 
 
-def choose_backend(backend: str | None, op: str) -> str:
-    """The backend that `op` runs on; an unknown or unavailable one is an error that names it."""
-    chosen = backend or _forced or "torch"
-    if chosen not in BACKENDS:
+def _why_not_triton(device: torch.device, operands: torch.dtype) -> str | None:
+    """What keeps Triton kernels from these tensors, in words; None if nothing does."""
+    if not HAS_TRITON:
+        return "triton is not installed"
+    if operands == torch.float64:
+        return "it has no float64"
+    if device.type == "cuda":
+        fits = torch.version.hip is None and torch.cuda.get_device_properties(device).major >= 8
+        return None if fits else "it needs an NVIDIA GPU of capability 8.0 or later"
+    if device.type == "cpu":
+        return None if INTERPRETED else "on CPU tensors it needs TRITON_INTERPRET=1, set before the start (for tests)"
+    return f"it does not run on {device.type} tensors"
+
+
+def choose_backend(backend: str | None, op: str, device: torch.device, operands: torch.dtype) -> str:
+    """The backend that `op` runs on. An unknown one is an error; so is one that a call names and that cannot run."""
+    chosen = backend or _forced
+    if chosen is not None and chosen not in BACKENDS:
         raise ValueError(f"{op}: backend={chosen!r} is unknown; use one of {', '.join(BACKENDS)} or None")
-    if chosen == "triton":
-        raise NotImplementedError(
-            f"{op}: backend='triton' is not available in this version; use backend='torch' or None"
-        )
-    return chosen
+    if chosen == "torch" or (chosen is None and device.type != "cuda"):
+        return "torch"
+    reason = _why_not_triton(device, operands)
+    # float64 asks for exactness, not for a backend: a preference that no call names gives way to it.
+    if reason and chosen == "triton" and (backend or operands != torch.float64):
+        raise ValueError(f"{op}: backend='triton' cannot run here: {reason}")
+    return "torch" if reason else "triton"
 
 
 @contextmanager

@@ -1,11 +1,14 @@
 """Divergence between two categorical distributions given by class logits, and its gradient by the student's.
 
-    log p = log_softmax(teacher logits / T_teacher),  log q = log_softmax(u),  u = student logits / T        (Eqs. 8-9)
+    log p = log_softmax(t / T_teacher),  log q = log_softmax(u),  u = z / T                                  (Eqs. 8-9)
     forward: KL(p || q) = sum p (log p - log q)         d/du_i = q_i - p_i                                   (Eq. 10)
     reverse: KL(q || p) = sum q (log q - log p)         d/du_i = q_i (log q_i - log p_i - KL)
     jsd: beta KL(p || m) + (1 - beta) KL(q || m)        d/du_i = (1 - beta) q_i (log q_i - log m_i - KL(q || m))
          with m = beta p + (1 - beta) q
+    loss = scale * value,  dloss/dz = scale / T * d/du
 The softmax is over the kept classes only, so the partition function of the full vocabulary cancels.
+
+The forward pass keeps dloss/dz [N, C]: the backward pass is one product with it, and no softmax.
 """
 
 import math
@@ -41,3 +44,64 @@ def divergence_and_gradient(
     kl_q = (q * gap).sum(-1)
     value = beta * (p * _gap(p, log_p, log_m)).sum(-1) + (1 - beta) * kl_q
     return value, (1 - beta) * q * (gap - kl_q.unsqueeze(-1))
+
+
+@torch.library.custom_op("raft_kernels::topk_divergence", mutates_args=())
+def topk_divergence(
+    z: Tensor,  # (N, C) student's logits
+    t: Tensor,  # (N, C) teacher's
+    mask: Tensor | None,  # (N,) bool
+    temperature: float,
+    teacher_temperature: float,
+    divergence: str,
+    beta: float,
+    scale: float,
+    skip_below: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Loss (N,), and its gradient by z (N, C) without the entries that are at most `skip_below` of the row's largest."""
+    t = t.to(z.dtype)
+    if backend == "triton":
+        from .gpu import divergence as gpu
+
+        if z.shape[1] <= gpu.MAX_CLASSES:
+            loss, gradient = gpu.divergence_and_gradient(
+                z, t, temperature, teacher_temperature, divergence, beta, scale
+            )
+            return _finished(loss, gradient, mask, skip_below)
+    loss, gradient = divergence_and_gradient(z / temperature, t / teacher_temperature, divergence, beta)
+    return _finished(loss.mul_(scale), gradient.mul_(scale / temperature), mask, skip_below)
+
+
+def _finished(loss: Tensor, gradient: Tensor, mask: Tensor | None, skip_below: float) -> tuple[Tensor, Tensor]:
+    if skip_below:
+        size = gradient.abs()
+        gradient.masked_fill_(size <= skip_below * size.amax(-1, keepdim=True), 0)
+    if mask is not None:
+        loss.masked_fill_(~mask, 0)
+        gradient.masked_fill_(~mask.unsqueeze(1), 0)
+    return loss, gradient
+
+
+@topk_divergence.register_fake
+def _(z, t, mask, *_settings):
+    return z.new_empty((z.shape[0],)), torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx, inputs, output):
+    _, gradient = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(gradient)
+    ctx.save_for_backward(gradient, inputs[2])
+
+
+def _backward(ctx, grad_loss, _grad_gradient):
+    gradient, mask = ctx.saved_tensors
+    if grad_loss is None:
+        return (None,) * 10
+    if mask is not None:
+        grad_loss = grad_loss.masked_fill(~mask, 0)  # what comes back to a masked token may be anything, NaN too
+    return gradient * grad_loss.to(gradient.dtype).unsqueeze(1), *(None,) * 9
+
+
+topk_divergence.register_autograd(_backward, setup_context=_setup_context)

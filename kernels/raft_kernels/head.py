@@ -81,6 +81,7 @@ class Head:
     logit_scale: float
     softcap: float | None
     operands: torch.dtype  # what hidden states and weights are rounded to before a product
+    backend: str = "torch"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,6 +126,18 @@ class Head:
         if self.logit_scale != 1.0:
             y.mul_(self.logit_scale)
         return y if self.softcap is None else y.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def log_partition_(
+        self,
+        z: Tensor,  # (n, vocab): may be overwritten
+        temperature: float,
+    ) -> Tensor:  # (n,)
+        """logsumexp of z / temperature."""
+        if self.backend == "triton":
+            from .gpu.select import logsumexp
+
+            return logsumexp(z, self.vocab, temperature)
+        return logsumexp_(z.div_(temperature))
 
     def slope(self, z: Tensor) -> Tensor | float:
         """dz/dy, from z: logit_scale * (1 - (z / softcap)^2)."""

@@ -1,13 +1,13 @@
 """Student logits at the teacher's ids, and their gradients, through dense [tokens, V] chunks.
 
-Serves every device and dtype, and tail="bucket", whose gradient is dense. Deterministic: ids are unique within a row,
+Serves every device and dtype, and the logit of all other tokens together, whose gradient is dense. Deterministic: ids are unique within a row,
 so scatters never collide, and sums over tokens are matrix products in a fixed order.
 """
 
 import torch
 from torch import Tensor
 
-from .head import Head, logsumexp_, product
+from .head import Head, product
 
 
 def selected_logits(
@@ -16,13 +16,13 @@ def selected_logits(
     hidden: Tensor,  # (n, H)
     ids: Tensor,  # (n, K) int64
     rest_at: float | None,
-) -> tuple[Tensor, Tensor | None]:  # (n, K) and (n,)
-    """Logits at ids, and with `rest_at` = T the logsumexp of logits/T over all other ids."""
+    out: Tensor,  # (n, K), or (n, K + 1) with rest_at: written
+) -> None:
+    """Logits at ids, and with `rest_at` = T the logit of all other ids together, T logsumexp(z / T)."""
     z = head.logits_(buffer, hidden)
-    selected = z.gather(1, ids)
-    if rest_at is None:
-        return selected, None
-    return selected, logsumexp_(z.scatter_(1, ids, -torch.inf).div_(rest_at))
+    out[:, : ids.shape[1]] = z.gather(1, ids)
+    if rest_at is not None:
+        out[:, -1] = head.log_partition_(z.scatter_(1, ids, -torch.inf), rest_at).mul_(rest_at)
 
 
 def scatter_gradient(
@@ -34,22 +34,23 @@ def scatter_gradient(
     return buffer.zero_().scatter_(1, ids, d)
 
 
-def bucket_gradient(
+def rest_gradient(
     head: Head,
     buffer: Tensor,  # (n, V) workspace
     hidden: Tensor,  # (n, H)
     ids: Tensor,  # (n, K) int64
-    d: Tensor,  # (n, K + 1) dloss/dy at ids, then dloss/du_rest
-    rest: Tensor,  # (n,) u_rest = logsumexp of logits/T over all other ids
-    temperature: float,
+    dy: Tensor,  # (n, K) dloss/dy at ids
+    drest: Tensor,  # (n,) dloss/dz_rest
+    z_rest: Tensor,  # (n,)
+    rest_at: float,
 ) -> Tensor:  # (n, V)
-    """dloss/dy over the vocabulary: outside ids it is dloss/du_rest exp(z_v / T - u_rest) / T dz/dy."""
+    """dloss/dy over the vocabulary: outside ids it is dloss/dz_rest exp((z_v - z_rest) / T) dz/dy."""
     z = head.logits_(buffer, hidden)
     slope = head.slope(z)
-    share = z.div_(temperature).sub_(rest.unsqueeze(1)).exp_().mul_(d[:, -1:] / temperature).mul_(slope)
-    # An empty bucket (u_rest = -inf) has no gradient.
-    share.masked_fill_((rest == -torch.inf).unsqueeze(1), 0)
-    return share.scatter_(1, ids, d[:, :-1])
+    share = z.sub_(z_rest.unsqueeze(1)).div_(rest_at).exp_().mul_(drest.unsqueeze(1)).mul_(slope)
+    # No other id with any mass (z_rest = -inf): no gradient.
+    share.masked_fill_((z_rest == -torch.inf).unsqueeze(1), 0)
+    return share.scatter_(1, ids, dy)
 
 
 def backpropagate(

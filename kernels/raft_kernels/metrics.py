@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .checks import check_linear, check_positive, flat_mask, vocabulary
 from .dispatch import choose_backend
-from .head import Head, accumulate_dtype, logsumexp_, operand_dtype, walk
+from .head import Head, accumulate_dtype, operand_dtype, walk
 from .topk import TopK
 
 
@@ -40,9 +40,10 @@ def _topk_metrics(
     operands: torch.dtype,
     temperature: float,
     teacher_temperature: float,
+    backend: str,
 ) -> Tensor:
     """(4, N): student mass, teacher entropy, student entropy, top-1 agreement."""
-    head = Head(weight, bias, vocab, logit_scale, softcap, operands)
+    head = Head(weight, bias, vocab, logit_scale, softcap, operands, backend)
     n = hidden.shape[0]
     out = hidden.new_empty((4, n), dtype=head.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -52,14 +53,14 @@ def _topk_metrics(
             u = z.gather(1, ids) / temperature
             teacher_top = ids.gather(1, t.argmax(-1, keepdim=True)).squeeze(1)
             out[3, rows] = (z.argmax(-1) == teacher_top).to(head.dtype)
-            out[0, rows] = (u - logsumexp_(z.div_(temperature)).unsqueeze(1)).exp().sum(-1)
+            out[0, rows] = (u - head.log_partition_(z, temperature).unsqueeze(1)).exp().sum(-1)
             out[1, rows] = _entropy(t / teacher_temperature)
             out[2, rows] = _entropy(u)
     return out
 
 
 @_topk_metrics.register_fake
-def _(hidden, weight, bias, indices, teacher_logits, vocab, logit_scale, softcap, operands, *_temperatures):
+def _(hidden, weight, bias, indices, teacher_logits, vocab, logit_scale, softcap, operands, *_settings):
     return hidden.new_empty((4, hidden.shape[0]), dtype=accumulate_dtype(operands))
 
 
@@ -82,8 +83,9 @@ def topk_metrics(
     `teacher_mass` needs `teacher.log_partition`, at the teacher's temperature.
     """
     op = "topk_metrics"
-    choose_backend(backend, op)
     check_linear(op, hidden, weight, bias)
+    operands = operand_dtype(hidden, weight)
+    backend = choose_backend(backend, op, hidden.device, operands)
     check_positive(op, temperature=temperature, teacher_temperature=teacher_temperature, softcap=softcap)
     lead, k = hidden.shape[:-1], teacher.indices.shape[-1]
     keep = flat_mask(op, mask, hidden)
@@ -101,9 +103,10 @@ def topk_metrics(
         vocabulary(op, weight.shape[0], vocab_size),
         float(logit_scale),
         None if softcap is None else float(softcap),
-        operand_dtype(hidden, weight),
+        operands,
         float(temperature),
         teacher_t,
+        backend,
     )
     columns = list(rows.unbind(0))
     if teacher.log_partition is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checks import check_linear, check_positive, flat_mask, vocabulary
 from .dispatch import choose_backend
-from .head import Head, accumulate_dtype, logsumexp_, operand_dtype, walk
+from .head import Head, accumulate_dtype, operand_dtype, walk
 from .select import block_size, select_blocked
 
 
@@ -37,24 +37,21 @@ def _linear_topk(
     softcap: float | None,
     operands: torch.dtype,
     log_partition_at: float | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ids (N, K), logits (N, K) and the log-partition, (N,) or empty."""
-    head = Head(weight, bias, vocab, logit_scale, softcap, operands)
+    head = Head(weight, bias, vocab, logit_scale, softcap, operands, backend)
     n = hidden.shape[0]
     indices = hidden.new_empty((n, k), dtype=torch.int32)
     logits = hidden.new_empty((n, k), dtype=head.dtype)
     log_partition = hidden.new_empty((n if log_partition_at is not None else 0,), dtype=head.dtype)
-    block = block_size(vocab, k)
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows, buffer in walk(n, -(-vocab // block) * block, hidden, head.dtype):
-            x = hidden[rows] if mask is None else hidden[rows].masked_fill(~mask[rows].unsqueeze(1), 0)
-            buffer[:, vocab:] = -torch.inf
-            z = head.logits_(buffer[:, :vocab], x)
-            ids = select_blocked(buffer, k, block)
-            indices[rows] = ids
-            logits[rows] = z.gather(1, ids)
-            if log_partition_at is not None:
-                log_partition[rows] = logsumexp_(z.div_(log_partition_at))
+        if backend == "triton":
+            from .gpu import topk as gpu
+
+            gpu.linear_topk(head, hidden, mask, k, log_partition_at, indices, logits, log_partition)
+        else:
+            _select_in_torch(head, hidden, mask, k, log_partition_at, indices, logits, log_partition)
     if mask is not None:
         drop = ~mask
         indices = torch.where(drop.unsqueeze(1), torch.arange(k, dtype=torch.int32, device=mask.device), indices)
@@ -63,8 +60,30 @@ def _linear_topk(
     return indices, logits, log_partition
 
 
+def _select_in_torch(
+    head: Head,
+    hidden: Tensor,  # (N, H)
+    mask: Tensor | None,  # (N,) bool
+    k: int,
+    log_partition_at: float | None,
+    indices: Tensor,  # (N, K): written
+    logits: Tensor,  # (N, K): written
+    log_partition: Tensor,  # (N or 0,): written
+) -> None:
+    block = block_size(head.vocab, k)
+    for rows, buffer in walk(len(hidden), -(-head.vocab // block) * block, hidden, head.dtype):
+        x = hidden[rows] if mask is None else hidden[rows].masked_fill(~mask[rows].unsqueeze(1), 0)
+        buffer[:, head.vocab :] = -torch.inf
+        z = head.logits_(buffer[:, : head.vocab], x)
+        ids = select_blocked(buffer, k, block)
+        indices[rows] = ids
+        logits[rows] = z.gather(1, ids)
+        if log_partition_at is not None:
+            log_partition[rows] = head.log_partition_(z, log_partition_at)
+
+
 @_linear_topk.register_fake
-def _(hidden, weight, bias, mask, k, vocab, logit_scale, softcap, operands, log_partition_at):
+def _(hidden, weight, bias, mask, k, vocab, logit_scale, softcap, operands, log_partition_at, backend):
     n = hidden.shape[0]
     logits = torch.empty((n, k), dtype=accumulate_dtype(operands), device=hidden.device)
     return logits.new_empty((n, k), dtype=torch.int32), logits, logits.new_empty((n if log_partition_at else 0,))
@@ -90,8 +109,9 @@ def linear_topk(
     `log_partition_at` is the temperature at which the log-partition over the vocabulary is wanted.
     """
     op = "linear_topk"
-    choose_backend(backend, op)
     check_linear(op, hidden, weight, bias)
+    operands = operand_dtype(hidden, weight)
+    backend = choose_backend(backend, op, hidden.device, operands)
     vocab = vocabulary(op, weight.shape[0], vocab_size)
     if k > vocab:
         raise ValueError(f"{op}: k={k} is larger than the vocabulary of {vocab} tokens")
@@ -108,8 +128,9 @@ def linear_topk(
         vocab,
         float(logit_scale),
         None if softcap is None else float(softcap),
-        operand_dtype(hidden, weight),
+        operands,
         None if log_partition_at is None else float(log_partition_at),
+        backend,
     )
     return TopK(
         indices.view(*lead, k),

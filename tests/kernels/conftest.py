@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raft_kernels import head_sparse
+from raft_kernels import dispatch, head_sparse, selected
 
 # The folder of `bench`, also for a plain `pytest`.
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -20,8 +20,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["dense", "sparse"])
+@pytest.fixture(params=["dense", "union" if dispatch.INTERPRETED else "sparse"])
 def way(request, monkeypatch):
-    """How the student's logits are computed: by products with the whole head, or from single rows of it."""
-    monkeypatch.setattr(head_sparse, "DENSE_RATIO", {"dense": 10**9, "sparse": 0}[request.param])
+    """How the student's logits are computed: by products with the whole head, or from the rows of it that are needed."""
+    dense = request.param == "dense"
+    monkeypatch.setattr(head_sparse, "DENSE_RATIO", 10**9 if dense else 0)
+    monkeypatch.setattr(selected, "UNION_RATIO", 10**9 if dense else 0)
     return request.param

@@ -12,6 +12,7 @@ from bench.measure import peak_mib
 from raft_kernels import (
     TopK,
     TopKDistillationLoss,
+    dispatch,
     head,
     head_sparse,
     linear_cross_entropy,
@@ -19,12 +20,13 @@ from raft_kernels import (
     linear_topk_kl,
     topk,
     topk_kl,
-    topk_kl_torch,
     topk_metrics,
 )
 from raft_kernels import cross_entropy as ce
-from raft_kernels.topk_kl import _topk_kl
+from raft_kernels.divergence import topk_divergence
+from raft_kernels.selected import _selected_logits_backward, selected_logits
 
+BACKEND = "triton" if dispatch.INTERPRETED else "torch"
 TAILS = ["renormalize", "bucket"]
 N, H, V, K = 11, 8, 60, 9
 
@@ -91,12 +93,14 @@ def test_operators_are_well_formed(way, tail):
     """torch's own checks: schema, fake implementation, autograd registration, tracing."""
     c = make_case(N, H, V)
     settings = (1.0, 9.0, torch.float32)
-    top_args = (*c.teacher, None, torch.rand(N) > 0.3, K, V, *settings, 1.5)
+    top_args = (*c.teacher, None, torch.rand(N) > 0.3, K, V, *settings, 1.5, BACKEND)
     torch.library.opcheck(topk._linear_topk, top_args)
-    teacher = linear_topk(*c.teacher, K, softcap=9.0, log_partition_at=1.5)
-    partition = teacher.log_partition if tail == "bucket" else None
-    args = (*leaves(c.student), *teacher[:2], partition, None, V, *settings, 1.5, 1.5, "forward", 0.5, 2.25)
-    torch.library.opcheck(_topk_kl, args)
+    teacher = linear_topk(*c.teacher, K, softcap=9.0)
+    rest_at = 1.5 if tail == "bucket" else None
+    args = (*leaves(c.student), teacher.indices, None, V, *settings, rest_at, BACKEND)
+    torch.library.opcheck(selected_logits, args)
+    z = torch.randn(N, K, requires_grad=True)
+    torch.library.opcheck(topk_divergence, (z, teacher.logits, None, 1.5, 1.5, "forward", 0.5, 2.25, 0.0, BACKEND))
     labels = torch.randint(0, V, (N,))
     torch.library.opcheck(ce._chunked, (*leaves(c.student), labels, 9.0, torch.float32))
 
@@ -113,13 +117,15 @@ def test_no_value_is_read_back_to_the_host(monkeypatch, tail, dtype):
     labels = torch.empty(n, dtype=torch.long, device="meta")
     with pytest.raises(RuntimeError, match="meta"):
         labels.max().item()
-    top = topk._linear_topk._init_fn(hidden, weight, bias, mask, k, v, 0.5, 9.0, dtype, 1.5)
-    indices, logits, partition = top
-    given = partition if tail == "bucket" else None
-    used = head.Head(weight, bias, v, 0.5, 9.0, dtype)
-    loss, by_y, rest = topk_kl_torch.forward(used, hidden, indices, logits, given, mask, 1.5, 1.5, "jsd", 0.5, 2.25)
+    top = topk._linear_topk._init_fn(hidden, weight, bias, mask, k, v, 0.5, 9.0, dtype, 1.5, "torch")
+    indices, logits, _ = top
+    rest_at = 1.5 if tail == "bucket" else None
+    settings = (v, 0.5, 9.0, dtype, rest_at, "torch")
+    z = selected_logits._init_fn(hidden, weight, bias, indices, mask, *settings)
+    t = torch.cat([logits, logits[:, :1]], dim=1) if rest_at else logits
+    _, dz = topk_divergence._init_fn(z, t, mask, 1.5, 1.5, "jsd", 0.5, 2.25, 0.1, "torch")
     needs = [True, True, True]
-    grads = topk_kl_torch.backward(used, loss, by_y, rest, hidden, indices, mask, needs, 1.5)
+    grads = _selected_logits_backward._init_fn(dz, z, hidden, weight, bias, indices, mask, needs, *settings)
     assert [g.shape for g in grads] == [hidden.shape, weight.shape, bias.shape]
     loss, partition = ce._chunked._init_fn(hidden, weight, bias, labels, 9.0, dtype)
     ce._chunked_backward._init_fn(loss, partition, hidden, weight, bias, labels, needs, 9.0, dtype)

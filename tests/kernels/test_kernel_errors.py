@@ -7,7 +7,16 @@ import torch
 from kernel_cases import make_case
 
 import raft_kernels
-from raft_kernels import TopK, linear_cross_entropy, linear_topk, linear_topk_kl, topk_kl, topk_metrics, use_backend
+from raft_kernels import (
+    TopK,
+    dispatch,
+    linear_cross_entropy,
+    linear_topk,
+    linear_topk_kl,
+    topk_kl,
+    topk_metrics,
+    use_backend,
+)
 
 C = make_case(4, 6, 30)
 STUDENT, TEACHER = C.student[:2], C.teacher
@@ -90,13 +99,21 @@ def test_message(name):
     assert "\n" not in str(caught.value)
 
 
-def test_triton_is_refused_clearly():
-    with pytest.raises(NotImplementedError, match="backend='triton' is not available in this version"):
+@pytest.mark.skipif(dispatch.INTERPRETED, reason="Triton runs on CPU tensors in this process")
+def test_triton_is_refused_where_it_cannot_run():
+    with pytest.raises(ValueError, match="topk_kl: backend='triton' cannot run here: .* TRITON_INTERPRET=1"):
         topk_kl(*STUDENT, TOP, backend="triton")
-    with use_backend("triton"), pytest.raises(NotImplementedError, match="triton"):
+    with use_backend("triton"), pytest.raises(ValueError, match="linear_topk: backend='triton'"):
         linear_topk(*TEACHER, 5)
+
+
+def test_a_call_goes_before_a_preference():
     with use_backend("triton"):
         assert torch.equal(linear_topk(*TEACHER, 5, backend="torch").indices, TOP.indices)
+        # Triton has no float64; a preference gives way, a call that names it is an error.
+        assert linear_topk(TEACHER[0].double(), TEACHER[1].double(), 5).logits.dtype == torch.float64
+        with pytest.raises(ValueError, match="it has no float64"):
+            linear_topk(TEACHER[0].double(), TEACHER[1].double(), 5, backend="triton")
     assert torch.equal(linear_topk(*TEACHER, 5).indices, TOP.indices)
 
 

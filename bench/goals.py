@@ -1,0 +1,70 @@
+"""What the records say: how many times as fast as each peer, how much of its memory, and which goals are met."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from bench.cases import CPU, CUDA, Case
+from bench.providers import OURS
+from bench.records import by_case
+
+FULL = ("linear_topk_kl", "full")
+TEACHER = ("linear_topk", "forward")
+
+
+def summary(records: Sequence[dict]) -> list[str]:
+    lines = []
+    for case, found in by_case(records).items():
+        lines += [f"{case}: {line}" for line in (*ratios(found), *goals(case, found))]
+    return lines
+
+
+def full_records(records: Iterable[dict]) -> dict[str, dict]:
+    """Provider -> its record of the whole loss, forward and backward."""
+    return _of(records, FULL)
+
+
+def _of(records: Iterable[dict], op_and_pass: tuple[str, str]) -> dict[str, dict]:
+    """Provider -> its record."""
+    return {r["provider"]: r for r in records if (r["op"], r["pass"]) == op_and_pass}
+
+
+def ratios(records: Sequence[dict]) -> Iterator[str]:
+    full = full_records(records)
+    ours = full.pop(OURS, None)
+    if ours is None or not full:
+        return
+    times = ", ".join(f"vs {name} {r['ms_p50'] / ours['ms_p50']:.1f} times" for name, r in full.items())
+    line = f"linear_topk_kl full: {OURS} {times} as fast"
+    if "torch" in full:
+        line += f"; peak of {OURS} / peak of torch = {ours['peak_mib'] / full['torch']['peak_mib']:.2f}"
+    yield line
+
+
+def goals(case: Case, records: Sequence[dict]) -> Iterator[str]:
+    """The project's goals, at the two sizes that they are set for, in either regime."""
+    full, teacher = full_records(records), _of(records, TEACHER)
+    ours = full.get(OURS)
+    if replace(case, regime=CPU.regime) == CPU:
+        yield _goal(">= 2.5", _ratio(full.get("trl"), ours, "ms_p50"), "x faster than TRL")
+        yield _goal("<= 0.6", _ratio(ours, full.get("torch"), "peak_mib"), "of naive torch top-K", "peak ")
+    if replace(case, regime=CUDA.regime) == CUDA:
+        peers = [r for name, r in full.items() if name != OURS]
+        best = min(peers, key=lambda r: r["ms_p50"], default=None)
+        named = f" ({best['provider']}, {best['ms_p50']:.1f} ms)" if best else ""
+        yield _goal("<= 32", ours["ms_p50"] if ours else None, "ms")
+        yield _goal("<= 0.5", _ratio(ours, best, "ms_p50"), f"of the best peer{named}")
+        yield _goal("<= 2.1", ours["peak_mib"] / 1024 if ours else None, "GiB", "peak ")
+        yield _goal("<= 1.15", _ratio(teacher.get(OURS), teacher.get("gemm"), "ms_p50"), "x bare GEMM", "teacher ")
+
+
+def _ratio(above: dict | None, below: dict | None, key: str) -> float | None:
+    return above[key] / below[key] if above and below else None
+
+
+def _goal(wanted: str, found: float | None, unit: str, subject: str = "") -> str:
+    line = f"goal: {subject}{wanted} {unit}: "
+    if found is None:
+        return line + "not measured"
+    sign, bound = wanted.split()
+    met = found >= float(bound) if sign == ">=" else found <= float(bound)
+    return line + f"{found:.2f} {'met' if met else 'missed'}"

@@ -1,0 +1,139 @@
+"""A run: every case, every operation, every provider that can do it; what fails is left out with a line."""
+
+import gc
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from bench import records
+from bench.cases import Case, Inputs, make_inputs
+from bench.check import Reference, poison
+from bench.goals import summary
+from bench.limits import Ceilings
+from bench.measure import measure
+from bench.providers import OPS, TOP_K, Call, Provider, check_room, reason
+
+
+@dataclass
+class Run:
+    device: str
+    device_name: str
+    limit: Ceilings
+    command: str
+    out: Path | None  # the records, written whenever there are new ones
+    reps: int = 5
+    cap_s: float = float("inf")  # of timed calls of a variant
+    minutes: float = float("inf")  # no operation starts later
+    found: list[dict] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)  # what was left out, and why
+    began: float = field(default_factory=time.monotonic)
+
+    def measure_all(self, cases: Sequence[Case], providers: Sequence[Provider]) -> None:
+        first = cases[0]
+        for case in cases:
+            if self._time_is_up():
+                self.say(f"skipped {case}: the {self.minutes:g} minutes are over")
+                continue
+            try:
+                at_base = replace(case, regime=first.regime) == first
+                self._measure_case(case, [p for p in providers if at_base or not p.slow_start])
+            except torch.OutOfMemoryError:
+                self.say(f"skipped {case}: out of memory")
+            self._release()
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        print(line, flush=True)
+
+    def leave_out(self, provider: str, why: str) -> None:
+        self.say(f"{provider}: left out, {why}")
+
+    def about(self) -> str:
+        versions = ", ".join(f"{name} {version}" for name, version in records.versions().items())
+        return f"{self.device_name}: {self.limit}; {versions}; commit {records.commit()}"
+
+    def save(self) -> None:
+        if self.out is None:
+            return
+        records.write(self.out, json.dumps(self.found, indent=1) + "\n")
+        remarks = "\n".join(f"- {line}" for line in (*self.lines, *summary(self.found)))
+        parts = [self.about(), f"`{self.command}`", records.table(self.found), records.NOTES, remarks]
+        records.write(self.out.with_suffix(".md"), "\n\n".join(parts) + "\n")
+
+    def _time_is_up(self) -> bool:
+        return time.monotonic() - self.began > 60 * self.minutes
+
+    def _measure_case(self, case: Case, providers: Sequence[Provider]) -> None:
+        inputs = make_inputs(case, self.device)
+        reference = Reference(inputs)
+        before = len(self.found)
+        for op, passes in OPS.items():
+            if self._time_is_up():
+                self.say(f"skipped {op} at {case}: the {self.minutes:g} minutes are over")
+                continue
+            able = [provider for provider in providers if op in provider.ops]
+            tried = {provider.name: self._try(provider, op, case, inputs, reference) for provider in able}
+            calls = {name: call for name, call in tried.items() if call is not None}
+            losses = {provider.name: provider.loss for provider in able}
+            for name in passes:
+                variants = calls if name == "forward" else {p: partial(_full, c, inputs) for p, c in calls.items()}
+                fail = partial(self._fail, f"{op} {name} at {case}")
+                timed = measure(variants, self.device, self.reps, self.cap_s, fail)
+                self.found += [
+                    records.record(
+                        op,
+                        name,
+                        provider,
+                        losses[provider],
+                        self.device_name,
+                        case,
+                        measured,
+                        limit=self.limit,
+                        union_fraction=inputs.union_fraction,
+                        covered_mass=inputs.covered_mass,
+                        command=self.command,
+                    )
+                    for provider, measured in timed.items()
+                ]
+                self.save()
+                print(f"{op} {name}: {', '.join(f'{p} {m.ms_p50:.4g} ms' for p, m in timed.items())}", flush=True)
+        print(f"\n{records.table(self.found[before:])}\n", flush=True)
+
+    def _fail(self, what: str, provider: str, error: Exception) -> None:
+        self.leave_out(provider, f"{what}: {reason(error)}")
+
+    def _try(self, provider: Provider, op: str, case: Case, inputs: Inputs, reference: Reference) -> Call | None:
+        """The call to be timed, after it has run once; of our loss also after its result was found to be right."""
+        call = None
+        try:
+            check_room(provider, case, self.device)
+            call = provider.ops[op](inputs)
+            if provider.loss == TOP_K:
+                poison(self.device)
+                reference.check(op, call)
+            else:
+                _full(call, inputs) if "full" in OPS[op] else call()
+            if self.device == "cuda":
+                torch.cuda.synchronize()  # an error of a kernel shows here, not in the next provider
+        except Exception as error:  # noqa: BLE001  # whatever a provider does, the others are measured
+            call = None
+            self._fail(f"{op} at {case}", provider.name, error)
+        self._release()  # here, where no traceback holds the provider's tensors any more
+        return call
+
+    def _release(self) -> None:
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _full(call: Call, inputs: Inputs) -> object:
+    loss = cast(Tensor, call())
+    return torch.autograd.grad(loss.mean(), inputs.parameters)

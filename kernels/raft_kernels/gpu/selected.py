@@ -1,0 +1,332 @@
+"""Student logits at the teacher's ids, and their gradients, by tensor-core products over unions (union.py).
+
+    y_nk = <hidden_n, weight_v>, v = ids_nk         Y = hidden_tile @ weight[union].T, then the K entries of each row
+    dhidden_tile = D @ weight[union]                D: dloss/dy scattered to the columns of the union
+    dweight_tile = D.T @ hidden[tokens]             D: dloss/dy of the tokens that have an id of the tile
+Offsets inside a tile are 32-bit: 64-bit ones of a whole tile would take the registers that its sums need.
+Each element of a result is summed by one program in one order and written once: deterministic, and dweight needs no
+fp32 copy of the head. Sums are fp32. D has the dtype of the operands: bf16 for bf16, and fp32 (tf32 products, which
+keep all bits of fp16) for fp16, whose gradients would underflow.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..dispatch import INTERPRETED
+from ..head import Head
+from . import union
+from .configs import launch
+
+TRITON_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+# Elements of the [tokens, union] and [tokens, ids] workspaces.
+BUDGET = 1 << 27
+
+
+# The interpreter holds bf16 as integers and multiplies those; bf16 products in fp32 are the same numbers.
+WIDEN = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def as_operand(x, OPERAND: tl.constexpr):
+    x = x.to(OPERAND)
+    return x.to(tl.float32) if WIDEN else x
+
+
+@triton.jit
+def product_kernel(
+    x,  # (n, H)
+    w,  # (V, H)
+    ids,  # (tiles, U) int32
+    count,  # (tiles,) int32
+    y,  # (n, U) fp32
+    n,
+    h,
+    capacity,
+    tiles,
+    stride_xn,
+    stride_xh,
+    stride_wv,
+    stride_wh,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    EVEN_H: tl.constexpr,
+):
+    """Y = X_tile @ W[ids of the tile].T. Program: one tile of tokens, BLOCK_U of its ids.
+
+    Programs that run at the same time take the same part of the ids for neighbouring tiles, so that rows of the head
+    come from the L2 cache.
+    """
+    tile = tl.program_id(0) % tiles
+    first = (tl.program_id(0) // tiles) * BLOCK_U
+    size = tl.load(count + tile)
+    if first >= size:
+        return
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = first + tl.arange(0, BLOCK_U)
+    # Lanes past an end repeat the last row in use and are not stored: no mask in the loop, and nothing foreign is read.
+    v = tl.load(ids + tile.to(tl.int64) * capacity + tl.minimum(columns, size - 1)).to(tl.int64)
+    x_rows = x + tl.minimum(rows, n - 1).to(tl.int64)[:, None] * stride_xn
+    w_rows = w + v[:, None] * stride_wv
+    acc = tl.zeros((BLOCK_N, BLOCK_U), tl.float32)
+    for start in range(0, h, BLOCK_H):
+        i = start + tl.arange(0, BLOCK_H)
+        if EVEN_H:
+            a = tl.load(x_rows + i[None, :] * stride_xh)
+            b = tl.load(w_rows + i[None, :] * stride_wh)
+        else:
+            a = tl.load(x_rows + i[None, :] * stride_xh, mask=i[None, :] < h, other=0.0)
+            b = tl.load(w_rows + i[None, :] * stride_wh, mask=i[None, :] < h, other=0.0)
+        acc = tl.dot(as_operand(a, OPERAND), tl.trans(as_operand(b, OPERAND)), acc, input_precision=PRECISION)
+    y_tile = y + (tile * BLOCK_N).to(tl.int64) * capacity + first
+    at = tl.arange(0, BLOCK_N)[:, None] * capacity + tl.arange(0, BLOCK_U)[None, :]
+    tl.store(y_tile + at, acc, mask=(rows[:, None] < n) & (columns[None, :] < size))
+
+
+@triton.jit
+def hidden_gradient_kernel(
+    d,  # (n, width), 0 outside the tile's ids; width > a multiple of BLOCK_U that holds U
+    w,  # (V, H)
+    ids,  # (tiles, U) int32
+    count,  # (tiles,) int32
+    dx,  # (n, H)
+    n,
+    h,
+    capacity,
+    width,
+    tiles,
+    stride_wv,
+    stride_wh,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """dX_tile = D_tile @ W[ids of the tile]. Program: one tile of tokens, BLOCK_H columns."""
+    tile = tl.program_id(0) % tiles
+    i = (tl.program_id(0) // tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
+    size = tl.load(count + tile)
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    d_rows = d + tl.minimum(rows, n - 1).to(tl.int64)[:, None] * width
+    ids_tile = ids + tile.to(tl.int64) * capacity
+    acc = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
+    for start in range(0, size, BLOCK_U):
+        columns = start + tl.arange(0, BLOCK_U)
+        a = tl.load(d_rows + columns[None, :])
+        v = tl.load(ids_tile + tl.minimum(columns, size - 1)).to(tl.int64)
+        b = tl.load(w + v[:, None] * stride_wv + i[None, :] * stride_wh, mask=i[None, :] < h, other=0.0)
+        acc = tl.dot(as_operand(a, OPERAND), as_operand(b, OPERAND), acc, input_precision=PRECISION)
+    mask = (rows[:, None] < n) & (i[None, :] < h)
+    at = tl.arange(0, BLOCK_N)[:, None] * h + i[None, :]
+    tl.store(dx + (tile * BLOCK_N).to(tl.int64) * h + at, acc.to(dx.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def scatter_kernel(
+    indices,  # (N, K) int32
+    dy,  # (N, K) fp32
+    d,  # (N, width), 0: written
+    used,  # (tiles, N) bool, false: written
+    n,
+    k,
+    first,
+    width,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The part of dloss/dy for ids in first..first + width, dense, and which tiles of BLOCK_V ids each token has.
+
+    Program: one token. Ids are unique within a row; several lanes may write the same `true`.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    for start in range(0, k, BLOCK_K):
+        lane = start + tl.arange(0, BLOCK_K)
+        v = tl.load(indices + row * k + lane, mask=lane < k, other=-1) - first
+        value = tl.load(dy + row * k + lane, mask=lane < k, other=0.0)
+        mine = (v >= 0) & (v < width) & (value != 0.0)
+        tl.store(d + row * width + v, value.to(d.dtype.element_ty), mask=mine)
+        tl.store(used + (v // BLOCK_V).to(tl.int64) * n + row, tl.full((BLOCK_K,), 1, tl.int1), mask=mine)
+
+
+@triton.jit
+def weight_gradient_kernel(
+    d,  # (N, width), width = tiles * BLOCK_V
+    x,  # (N, H)
+    tokens,  # (tiles, N) int32
+    count,  # (tiles,) int32
+    dw,  # (rows, H): the part of the head's gradient
+    n,
+    h,
+    width,
+    rows,
+    tiles,
+    stride_xn,
+    stride_xh,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """dW_tile = D[tokens of the tile].T @ X[tokens of the tile]. Program: BLOCK_V ids, BLOCK_H columns."""
+    tile = tl.program_id(0) % tiles
+    i = (tl.program_id(0) // tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
+    size = tl.load(count + tile)
+    v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
+    tokens_tile = tokens + tile.to(tl.int64) * n
+    acc = tl.zeros((BLOCK_V, BLOCK_H), tl.float32)
+    for start in range(0, size, BLOCK_N):
+        lane = start + tl.arange(0, BLOCK_N)
+        row = tl.load(tokens_tile + tl.minimum(lane, size - 1)).to(tl.int64)
+        a = tl.load(d + row[:, None] * width + v[None, :], mask=lane[:, None] < size, other=0.0)
+        b = tl.load(x + row[:, None] * stride_xn + i[None, :] * stride_xh, mask=i[None, :] < h, other=0.0)
+        acc = tl.dot(tl.trans(as_operand(a, OPERAND)), as_operand(b, OPERAND), acc, input_precision=PRECISION)
+    mask = (v[:, None] < rows) & (i[None, :] < h)
+    at = tl.arange(0, BLOCK_V)[:, None] * h + i[None, :]
+    tl.store(dw + (tile * BLOCK_V).to(tl.int64) * h + at, acc.to(dw.dtype.element_ty), mask=mask)
+
+
+def _chunks(n: int, step: int) -> list[slice]:
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+
+def gradient_operand(operands: torch.dtype) -> tuple[torch.dtype, str]:
+    """dtype of D and of the rows that it multiplies, and the precision of their product."""
+    if operands == torch.float16:
+        return torch.float32, "tf32"
+    return operands, "ieee"
+
+
+def forward(
+    head: Head,
+    hidden: Tensor,  # (N, H)
+    indices: Tensor,  # (N, K) int32
+    mask: Tensor | None,  # (N,) bool
+) -> Tensor:  # (N, K) fp32: y before bias, scale and soft-cap; 0 at masked tokens
+    n, k = indices.shape
+    h = hidden.shape[1]
+    y = hidden.new_empty((n, k), dtype=torch.float32)
+    config = launch("product", head.operands)
+    tile = config["BLOCK_N"]
+    capacity = min(head.vocab, tile * k)
+    live = None if mask is None else mask.unsqueeze(1).expand(n, k)
+    step = max(1, BUDGET // capacity // tile) * tile
+    workspace = hidden.new_empty((min(n, step), capacity), dtype=torch.float32)
+    for rows in _chunks(n, step):
+        x = hidden[rows]
+        ids, place = union.of_tokens(indices[rows], None if live is None else live[rows], head.vocab, tile)
+        tiles = len(ids.count)
+        product_kernel[(tiles * triton.cdiv(capacity, config["BLOCK_U"]),)](
+            x,
+            head.weight,
+            ids.members,
+            ids.count,
+            workspace,
+            len(x),
+            h,
+            capacity,
+            tiles,
+            *x.stride(),
+            *head.weight.stride(),
+            OPERAND=TRITON_DTYPE[head.operands],
+            PRECISION="ieee",
+            EVEN_H=h % config["BLOCK_H"] == 0,
+            **config,
+        )
+        found = workspace[: len(x)].gather(1, place.clamp_max(capacity - 1))
+        y[rows] = found if live is None else found.masked_fill(~live[rows], 0)
+    return y
+
+
+def hidden_gradient(
+    head: Head,
+    dy: Tensor,  # (N, K) fp32 dloss/dy at the ids; entries of 0 cost nothing
+    hidden: Tensor,  # (N, H)
+    indices: Tensor,  # (N, K) int32
+) -> Tensor:  # (N, H), dtype of hidden
+    n, k = indices.shape
+    h = hidden.shape[1]
+    dx = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    operand, precision = gradient_operand(head.operands)
+    config = launch("hidden_gradient", operand, precision)
+    tile = config["BLOCK_N"]
+    capacity = min(head.vocab, tile * k)
+    # Rows of D are whole blocks, and one spare column for entries of 0; 16-byte steps, so that loads are wide.
+    spare = triton.cdiv(capacity, config["BLOCK_U"]) * config["BLOCK_U"]
+    width = spare + 16
+    for rows in _chunks(n, max(1, BUDGET // width // tile) * tile):
+        part = dx[rows]
+        ids, place = union.of_tokens(indices[rows], dy[rows] != 0, head.vocab, tile)
+        tiles = len(ids.count)
+        d = dy.new_zeros((len(part), width), dtype=operand)
+        d.scatter_(1, torch.where(place < capacity, place, spare), dy[rows].to(operand))
+        hidden_gradient_kernel[(tiles * triton.cdiv(h, config["BLOCK_H"]),)](
+            d,
+            head.weight,
+            ids.members,
+            ids.count,
+            part,
+            len(part),
+            h,
+            capacity,
+            width,
+            tiles,
+            *head.weight.stride(),
+            OPERAND=TRITON_DTYPE[operand],
+            PRECISION=precision,
+            **config,
+        )
+    return dx
+
+
+def weight_gradient(
+    head: Head,
+    dy: Tensor,  # (N, K) fp32 dloss/dy at the ids; entries of 0 cost nothing
+    hidden: Tensor,  # (N, H)
+    indices: Tensor,  # (N, K) int32
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor | None, Tensor | None]:  # (V, H), dtype of the head; (V,) fp32
+    n, k = indices.shape
+    vocab, h = head.weight.shape
+    indices, dy = indices.contiguous(), dy.contiguous()
+    dw = torch.empty_like(head.weight, memory_format=torch.contiguous_format) if need_weight else None
+    db = dy.new_zeros((vocab,)) if need_bias else None
+    operand, precision = gradient_operand(head.operands)
+    config = launch("weight_gradient", operand, precision)
+    tile = config["BLOCK_V"]
+    for part in _chunks(vocab, max(1, BUDGET // max(1, n) // tile) * tile):
+        rows = part.stop - part.start
+        tiles = triton.cdiv(rows, tile)
+        width = tiles * tile
+        d = dy.new_zeros((n, width), dtype=operand)
+        used = torch.zeros((tiles, n), dtype=torch.bool, device=dy.device)
+        if n:
+            scatter_kernel[(n,)](indices, dy, d, used, n, k, part.start, width, BLOCK_V=tile, **launch("scatter"))
+        if db is not None:
+            db[part] = d[:, :rows].sum(0, dtype=torch.float32)
+        if dw is None:
+            continue
+        tokens, _ = union.compact(used, n)
+        weight_gradient_kernel[(tiles * triton.cdiv(h, config["BLOCK_H"]),)](
+            d,
+            hidden,
+            tokens.members,
+            tokens.count,
+            dw[part],
+            n,
+            h,
+            width,
+            rows,
+            tiles,
+            *hidden.stride(),
+            OPERAND=TRITON_DTYPE[operand],
+            PRECISION=precision,
+            **config,
+        )
+    return dw, db

@@ -1,0 +1,35 @@
+"""linear_topk on a GPU: a chunk of tokens at a time, into one [n, V] fp32 buffer, then exact selection (select.py).
+
+The product is cuBLAS's, or project.py's, which has the maxima of groups of ids before the logits leave the chip and so
+spares the pass over the buffer that finds them.
+"""
+
+from torch import Tensor
+
+from ..head import Head, walk
+from . import project, select
+
+
+def linear_topk(
+    head: Head,
+    hidden: Tensor,  # (N, H)
+    mask: Tensor | None,  # (N,) bool
+    k: int,
+    log_partition_at: float | None,
+    indices: Tensor,  # (N, K) int32: written
+    logits: Tensor,  # (N, K) fp32: written
+    log_partition: Tensor,  # (N or 0,) fp32: written
+) -> None:
+    fused = project.suits(head, hidden, k, log_partition_at)
+    g = select.group_size(head.vocab, k)
+    for rows, buffer in walk(len(hidden), head.vocab, hidden, head.dtype):
+        x = hidden[rows] if mask is None else hidden[rows].masked_fill(~mask[rows].unsqueeze(1), 0)
+        if fused:
+            maxima, partition = project.logits_and_maxima(head, x, g, buffer), None
+            ids = select.choose(buffer, maxima, head.vocab, k, g)
+        else:
+            ids, partition = select.top_k(head.logits_(buffer, x), head.vocab, k, log_partition_at)
+        indices[rows] = ids
+        logits[rows] = buffer.gather(1, ids.long())
+        if partition is not None:
+            log_partition[rows] = partition

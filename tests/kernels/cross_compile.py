@@ -1,0 +1,209 @@
+"""Compiles Triton kernels for GPUs that are not here, and reads what the assembler says of them.
+
+Run as a script it prints the table of all shipped configurations: python tests/kernels/cross_compile.py [sm_90]
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from raft_kernels.gpu import configs, divergence, project, select, selected
+
+CHIPS = (80, 90, 100)
+# What one program can use, in bytes.
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+# The tensor-core instruction of each chip, in PTX.
+TENSOR_CORE = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+POINTER = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel as it is launched at a size that occurs: signature of its arguments, constants, launch options."""
+
+    name: str
+    kernel: triton.JITFunction
+    types: dict[str, str]  # of the arguments that are not constants
+    constants: dict[str, object]
+    options: dict[str, int]
+    tensor_cores: bool = False
+
+
+@dataclass(frozen=True)
+class Compiled:
+    shared: int  # bytes
+    registers: int  # per thread
+    local: int  # bytes per thread in local memory: spills and arrays that did not fit registers
+    ptx: str
+
+
+def variant(name: str, kernel, types: dict[str, str], constants: dict, config: dict, tensor_cores=False) -> Variant:
+    options = {key: config[key] for key in ("num_warps", "num_stages") if key in config}
+    blocks = {key: value for key, value in config.items() if key not in options}
+    return Variant(name, kernel, types, {**blocks, **constants}, options, tensor_cores)
+
+
+def products(chip: int) -> list[Variant]:
+    found = []
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        p = POINTER[dtype]
+        size = dict.fromkeys(("n", "h", "capacity", "tiles", "stride_xn", "stride_wv"), "i32")
+        half = dtype != torch.float32
+        constants = {"stride_xh": 1, "stride_wh": 1, "OPERAND": selected.TRITON_DTYPE[dtype], "PRECISION": "ieee"}
+        types = {"x": p, "w": p, "ids": "*i32", "count": "*i32", "y": "*fp32", **size}
+        config = configs.launch("product", dtype, chip=chip)
+        for even in (True, False):
+            name = f"product {dtype} {'even' if even else 'odd'}"
+            found.append(variant(name, selected.product_kernel, types, {**constants, "EVEN_H": even}, config, half))
+        operand, precision = selected.gradient_operand(dtype)
+        d = POINTER[operand]
+        constants = {"OPERAND": selected.TRITON_DTYPE[operand], "PRECISION": precision}
+        types = {"d": d, "w": p, "ids": "*i32", "count": "*i32", "dx": p}
+        types |= dict.fromkeys(("n", "h", "capacity", "width", "tiles", "stride_wv"), "i32")
+        config = configs.launch("hidden_gradient", operand, precision, chip=chip)
+        found.append(
+            variant(
+                f"hidden_gradient {dtype}",
+                selected.hidden_gradient_kernel,
+                types,
+                {**constants, "stride_wh": 1},
+                config,
+                half,
+            )
+        )
+        types = {"d": d, "x": p, "tokens": "*i32", "count": "*i32", "dw": p}
+        types |= dict.fromkeys(("n", "h", "width", "rows", "tiles", "stride_xn"), "i32")
+        config = configs.launch("weight_gradient", operand, precision, chip=chip)
+        found.append(
+            variant(
+                f"weight_gradient {dtype}",
+                selected.weight_gradient_kernel,
+                types,
+                {**constants, "stride_xh": 1},
+                config,
+                half,
+            )
+        )
+        types = {"indices": "*i32", "dy": "*fp32", "d": d, "used": "*i1"}
+        types |= dict.fromkeys(("n", "k", "first", "width"), "i32")
+        blocks = {"BLOCK_V": config["BLOCK_V"]}
+        found.append(variant(f"scatter {d}", selected.scatter_kernel, types, blocks, configs.launch("scatter")))
+    return found
+
+
+def selections(chip: int) -> list[Variant]:
+    found = []
+    for vocab, k in ((32000, 512), (128256, 64), (128256, 512), (151936, 512), (200064, 1024), (262144, 512)):
+        g = select.group_size(vocab, k)
+        types = {"z": "*fp32", "maxima": "*i32", "partial": "*fp32", "stride_z": "i32", "vocab": "i32"}
+        types |= {"groups": "i32", "blocks": "i32", "inverse_temperature": "fp32"}
+        config = configs.launch("group_maxima", chip=chip)
+        block = {"BLOCK_G": config.pop("ELEMENTS") // g, "G": g, "MAXIMA": True}
+        for partition in (False, True):
+            name = f"group_maxima V={vocab} G={g} {'with' if partition else 'without'} partition"
+            found.append(variant(name, select.group_maxima_kernel, types, {**block, "PARTITION": partition}, config))
+        types = {
+            "z": "*fp32",
+            "groups": "*i32",
+            "keys": "*i32",
+            **dict.fromkeys(("stride_z", "vocab", "k", "blocks"), "i32"),
+        }
+        config = configs.launch("candidates", chip=chip)
+        found.append(variant(f"candidates G={g}", select.candidates_kernel, types, {"G": g}, config))
+    for lanes in (1024, 2048, 4096, 8192, select.MAX_LANES):
+        types = {"keys": "*i32", "chosen": "*i32", "m": "i32", "k": "i32"}
+        config = configs.launch("choose", lanes=lanes, chip=chip)
+        found.append(variant(f"choose {lanes}", select.choose_kernel, types, {"LANES": lanes}, config))
+    return found
+
+
+def divergences(chip: int) -> list[Variant]:
+    types = {"z": "*fp32", "t": "*fp32", "loss": "*fp32", "gradient": "*fp32", "c": "i32"}
+    types |= dict.fromkeys(("inverse_temperature", "inverse_teacher_temperature", "beta", "scale"), "fp32")
+    return [
+        variant(
+            f"divergence {name} {lanes}",
+            divergence.divergence_kernel,
+            types,
+            {"DIVERGENCE": number, "LANES": lanes},
+            configs.launch("divergence", lanes=lanes, chip=chip),
+        )
+        for name, number in divergence.DIVERGENCES.items()
+        for lanes in (64, 512, 1024, divergence.MAX_CLASSES)
+    ]
+
+
+def projections(chip: int) -> list[Variant]:
+    found = []
+    for dtype, element in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+        config = configs.launch("project", dtype, chip=chip)
+        blocks = [config[key] for key in ("BLOCK_N", "BLOCK_V", "BLOCK_H")]
+        types = {
+            "x": f"tensordesc<{element}[{blocks[0]}, {blocks[2]}]>",
+            "w": f"tensordesc<{element}[{blocks[1]}, {blocks[2]}]>",
+            "bias": POINTER[dtype],
+            "z": "*fp32",
+            "maxima": "*i32",
+            **dict.fromkeys(("n", "vocab", "h", "groups", "stride_z"), "i32"),
+            **dict.fromkeys(("logit_scale", "softcap"), "fp32"),
+        }
+        for g, bias, softcap in ((16, False, False), (32, True, True)):
+            constants = {"G": g, "BIAS": bias, "SOFTCAP": softcap, "PROGRAMS": 132}
+            name = f"project {dtype} G={g}{' bias soft-cap' if bias else ''}"
+            found.append(variant(name, project.project_kernel, types, constants, config, True))
+    return found
+
+
+def variants(chip: int) -> list[Variant]:
+    return [*products(chip), *selections(chip), *divergences(chip), *(projections(chip) if chip >= 90 else [])]
+
+
+def compile_for(v: Variant, chip: int) -> Compiled:
+    names = [p.name for p in v.kernel.params]
+    signature = {name: v.types.get(name, "constexpr") for name in names}
+    missing = [name for name in names if name not in v.types and name not in v.constants]
+    assert not missing, f"{v.name}: no type or constant for {missing}"
+    # Pointers and sizes are multiples of 16 at every size that a model has; tiles and counts need not be.
+    aligned = [
+        n
+        for n in names
+        if v.types.get(n, "").startswith("*") or n in ("h", "stride_xn", "stride_wv", "stride_z", "width")
+    ]
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(fn=v.kernel, signature=signature, constexprs=v.constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=v.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", file.name], text=True)
+    registers, stack, local = (int(re.findall(rf"\b{word}:(\d+)", usage)[-1]) for word in ("REG", "STACK", "LOCAL"))
+    return Compiled(compiled.metadata.shared, registers, stack + local, compiled.asm["ptx"])
+
+
+def main() -> None:
+    chips = [int(word.removeprefix("sm_")) for word in sys.argv[1:]] or CHIPS
+    for chip in chips:
+        for v in variants(chip):
+            try:
+                c = compile_for(v, chip)
+            except Exception as error:  # noqa: BLE001
+                print(f"sm_{chip} {v.name:45} FAILED {type(error).__name__}: {str(error)[:300]}")
+                continue
+            core = TENSOR_CORE[chip] in c.ptx
+            print(
+                f"sm_{chip} {v.name:45} registers {c.registers:3} local {c.local:4} shared {c.shared / 1024:6.1f} KiB "
+                f"warps {v.options.get('num_warps', 4):2} {TENSOR_CORE[chip] if core else '-'}"
+            )
+
+
+if __name__ == "__main__":
+    main()
