@@ -42,6 +42,13 @@ def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> No
         raise ValueError(f"{op}: {name}={value!r} is unknown; use one of {', '.join(choices)}")
 
 
+def check_ids(op: str, indices: Tensor) -> None:
+    if indices.is_floating_point() or indices.dtype == torch.bool:
+        raise ValueError(
+            f"{op}: teacher.indices must be integers, got {indices.dtype}; TopK takes indices first, then logits"
+        )
+
+
 def vocabulary(op: str, rows: int, vocab_size: int | None) -> int:
     """How many rows of the head are tokens: the rest is padding."""
     if vocab_size is None:
@@ -55,6 +62,8 @@ def flat_mask(op: str, mask: Tensor | None, hidden: Tensor) -> Tensor | None:
     """[N] bool, true where the token counts."""
     if mask is None:
         return None
+    if mask.is_floating_point():
+        raise ValueError(f"{op}: mask must be bool or integers, non-zero where the token counts, got {mask.dtype}")
     if mask.shape != hidden.shape[:-1]:
         raise ValueError(
             f"{op}: mask {tuple(mask.shape)} must have the leading sizes of hidden, {tuple(hidden.shape[:-1])}"

@@ -18,6 +18,7 @@ from torch import Tensor
 from .checks import check_choice, check_linear, check_positive
 from .head import Head, accumulate_dtype, logsumexp_, operand_dtype, walk
 from .head_dense import backpropagate
+from .parallel import gathered
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -174,6 +175,7 @@ def linear_cross_entropy(
     position has loss 0 and gradient 0, whatever its hidden state holds.
     """
     op = "linear_cross_entropy"
+    weight, bias = gathered(weight), None if bias is None else gathered(bias)
     check_linear(op, hidden, weight, bias)
     check_choice(op, "reduction", reduction, REDUCTIONS)
     check_positive(op, softcap=softcap)

@@ -30,8 +30,8 @@ def scatter_gradient(
     ids: Tensor,  # (n, K) int64
     d: Tensor,  # (n, K) dloss/dy at ids
 ) -> Tensor:  # (n, V)
-    """dloss/dy over the vocabulary when only ids have a gradient."""
-    return buffer.zero_().scatter_(1, ids, d)
+    """dloss/dy over the vocabulary when only ids have a gradient. Added, since ids of gradient 0 need not be unique."""
+    return buffer.zero_().scatter_add_(1, ids, d)
 
 
 def rest_gradient(

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from .topk import linear_topk
 from .topk_kl import topk_kl
@@ -26,6 +27,7 @@ def linear_topk_kl(
     teacher_softcap: float | None | Literal["same"] = "same",
     vocab_size: int | None = None,
     mask: Tensor | None = None,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
     **options,
 ) -> Tensor:  # (...)
@@ -50,6 +52,7 @@ def linear_topk_kl(
         vocab_size=vocab_size,
         mask=mask,
         log_partition_at=t if tail == "bucket" else None,
+        group=group,
         backend=backend,
     )
     return topk_kl(
@@ -64,6 +67,7 @@ def linear_topk_kl(
         softcap=softcap,
         vocab_size=vocab_size,
         mask=mask,
+        group=group,
         backend=backend,
         **options,
     )

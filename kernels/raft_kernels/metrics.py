@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_linear, check_positive, flat_mask, vocabulary
+from .checks import check_ids, check_linear, check_positive, flat_mask, vocabulary
 from .dispatch import choose_backend
 from .head import Head, accumulate_dtype, operand_dtype, walk
+from .parallel import gathered
 from .topk import TopK
 
 
@@ -83,11 +84,13 @@ def topk_metrics(
     `teacher_mass` needs `teacher.log_partition`, at the teacher's temperature.
     """
     op = "topk_metrics"
+    weight, bias = gathered(weight.detach()), None if bias is None else gathered(bias.detach())
     check_linear(op, hidden, weight, bias)
     operands = operand_dtype(hidden, weight)
     backend = choose_backend(backend, op, hidden.device, operands)
     check_positive(op, temperature=temperature, teacher_temperature=teacher_temperature, softcap=softcap)
     lead, k = hidden.shape[:-1], teacher.indices.shape[-1]
+    check_ids(op, teacher.indices)
     keep = flat_mask(op, mask, hidden)
     x = hidden.detach().reshape(-1, hidden.shape[-1])
     ids, logits = teacher.indices.detach().reshape(-1, k).long(), teacher.logits.detach().reshape(-1, k)
@@ -96,8 +99,8 @@ def topk_metrics(
     teacher_t = float(temperature if teacher_temperature is None else teacher_temperature)
     rows = _topk_metrics(
         x,
-        weight.detach(),
-        None if bias is None else bias.detach(),
+        weight,
+        bias,
         ids,
         logits,
         vocabulary(op, weight.shape[0], vocab_size),

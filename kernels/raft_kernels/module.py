@@ -1,5 +1,6 @@
 """TopKDistillationLoss: linear_topk_kl as a module that also reduces."""
 
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,13 @@ from .topk import TopK
 from .topk_kl import topk_kl
 
 REDUCTIONS = ("mean", "sum", "none")
+# What the functions take by keyword, but for what belongs to one call.
+OPTIONS = dict.fromkeys(
+    name
+    for function in (linear_topk_kl, topk_kl)
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind == inspect.Parameter.KEYWORD_ONLY and name not in ("k", "temperature", "mask")
+)
 
 
 class TopKDistillationLoss(nn.Module):
@@ -23,6 +31,11 @@ class TopKDistillationLoss(nn.Module):
     def __init__(self, k: int = 512, temperature: float = 1.5, reduction: str = "mean", **options: Any) -> None:
         super().__init__()
         check_choice("TopKDistillationLoss", "reduction", reduction, REDUCTIONS)
+        unknown = sorted(options.keys() - OPTIONS)
+        if unknown:
+            raise TypeError(
+                f"TopKDistillationLoss: unknown options {', '.join(unknown)}; there are {', '.join(OPTIONS)}"
+            )
         self.k, self.temperature, self.reduction, self.options = k, temperature, reduction, options
 
     def forward(
@@ -38,6 +51,8 @@ class TopKDistillationLoss(nn.Module):
     ) -> Tensor:  # () or (...)
         options = {"temperature": self.temperature, **self.options, **options}
         if isinstance(teacher, TopK):
+            if teacher_weight is not None:
+                raise ValueError("TopKDistillationLoss: teacher_weight is not used with a TopK teacher; leave it out")
             loss = topk_kl(student_hidden, student_weight, teacher, mask=mask, **options)
         elif teacher_weight is None:
             raise ValueError("TopKDistillationLoss: teacher_weight is missing; only a TopK teacher goes without")

@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from .checks import check_linear, check_positive, flat_mask, vocabulary
 from .dispatch import choose_backend
 from .head import Head, accumulate_dtype, operand_dtype, walk
+from .parallel import combine_topk, gathered, shard
 from .select import block_size, select_blocked
 
 
@@ -100,38 +102,45 @@ def linear_topk(
     vocab_size: int | None = None,
     mask: Tensor | None = None,  # (...)
     log_partition_at: float | None = None,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> TopK:  # fields (..., K), (..., K) and (...)
     """The exact K largest logits per token and their ids. Ties go to the lowest id. No gradient.
 
     hidden [..., H] and weight [V, H]: bf16, fp16, fp32 or fp64. Rows of the head from `vocab_size` on are padding, and
     never chosen. `mask` is true where a token counts; the others get ids 0..K-1 and logits 0, whatever they hold.
-    `log_partition_at` is the temperature at which the log-partition over the vocabulary is wanted.
+    `log_partition_at` is the temperature at which the log-partition over the vocabulary is wanted. With `group`, `weight`
+    and `bias` are this rank's rows of a vocabulary-parallel head (parallel.py). A DTensor head is gathered.
     """
     op = "linear_topk"
+    weight, bias = gathered(weight.detach()), None if bias is None else gathered(bias.detach())
     check_linear(op, hidden, weight, bias)
     operands = operand_dtype(hidden, weight)
     backend = choose_backend(backend, op, hidden.device, operands)
-    vocab = vocabulary(op, weight.shape[0], vocab_size)
+    part = None if group is None else shard(op, group, weight, vocab_size)
+    vocab = vocabulary(op, weight.shape[0], vocab_size) if part is None else part.vocab
     if k > vocab:
         raise ValueError(f"{op}: k={k} is larger than the vocabulary of {vocab} tokens")
     if k < 1:
         raise ValueError(f"{op}: k={k} must be at least 1")
     check_positive(op, softcap=softcap, log_partition_at=log_partition_at)
     lead = hidden.shape[:-1]
+    keep = flat_mask(op, mask, hidden)
     indices, logits, log_partition = _linear_topk(
         hidden.detach().reshape(-1, hidden.shape[-1]),
-        weight.detach(),
-        None if bias is None else bias.detach(),
-        flat_mask(op, mask, hidden),
-        k,
-        vocab,
+        weight,
+        bias,
+        keep,
+        k if part is None else min(k, part.tokens),
+        vocab if part is None else part.tokens,
         float(logit_scale),
         None if softcap is None else float(softcap),
         operands,
         None if log_partition_at is None else float(log_partition_at),
         backend,
     )
+    if part is not None:
+        indices, logits, log_partition = combine_topk(part, indices, logits, log_partition, k, keep)
     return TopK(
         indices.view(*lead, k),
         logits.view(*lead, k),

@@ -7,11 +7,20 @@ With tail="bucket" both sides have one more class with the rest of the mass: z_r
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from .checks import check_choice, check_linear, check_positive, flat_mask, vocabulary
+from .checks import (
+    check_choice,
+    check_ids,
+    check_linear,
+    check_positive,
+    flat_mask,
+    vocabulary,
+)
 from .dispatch import choose_backend
 from .divergence import DIVERGENCES, topk_divergence
 from .head import operand_dtype
+from .parallel import copied, gathered, own_ids, shard, summed
 from .selected import selected_logits
 from .topk import TopK
 
@@ -49,6 +58,7 @@ def topk_kl(
     vocab_size: int | None = None,
     mask: Tensor | None = None,  # (...)
     skip_below: float = 0.0,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:  # (...) fp32, or fp64 for fp64 inputs
     """Divergence per token between the teacher's top-K distribution and the student's on the same ids (Eqs. 8-10).
@@ -59,27 +69,31 @@ def topk_kl(
     is true where a token counts; the others have loss 0 and gradient 0, whatever they hold. The gradient goes to
     hidden, weight and bias, to each only if it requires one. `skip_below` leaves out of the backward pass the tokens
     whose gradient by their logit is at most that share of the largest of the position: all of them together are off by
-    at most K * skip_below of it, less than bf16 rounds the largest by if skip_below <= 2**-9 / K.
+    at most K * skip_below of it, less than bf16 rounds the largest by if skip_below <= 2**-9 / K. With `group`, `weight`
+    and `bias` are this rank's rows of a vocabulary-parallel head (parallel.py). A DTensor head is gathered.
     """
     op = "topk_kl"
+    weight, bias = gathered(weight), None if bias is None else gathered(bias)
     check_linear(op, hidden, weight, bias)
     operands = operand_dtype(hidden, weight)
     backend = choose_backend(backend, op, hidden.device, operands)
     check_choice(op, "divergence", divergence, DIVERGENCES)
     check_choice(op, "tail", tail, TAILS)
     check_positive(op, temperature=temperature, teacher_temperature=teacher_temperature, softcap=softcap)
-    if not 0 < beta < 1:
+    if divergence == "jsd" and not 0 < beta < 1:
         raise ValueError(
             f"{op}: beta={beta!r} must lie between 0 and 1; its ends are divergence='forward' and 'reverse'"
         )
-    vocab = vocabulary(op, weight.shape[0], vocab_size)
+    part = None if group is None else shard(op, group, weight, vocab_size)
+    vocab = vocabulary(op, weight.shape[0], vocab_size) if part is None else part.vocab
     indices, logits, log_partition = teacher
     lead, k = hidden.shape[:-1], indices.shape[-1]
+    check_ids(op, indices)
     expected = {"indices": (*lead, k), "logits": (*lead, k), "log_partition": tuple(lead)}
-    for name, x in teacher._asdict().items():
-        if x is not None and x.shape != expected[name]:
+    for name, tensor in teacher._asdict().items():
+        if tensor is not None and tensor.shape != expected[name]:
             raise ValueError(
-                f"{op}: teacher.{name} {tuple(x.shape)} must be {expected[name]} for hidden {tuple(hidden.shape)}"
+                f"{op}: teacher.{name} {tuple(tensor.shape)} must be {expected[name]} for hidden {tuple(hidden.shape)}"
             )
     if not 1 <= k <= vocab:
         raise ValueError(f"{op}: the teacher has K={k} tokens, the student's vocabulary {vocab}")
@@ -89,22 +103,29 @@ def topk_kl(
         raise ValueError(f"{op}: tail='bucket' needs teacher.log_partition; linear_topk gives it with log_partition_at")
     temperature = float(temperature)
     teacher_temperature = temperature if teacher_temperature is None else float(teacher_temperature)
+    if tail == "bucket" and part is not None:
+        raise ValueError(f"{op}: tail='bucket' is not available for a vocabulary-parallel head (group=)")
     # With every token in the set there is no rest, and both tails are the same.
     bucket = tail == "bucket" and k < vocab
     keep = flat_mask(op, mask, hidden)
+    x, ids = hidden.reshape(-1, hidden.shape[-1]), indices.detach().reshape(-1, k).to(torch.int32)
+    if part is not None:
+        x, (ids, own) = copied(x, part), own_ids(part, ids)
     z = selected_logits(
-        hidden.reshape(-1, hidden.shape[-1]),
+        x,
         weight,
         bias,
-        indices.detach().reshape(-1, k).to(torch.int32),
+        ids,
         keep,
-        vocab,
+        vocab if part is None else part.tokens,
         float(logit_scale),
         None if softcap is None else float(softcap),
         operands,
         temperature if bucket else None,
         backend,
     )
+    if part is not None:
+        z = summed(z, own, part)
     t = logits.detach().reshape(-1, k).to(z.dtype)
     if bucket and log_partition is not None:
         t = _with_rest(t, log_partition.detach().reshape(-1), z.detach()[:, k], teacher_temperature)

@@ -59,7 +59,7 @@ def products(chip: int) -> list[Variant]:
         size = dict.fromkeys(("n", "h", "capacity", "tiles", "stride_xn", "stride_wv"), "i32")
         half = dtype != torch.float32
         constants = {"stride_xh": 1, "stride_wh": 1, "OPERAND": selected.TRITON_DTYPE[dtype], "PRECISION": "ieee"}
-        types = {"x": p, "w": p, "ids": "*i32", "count": "*i32", "y": "*fp32", **size}
+        types = {"x": p, "w": p, "ids": "*i32", "sizes": "*i32", "y": "*fp32", **size}
         config = configs.launch("product", dtype, chip=chip)
         for even in (True, False):
             name = f"product {dtype} {'even' if even else 'odd'}"
@@ -67,7 +67,7 @@ def products(chip: int) -> list[Variant]:
         operand, precision = selected.gradient_operand(dtype)
         d = POINTER[operand]
         constants = {"OPERAND": selected.TRITON_DTYPE[operand], "PRECISION": precision}
-        types = {"d": d, "w": p, "ids": "*i32", "count": "*i32", "dx": p}
+        types = {"d": d, "w": p, "ids": "*i32", "sizes": "*i32", "dx": p}
         types |= dict.fromkeys(("n", "h", "capacity", "width", "tiles", "stride_wv"), "i32")
         config = configs.launch("hidden_gradient", operand, precision, chip=chip)
         found.append(
@@ -80,7 +80,7 @@ def products(chip: int) -> list[Variant]:
                 half,
             )
         )
-        types = {"d": d, "x": p, "tokens": "*i32", "count": "*i32", "dw": p}
+        types = {"d": d, "x": p, "tokens": "*i32", "sizes": "*i32", "dw": p}
         types |= dict.fromkeys(("n", "h", "width", "rows", "tiles", "stride_xn"), "i32")
         config = configs.launch("weight_gradient", operand, precision, chip=chip)
         found.append(

@@ -31,7 +31,7 @@ def group_size(vocab: int, k: int) -> int:
 @triton.jit
 def order_key(x):
     """uint32 that orders as x does: NaN counts as +inf, -0 equals 0. Never 0, which is left for padding."""
-    x = tl.where(x != x, float("inf"), x)
+    x = tl.where(x != x, float("inf"), x)  # noqa: PLR0124
     x = tl.where(x == 0.0, 0.0, x)
     bits = x.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)

@@ -39,7 +39,7 @@ def product_kernel(
     x,  # (n, H)
     w,  # (V, H)
     ids,  # (tiles, U) int32
-    count,  # (tiles,) int32
+    sizes,  # (tiles,) int32
     y,  # (n, U) fp32
     n,
     h,
@@ -63,7 +63,7 @@ def product_kernel(
     """
     tile = tl.program_id(0) % tiles
     first = (tl.program_id(0) // tiles) * BLOCK_U
-    size = tl.load(count + tile)
+    size = tl.load(sizes + tile)
     if first >= size:
         return
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -92,7 +92,7 @@ def hidden_gradient_kernel(
     d,  # (n, width), 0 outside the tile's ids; width > a multiple of BLOCK_U that holds U
     w,  # (V, H)
     ids,  # (tiles, U) int32
-    count,  # (tiles,) int32
+    sizes,  # (tiles,) int32
     dx,  # (n, H)
     n,
     h,
@@ -110,7 +110,7 @@ def hidden_gradient_kernel(
     """dX_tile = D_tile @ W[ids of the tile]. Program: one tile of tokens, BLOCK_H columns."""
     tile = tl.program_id(0) % tiles
     i = (tl.program_id(0) // tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
-    size = tl.load(count + tile)
+    size = tl.load(sizes + tile)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     d_rows = d + tl.minimum(rows, n - 1).to(tl.int64)[:, None] * width
     ids_tile = ids + tile.to(tl.int64) * capacity
@@ -158,7 +158,7 @@ def weight_gradient_kernel(
     d,  # (N, width), width = tiles * BLOCK_V
     x,  # (N, H)
     tokens,  # (tiles, N) int32
-    count,  # (tiles,) int32
+    sizes,  # (tiles,) int32
     dw,  # (rows, H): the part of the head's gradient
     n,
     h,
@@ -176,7 +176,7 @@ def weight_gradient_kernel(
     """dW_tile = D[tokens of the tile].T @ X[tokens of the tile]. Program: BLOCK_V ids, BLOCK_H columns."""
     tile = tl.program_id(0) % tiles
     i = (tl.program_id(0) // tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
-    size = tl.load(count + tile)
+    size = tl.load(sizes + tile)
     v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     tokens_tile = tokens + tile.to(tl.int64) * n
     acc = tl.zeros((BLOCK_V, BLOCK_H), tl.float32)
@@ -220,12 +220,12 @@ def forward(
     for rows in _chunks(n, step):
         x = hidden[rows]
         ids, place = union.of_tokens(indices[rows], None if live is None else live[rows], head.vocab, tile)
-        tiles = len(ids.count)
+        tiles = len(ids.sizes)
         product_kernel[(tiles * triton.cdiv(capacity, config["BLOCK_U"]),)](
             x,
             head.weight,
             ids.members,
-            ids.count,
+            ids.sizes,
             workspace,
             len(x),
             h,
@@ -262,14 +262,14 @@ def hidden_gradient(
     for rows in _chunks(n, max(1, BUDGET // width // tile) * tile):
         part = dx[rows]
         ids, place = union.of_tokens(indices[rows], dy[rows] != 0, head.vocab, tile)
-        tiles = len(ids.count)
+        tiles = len(ids.sizes)
         d = dy.new_zeros((len(part), width), dtype=operand)
         d.scatter_(1, torch.where(place < capacity, place, spare), dy[rows].to(operand))
         hidden_gradient_kernel[(tiles * triton.cdiv(h, config["BLOCK_H"]),)](
             d,
             head.weight,
             ids.members,
-            ids.count,
+            ids.sizes,
             part,
             len(part),
             h,
@@ -317,7 +317,7 @@ def weight_gradient(
             d,
             hidden,
             tokens.members,
-            tokens.count,
+            tokens.sizes,
             dw[part],
             n,
             h,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 class Union(NamedTuple):
     members: Tensor  # (tiles, capacity) int32: the members in use by a tile, ascending, then 0
-    count: Tensor  # (tiles,) int32
+    sizes: Tensor  # (tiles,) int32
 
 
 def compact(
@@ -28,8 +28,8 @@ def compact(
     target = torch.where(used, rank - 1, capacity).long()
     members = rank.new_zeros((tiles, capacity + 1))
     members.scatter_(1, target, torch.arange(m, dtype=torch.int32, device=used.device).expand(tiles, m))
-    count = rank[:, -1].contiguous() if m else rank.new_zeros(tiles)
-    return Union(members[:, :capacity].contiguous(), count), rank - 1
+    sizes = rank[:, -1].contiguous() if m else rank.new_zeros(tiles)
+    return Union(members[:, :capacity].contiguous(), sizes), rank - 1
 
 
 def of_tokens(
@@ -54,4 +54,4 @@ def of_tokens(
 
 def fraction(indices: Tensor, vocab: int, tile: int) -> Tensor:  # indices (N, K) -> ()
     """Mean over tiles of the union's share of the vocabulary: what products over the union cost, in dense ones."""
-    return of_tokens(indices, None, vocab, tile)[0].count.float().mean() / vocab
+    return of_tokens(indices, None, vocab, tile)[0].sizes.float().mean() / vocab
