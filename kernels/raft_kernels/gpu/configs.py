@@ -20,13 +20,13 @@ def _tile(num_warps: int, num_stages: int, **blocks: int) -> Config:
 SHIPPED: dict[tuple[str, str], Config] = {
     ("product", "half"): _tile(8, 4, BLOCK_N=128, BLOCK_U=256, BLOCK_H=64),
     ("hidden_gradient", "half"): _tile(8, 3, BLOCK_N=128, BLOCK_U=64, BLOCK_H=256),
-    ("weight_gradient", "half"): _tile(8, 3, BLOCK_V=128, BLOCK_N=64, BLOCK_H=256),
+    ("weight_gradient", "half"): _tile(8, 3, BLOCK_V=128, BLOCK_N=64, BLOCK_H=256, GROUP_H=4),
     ("project", "half"): _tile(8, 3, BLOCK_N=128, BLOCK_V=256, BLOCK_H=64),
     ("hidden_gradient", "tf32"): _tile(8, 3, BLOCK_N=128, BLOCK_U=32, BLOCK_H=128),
-    ("weight_gradient", "tf32"): _tile(8, 3, BLOCK_V=128, BLOCK_N=32, BLOCK_H=128),
+    ("weight_gradient", "tf32"): _tile(8, 3, BLOCK_V=128, BLOCK_N=32, BLOCK_H=128, GROUP_H=8),
     ("product", "ieee"): _tile(8, 3, BLOCK_N=64, BLOCK_U=64, BLOCK_H=32),
     ("hidden_gradient", "ieee"): _tile(8, 3, BLOCK_N=64, BLOCK_U=32, BLOCK_H=64),
-    ("weight_gradient", "ieee"): _tile(8, 3, BLOCK_V=64, BLOCK_N=32, BLOCK_H=64),
+    ("weight_gradient", "ieee"): _tile(8, 3, BLOCK_V=64, BLOCK_N=32, BLOCK_H=64, GROUP_H=16),
 }
 # Chips whose tensor cores take operands and sums from registers (mma.sync: Ampere, Ada, consumer Blackwell) have fewer
 # registers left for a tile, and the consumer ones less than half the shared memory.
@@ -54,7 +54,7 @@ def launch(
 ) -> Config:
     """Keyword arguments of a launch. `lanes`: entries that one program holds in registers."""
     if kernel == "choose":
-        return {"num_warps": 16 if lanes > 8192 else 8 if lanes > 2048 else 4}
+        return {"num_warps": 8 if lanes > 2048 else 4}
     if kernel == "divergence":
         return {"num_warps": max(1, min(16, lanes // 256))}
     if kernel == "group_maxima":

@@ -42,17 +42,21 @@ def keep_largest(u, k):
     """Which k entries of u are the largest, of equal ones the first; and the place of each among those kept."""
     threshold = tl.zeros((), tl.uint32)
     bit = tl.full((), 1 << 31, tl.uint32)
-    for _ in range(32):
+    found = tl.full((), 0, tl.int32)
+    # Entries of real rows differ early: a threshold with exactly k entries is mostly found after half of the bits.
+    while (bit != 0) & (found != k):
         raised = threshold | bit
-        enough = tl.sum((u >= raised).to(tl.int32), 0) >= k
-        threshold = tl.where(enough, raised, threshold)
+        count = tl.sum((u >= raised).to(tl.int32), 0)
+        threshold = tl.where(count >= k, raised, threshold)
+        found = tl.where(count >= k, count, found)
         bit = bit >> 1
     # One prefix sum for both: entries above the threshold in the low half, equal ones in the high half.
-    running = tl.cumsum((u > threshold).to(tl.int32) + ((u == threshold).to(tl.int32) << 16), 0)
-    room = k - tl.sum((u > threshold).to(tl.int32), 0)
-    equal = running >> 16
-    keep = (u > threshold) | ((u == threshold) & (equal <= room))
-    return keep, (running & 0xFFFF) + tl.minimum(equal, room) - 1
+    step = (u > threshold).to(tl.int32) + ((u == threshold).to(tl.int32) << 16)
+    room = k - (tl.sum(step, 0) & 0xFFFF)
+    running = tl.cumsum(step, 0)
+    before = running - step
+    kept = (running & 0xFFFF) + tl.minimum(running >> 16, room)
+    return kept > (before & 0xFFFF) + tl.minimum(before >> 16, room), kept - 1
 
 
 @triton.jit

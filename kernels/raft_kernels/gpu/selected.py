@@ -172,10 +172,17 @@ def weight_gradient_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    GROUP_H: tl.constexpr,
 ):
-    """dW_tile = D[tokens of the tile].T @ X[tokens of the tile]. Program: BLOCK_V ids, BLOCK_H columns."""
-    tile = tl.program_id(0) % tiles
-    i = (tl.program_id(0) // tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
+    """dW_tile = D[tokens of the tile].T @ X[tokens of the tile]. Program: BLOCK_V ids, BLOCK_H columns.
+
+    GROUP_H blocks of columns of one tile follow one another: they read the same part of D, from the L2 cache.
+    """
+    group = tl.program_id(0) // (GROUP_H * tiles)
+    members = tl.minimum(tl.cdiv(h, BLOCK_H) - group * GROUP_H, GROUP_H)
+    local = tl.program_id(0) % (GROUP_H * tiles)
+    tile = local // members
+    i = (group * GROUP_H + local % members) * BLOCK_H + tl.arange(0, BLOCK_H)
     size = tl.load(sizes + tile)
     v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     tokens_tile = tokens + tile.to(tl.int64) * n
