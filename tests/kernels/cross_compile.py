@@ -119,7 +119,7 @@ def selections(chip: int) -> list[Variant]:
         }
         config = configs.launch("candidates", chip=chip)
         found.append(variant(f"candidates G={g}", select.candidates_kernel, types, {"G": g}, config))
-    for lanes in (1024, 2048, 4096, 8192, select.MAX_LANES):
+    for lanes in (1024, 2048, 4096, 8192, 16384, select.MAX_LANES):
         types = {"keys": "*i32", "chosen": "*i32", "m": "i32", "k": "i32"}
         config = configs.launch("choose", lanes=lanes, chip=chip)
         found.append(variant(f"choose {lanes}", select.choose_kernel, types, {"LANES": lanes}, config))

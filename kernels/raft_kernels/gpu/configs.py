@@ -54,7 +54,7 @@ def launch(
 ) -> Config:
     """Keyword arguments of a launch. `lanes`: entries that one program holds in registers."""
     if kernel == "choose":
-        return {"num_warps": 8 if lanes > 2048 else 4}
+        return {"BLOCK": min(lanes, 2048), "num_warps": 8 if lanes > 2048 else 4}
     if kernel == "divergence":
         return {"num_warps": max(1, min(16, lanes // 256))}
     if kernel == "group_maxima":

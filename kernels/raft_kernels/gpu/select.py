@@ -18,7 +18,7 @@ from ..select import select_blocked
 from .configs import launch
 
 # Lanes of one program. A row of more groups or candidates goes to torch: k of several thousand only.
-MAX_LANES = 16384
+MAX_LANES = 32768
 
 
 def group_size(vocab: int, k: int) -> int:
@@ -35,28 +35,6 @@ def order_key(x):
     x = tl.where(x == 0.0, 0.0, x)
     bits = x.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
-
-
-@triton.jit
-def keep_largest(u, k):
-    """Which k entries of u are the largest, of equal ones the first; and the place of each among those kept."""
-    threshold = tl.zeros((), tl.uint32)
-    bit = tl.full((), 1 << 31, tl.uint32)
-    found = tl.full((), 0, tl.int32)
-    # Entries of real rows differ early: a threshold with exactly k entries is mostly found after half of the bits.
-    while (bit != 0) & (found != k):
-        raised = threshold | bit
-        count = tl.sum((u >= raised).to(tl.int32), 0)
-        threshold = tl.where(count >= k, raised, threshold)
-        found = tl.where(count >= k, count, found)
-        bit = bit >> 1
-    # One prefix sum for both: entries above the threshold in the low half, equal ones in the high half.
-    step = (u > threshold).to(tl.int32) + ((u == threshold).to(tl.int32) << 16)
-    room = k - (tl.sum(step, 0) & 0xFFFF)
-    running = tl.cumsum(step, 0)
-    before = running - step
-    kept = (running & 0xFFFF) + tl.minimum(running >> 16, room)
-    return kept > (before & 0xFFFF) + tl.minimum(before >> 16, room), kept - 1
 
 
 @triton.jit
@@ -99,13 +77,39 @@ def choose_kernel(
     m,
     k,
     LANES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """The columns of the k largest keys, ascending. Program: one row."""
+    """The columns of the k largest keys, of equal ones the first, ascending. Program: one row."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     u = tl.load(keys + row * m + lane, mask=lane < m, other=0).to(tl.uint32, bitcast=True)
-    keep, place = keep_largest(u, k)
-    tl.store(chosen + row * k + place, lane, mask=keep)
+    threshold = tl.zeros((), tl.uint32)
+    bit = tl.full((), 1 << 31, tl.uint32)
+    found = tl.full((), 0, tl.int32)
+    # Entries of real rows differ early: a threshold with exactly k entries is mostly found after half of the bits.
+    while (bit != 0) & (found != k):
+        raised = threshold | bit
+        count = tl.sum((u >= raised).to(tl.int32), 0)
+        threshold = tl.where(count >= k, raised, threshold)
+        found = tl.where(count >= k, count, found)
+        bit = bit >> 1
+    room = k - tl.sum((u > threshold).to(tl.int32), 0)
+    # Read again, a block after the other: prefix sums of a whole row would not fit the registers.
+    above = tl.full((), 0, tl.int32)
+    equal = tl.full((), 0, tl.int32)
+    for start in range(0, LANES, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        part = tl.load(keys + row * m + column, mask=column < m, other=0).to(tl.uint32, bitcast=True)
+        # One prefix sum for both: entries above the threshold in the low half, equal ones in the high half.
+        step = (part > threshold).to(tl.int32) + ((part == threshold).to(tl.int32) << 16)
+        running = tl.cumsum(step, 0)
+        rank = equal + (running >> 16)
+        keep = (part > threshold) | ((part == threshold) & (rank <= room))
+        place = above + (running & 0xFFFF) + tl.minimum(rank, room) - 1
+        tl.store(chosen + row * k + place, column, mask=keep)
+        total = tl.sum(step, 0)
+        above += total & 0xFFFF
+        equal += total >> 16
 
 
 @triton.jit
