@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 
-BENCHMARKS = ("kernels",)
+BENCHMARKS = ("kernels", "tune")
 
 
 def main(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ python -m bench kernels --quick    seconds, on tiny sizes: that it runs, not how
 python -m bench kernels --records bench/results/kernels-h200.json    table, goals and picture of an earlier run
 
 Writes kernels-<device>.json (records), .md (tables) and, where matplotlib is installed, .svg and .png to bench/results.
-With sizes of your own these are part of the name; --quick writes only where --out says.
+Sizes, sweep, dtype and regime of your own are part of the name; --quick writes only where --out says.
 """
 
 import argparse
@@ -79,7 +79,8 @@ def output(args: argparse.Namespace, device_name: str) -> Path | None:
     if args.out or args.quick:
         return args.out
     short = re.sub(r"[^a-z0-9]+", "-", device_name.lower().removeprefix("nvidia ")) if args.device == "cuda" else "cpu"
-    parts = ["kernels", short, *(f"{name}{value}" for name, value in args.sizes.items())]
+    own = [*(f"{name}{value}" for name, value in args.sizes.items()), args.sweep, args.dtype, args.regime]
+    parts = ["kernels", short, *(word for word in own if word)]
     return records.RESULTS / ("-".join(parts) + ".json")
 
 
@@ -93,7 +94,8 @@ def main(argv: list[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     cuda = args.device == "cuda"
-    device_name = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    device_name = torch.cuda.get_device_name() if cuda else f"cpu, {threads} thread{'s' if threads > 1 else ''}"
     todo = chosen_cases(args)
     run = Run(
         args.device,

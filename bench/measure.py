@@ -28,12 +28,11 @@ def measure(
 ) -> dict[str, Measured]:
     """Times every variant `reps` times, one variant after the other in each round, so that a drift of the machine hits
     all of them. A variant that has spent `cap_s` seconds is done after MIN_REPS calls. Before that each is called
-    twice, to warm up and to take its peak memory. With `on_error` a variant that fails is told to it and left out."""
+    once for its peak memory, which also warms it up. With `on_error` a variant that fails is told to it and left out."""
     peaks: dict[str, float] = {}
     times: dict[str, list[float]] = {name: [] for name in variants}
 
     def warm_up(name: str) -> None:
-        variants[name]()
         peaks[name] = peak_mib(variants[name], device)
 
     def once(name: str) -> None:

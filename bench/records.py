@@ -115,10 +115,10 @@ Liger computes gradients in its forward pass already. The student's `topk_kl` ha
 
 
 def number(x: float | None) -> str:
-    """One decimal, and at least three digits."""
+    """Three digits or more, without decimals that nobody reads."""
     if x is None:
         return "-"
-    return f"{x:,.1f}" if abs(x) >= 10 else f"{x:.3g}"
+    return f"{x:,.0f}" if x >= 1000 else f"{x:.1f}" if x >= 10 else f"{x:.3g}"
 
 
 def table(records: Sequence[dict]) -> str:
