@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -166,7 +167,7 @@ def tuned(kernel: str, x: Inputs, reps: int) -> dict[str, Measured]:
         ) as error:  # more registers or shared memory than the chip has, or a wrong result: both are news
             print(f"{kernel} {label}: left out, {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
             continue
-        variants[label] = lambda chosen=chosen: run(chosen)
+        variants[label] = partial(run, chosen)
     found = measure(variants, "cuda", reps)
     base = found["shipped"].ms_p50
     for label, m in sorted(found.items(), key=lambda item: item[1].ms_p50):

@@ -42,7 +42,7 @@ class TopKDistillationTrainer(DistillationTrainer):
             head.weight,
             top_k,
             divergence={0.0: "forward", 1.0: "reverse"}.get(self.beta, "jsd"),
-            beta=self.beta if 0 < self.beta < 1 else 0.5,  # the teacher's weight in the mixture, as in TRL
+            beta=self.beta,  # the teacher's weight in the mixture of "jsd", as in TRL
             num_items=num_items_in_batch,
             **options,
         )
