@@ -65,9 +65,10 @@ def topk_divergence(
         from .gpu import divergence as gpu
 
         if z.shape[1] <= gpu.MAX_CLASSES:
-            loss, gradient = gpu.divergence_and_gradient(
-                z, t, temperature, teacher_temperature, divergence, beta, scale
-            )
+            with torch.cuda.device_of(z):
+                loss, gradient = gpu.divergence_and_gradient(
+                    z, t, temperature, teacher_temperature, divergence, beta, scale
+                )
             return _finished(loss, gradient, mask, skip_below)
     loss, gradient = divergence_and_gradient(z / temperature, t / teacher_temperature, divergence, beta)
     return _finished(loss.mul_(scale), gradient.mul_(scale / temperature), mask, skip_below)

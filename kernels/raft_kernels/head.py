@@ -17,6 +17,7 @@ CPU_BUDGET = 1 << 23
 CUDA_BUDGET = 1 << 27
 # Elements of a slice of the head that is being converted to fp32.
 CAST_BUDGET = 1 << 22
+CUDA_CAST_BUDGET = 1 << 27
 
 
 def walk(
@@ -105,7 +106,8 @@ class Head:
 
     def slices(self) -> list[slice]:
         """Slices of the rows; more than one only where rows have to be converted on the way."""
-        step = max(1, CAST_BUDGET // self.weight.shape[1]) if self.converts else self.vocab
+        budget = CUDA_CAST_BUDGET if self.weight.is_cuda else CAST_BUDGET
+        step = max(1, budget // self.weight.shape[1]) if self.converts else self.vocab
         return [slice(i, min(i + step, self.vocab)) for i in range(0, self.vocab, step)]
 
     def logits_(

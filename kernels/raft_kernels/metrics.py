@@ -47,7 +47,7 @@ def _topk_metrics(
     head = Head(weight, bias, vocab, logit_scale, softcap, operands, backend)
     n = hidden.shape[0]
     out = hidden.new_empty((4, n), dtype=head.dtype)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
         for rows, buffer in walk(n, vocab, hidden, head.dtype):
             ids, t = indices[rows], teacher_logits[rows].to(head.dtype)
             z = head.logits_(buffer, hidden[rows])

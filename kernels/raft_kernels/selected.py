@@ -56,14 +56,14 @@ def selected_logits(
     head = Head(weight, bias, vocab, logit_scale, softcap, operands, backend)
     n, k = indices.shape
     way = _way(head, k, rest_at is not None)
-    z = hidden.new_empty((n, k + (rest_at is not None)), dtype=head.dtype)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
         if way == "union":
             from .gpu import selected as gpu
 
             ids = _checked(_masked(indices, mask, slice(None)), vocab)
             y = gpu.forward(head, hidden, ids, mask)
             return head.transform_(y if bias is None else y.add_(bias[ids]))
+        z = hidden.new_empty((n, k + (rest_at is not None)), dtype=head.dtype)
         if way == "rows":
             for rows in head_sparse.table_tiles(head, n, k):
                 ids = _checked(_masked(indices, mask, rows), vocab)
@@ -105,7 +105,7 @@ def _selected_logits_backward(
     dz = dz.to(head.dtype)
     if mask is not None:
         dz = dz.masked_fill(~mask.unsqueeze(1), 0)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
         way = _way(head, indices.shape[1], rest_at is not None)
         backward = {"union": _by_union, "rows": _by_rows, "dense": _dense}[way]
         grads = backward(head, dz, z, hidden, indices, mask, needs, rest_at)
@@ -118,6 +118,8 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 def _by_y(head: Head, dz: Tensor, z: Tensor | None) -> Tensor:
     """dloss/dy from dloss/dz."""
+    if z is None and head.logit_scale == 1.0:
+        return dz
     return dz * (head.logit_scale if z is None else head.slope(z))
 
 
@@ -136,6 +138,9 @@ def _by_union(
     dy = _by_y(head, dz, z)
     need_hidden, need_weight, need_bias = needs
     grad_hidden = gpu.hidden_gradient(head, dy, hidden, indices) if need_hidden else None
+    if grad_hidden is not None and mask is not None:
+        # Their own entries are 0, but 0 times an infinite row of the head that a neighbour uses is not.
+        grad_hidden.masked_fill_(~mask.unsqueeze(1), 0)
     if not (need_weight or need_bias):
         return grad_hidden, None, None
     return grad_hidden, *gpu.weight_gradient(head, dy, hidden, indices, need_weight, need_bias)

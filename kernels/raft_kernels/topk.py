@@ -47,7 +47,7 @@ def _linear_topk(
     indices = hidden.new_empty((n, k), dtype=torch.int32)
     logits = hidden.new_empty((n, k), dtype=head.dtype)
     log_partition = hidden.new_empty((n if log_partition_at is not None else 0,), dtype=head.dtype)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
         if backend == "triton":
             from .gpu import topk as gpu
 

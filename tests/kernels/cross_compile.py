@@ -53,50 +53,45 @@ def variant(name: str, kernel, types: dict[str, str], constants: dict, config: d
 
 
 def products(chip: int) -> list[Variant]:
-    found = []
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        p = POINTER[dtype]
-        size = dict.fromkeys(("n", "h", "capacity", "tiles", "stride_xn", "stride_wv"), "i32")
-        half = dtype != torch.float32
-        constants = {"stride_xh": 1, "stride_wh": 1, "OPERAND": selected.TRITON_DTYPE[dtype], "PRECISION": "ieee"}
-        types = {"x": p, "w": p, "ids": "*i32", "sizes": "*i32", "y": "*fp32", **size}
-        config = configs.launch("product", dtype, chip=chip)
-        for even in (True, False):
-            name = f"product {dtype} {'even' if even else 'odd'}"
-            found.append(variant(name, selected.product_kernel, types, {**constants, "EVEN_H": even}, config, half))
-        operand, precision = selected.gradient_operand(dtype)
-        d = POINTER[operand]
-        constants = {"OPERAND": selected.TRITON_DTYPE[operand], "PRECISION": precision}
-        types = {"d": d, "w": p, "ids": "*i32", "sizes": "*i32", "dx": p}
-        types |= dict.fromkeys(("n", "h", "capacity", "width", "tiles", "stride_wv"), "i32")
-        config = configs.launch("hidden_gradient", operand, precision, chip=chip)
-        found.append(
-            variant(
-                f"hidden_gradient {dtype}",
-                selected.hidden_gradient_kernel,
-                types,
-                {**constants, "stride_wh": 1},
-                config,
-                half,
-            )
-        )
-        types = {"d": d, "x": p, "tokens": "*i32", "sizes": "*i32", "dw": p}
-        types |= dict.fromkeys(("n", "h", "width", "rows", "tiles", "stride_xn"), "i32")
-        config = configs.launch("weight_gradient", operand, precision, chip=chip)
-        found.append(
-            variant(
-                f"weight_gradient {dtype}",
-                selected.weight_gradient_kernel,
-                types,
-                {**constants, "stride_xh": 1},
-                config,
-                half,
-            )
-        )
-        types = {"indices": "*i32", "dy": "*fp32", "d": d, "used": "*i1"}
-        types |= dict.fromkeys(("n", "k", "first", "width"), "i32")
-        blocks = {"BLOCK_V": config["BLOCK_V"]}
-        found.append(variant(f"scatter {d}", selected.scatter_kernel, types, blocks, configs.launch("scatter")))
+    """Of bf16, fp16 and fp32 tensors, and of fp32 tensors under autocast."""
+    half = (torch.bfloat16, torch.float16)
+    stored = [(dtype, dtype) for dtype in (*half, torch.float32)] + [(dtype, torch.float32) for dtype in half]
+    return [v for operands, tensors in stored for v in products_of(operands, tensors, chip)]
+
+
+def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[Variant]:
+    p, cores = POINTER[stored], operands != torch.float32
+    name = f"{operands} of {stored}"
+    sizes = dict.fromkeys(("n", "h", "capacity", "tiles", "stride_xn", "stride_wv"), "i32")
+    types = {"x": p, "w": p, "ids": "*i32", "sizes": "*i32", "y": "*fp32", **sizes}
+    constants = {"stride_xh": 1, "stride_wh": 1, "OPERAND": selected.TRITON_DTYPE[operands], "PRECISION": "ieee"}
+    config = configs.launch("product", operands, wide=stored.itemsize > operands.itemsize, chip=chip)
+    found = [
+        variant(f"product {name} {label}", selected.product_kernel, types, {**constants, "EVEN_H": even}, config, cores)
+        for label, even in (("even", True), ("odd", False))
+    ]
+
+    operand, precision = selected.gradient_operand(operands)
+    d, wide = POINTER[operand], stored.itemsize > operand.itemsize
+    constants = {"OPERAND": selected.TRITON_DTYPE[operand], "PRECISION": precision}
+    sizes = dict.fromkeys(("n", "h", "capacity", "width", "tiles", "stride_wv"), "i32")
+    types = {"d": d, "w": p, "ids": "*i32", "sizes": "*i32", "dx": p, **sizes}
+    config = configs.launch("hidden_gradient", operand, precision, wide=wide, chip=chip)
+    by_hidden = {**constants, "stride_wh": 1}
+    kernel = selected.hidden_gradient_kernel
+    found.append(variant(f"hidden_gradient {name}", kernel, types, by_hidden, config, cores))
+
+    sizes = dict.fromkeys(("n", "h", "width", "rows", "tiles", "stride_xn"), "i32")
+    types = {"d": d, "x": p, "tokens": "*i32", "sizes": "*i32", "dw": p, **sizes}
+    config = configs.launch("weight_gradient", operand, precision, wide=wide, chip=chip)
+    by_weight = {**constants, "stride_xh": 1}
+    kernel = selected.weight_gradient_kernel
+    found.append(variant(f"weight_gradient {name}", kernel, types, by_weight, config, cores))
+
+    types = {"indices": "*i32", "dy": "*fp32", "d": d, "used": "*i1"}
+    types |= dict.fromkeys(("n", "k", "first", "width"), "i32")
+    blocks = {"BLOCK_V": config["BLOCK_V"]}
+    found.append(variant(f"scatter {name}", selected.scatter_kernel, types, blocks, configs.launch("scatter")))
     return found
 
 
@@ -154,11 +149,11 @@ def projections(chip: int) -> list[Variant]:
             "z": "*fp32",
             "maxima": "*i32",
             **dict.fromkeys(("n", "vocab", "h", "groups", "stride_z"), "i32"),
-            **dict.fromkeys(("logit_scale", "softcap"), "fp32"),
+            "logit_scale": "fp32",
         }
-        for g, bias, softcap in ((16, False, False), (32, True, True)):
-            constants = {"G": g, "BIAS": bias, "SOFTCAP": softcap, "PROGRAMS": 132}
-            name = f"project {dtype} G={g}{' bias soft-cap' if bias else ''}"
+        for g, bias in ((16, False), (32, True)):
+            constants = {"G": g, "BIAS": bias, "PROGRAMS": 132}
+            name = f"project {dtype} G={g}{' bias' if bias else ''}"
             found.append(variant(name, project.project_kernel, types, constants, config, True))
     return found
 
@@ -196,11 +191,11 @@ def main() -> None:
             try:
                 c = compile_for(v, chip)
             except Exception as error:  # noqa: BLE001
-                print(f"sm_{chip} {v.name:45} FAILED {type(error).__name__}: {str(error)[:300]}")
+                print(f"sm_{chip} {v.name:52} FAILED {type(error).__name__}: {str(error)[:300]}")
                 continue
             core = TENSOR_CORE[chip] in c.ptx
             print(
-                f"sm_{chip} {v.name:45} registers {c.registers:3} local {c.local:4} shared {c.shared / 1024:6.1f} KiB "
+                f"sm_{chip} {v.name:52} registers {c.registers:3} local {c.local:4} shared {c.shared / 1024:6.1f} KiB "
                 f"warps {v.options.get('num_warps', 4):2} {TENSOR_CORE[chip] if core else '-'}"
             )
 

@@ -17,11 +17,15 @@ def _tile(num_warps: int, num_stages: int, **blocks: int) -> Config:
 
 
 # The gradients' loops load ids, then what they point to: every second stage is one more buffer in flight, so 5 are 3.
-# By kind of product: "half" for bf16 and fp16, "tf32" for gradients of fp16, "ieee" for fp32.
+# By kind of product: "half" for bf16 and fp16, "wide" for these from fp32 tensors (autocast), "tf32" for gradients of
+# fp16, "ieee" for fp32.
 SHIPPED: dict[tuple[str, str], Config] = {
     ("product", "half"): _tile(8, 4, BLOCK_N=128, BLOCK_U=256, BLOCK_H=64),
     ("hidden_gradient", "half"): _tile(8, 5, BLOCK_N=128, BLOCK_U=64, BLOCK_H=256),
     ("weight_gradient", "half"): _tile(8, 5, BLOCK_V=128, BLOCK_N=64, BLOCK_H=256, GROUP_H=4),
+    ("product", "wide"): _tile(8, 3, BLOCK_N=128, BLOCK_U=128, BLOCK_H=32),
+    ("hidden_gradient", "wide"): _tile(8, 3, BLOCK_N=128, BLOCK_U=32, BLOCK_H=128),
+    ("weight_gradient", "wide"): _tile(8, 3, BLOCK_V=128, BLOCK_N=32, BLOCK_H=128, GROUP_H=8),
     ("project", "half"): _tile(8, 3, BLOCK_N=128, BLOCK_V=256, BLOCK_H=64),
     ("hidden_gradient", "tf32"): _tile(8, 3, BLOCK_N=128, BLOCK_U=32, BLOCK_H=128),
     ("weight_gradient", "tf32"): _tile(8, 3, BLOCK_V=128, BLOCK_N=32, BLOCK_H=128, GROUP_H=8),
@@ -50,10 +54,12 @@ def launch(
     operands: torch.dtype = torch.float32,
     precision: str = "ieee",
     *,
+    wide: bool = False,
     lanes: int = 0,
     chip: int | None = None,
 ) -> Config:
-    """Keyword arguments of a launch. `lanes`: entries that one program holds in registers."""
+    """Keyword arguments of a launch. `wide`: operands come from tensors of a wider dtype. `lanes`: entries that one
+    program holds in registers."""
     if kernel == "choose":
         return {"BLOCK": min(lanes, 2048), "num_warps": 8 if lanes > 2048 else 4}
     if kernel == "divergence":
@@ -64,7 +70,8 @@ def launch(
         return {"BLOCK_K": 64, "num_warps": 4}
     if kernel == "scatter":
         return {"BLOCK_K": 512, "num_warps": 4}
-    kind = "half" if operands in (torch.bfloat16, torch.float16) else precision
+    half = operands in (torch.bfloat16, torch.float16)
+    kind = "wide" if half and wide else "half" if half else precision
     chip = capability() if chip is None else chip
     if 0 < chip < 90 or chip >= 120:
         return dict(REGISTER_TILES.get((kernel, kind), SHIPPED[kernel, kind]))

@@ -24,8 +24,8 @@ def _log_softmax(x):
 
 @triton.jit
 def _weighted_gap(weights, log_a, log_b):
-    """weights * (log_a - log_b); a class of no mass adds nothing, even at -inf."""
-    return tl.where(weights > 0, weights * (log_a - log_b), 0.0)
+    """weights * (log_a - log_b); a class of no mass adds nothing, even at -inf. NaN stays NaN."""
+    return tl.where(weights == 0, 0.0, weights * (log_a - log_b))
 
 
 @triton.jit

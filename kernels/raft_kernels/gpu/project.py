@@ -22,7 +22,7 @@ from .selected import as_operand
 ENABLED = False
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def project_kernel(
     x,  # descriptor of (n, H)
     w,  # descriptor of (V, H)
@@ -35,9 +35,7 @@ def project_kernel(
     groups,
     stride_z,
     logit_scale,
-    softcap,
     BIAS: tl.constexpr,
-    SOFTCAP: tl.constexpr,
     G: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -64,9 +62,6 @@ def project_kernel(
             if BIAS:
                 y += tl.load(bias + ids, mask=ids < vocab, other=0.0).to(tl.float32)[None, :]
             y = y * logit_scale
-            if SOFTCAP:
-                # tanh(a) = 1 - 2 / (exp(2 a) + 1), right at both ends
-                y = softcap * (1.0 - 2.0 / (tl.exp(2.0 * y / softcap) + 1.0))
             at = tl.arange(0, BLOCK_N)[:, None] * stride_z + ids[None, :]
             tl.store(z + first_row.to(tl.int64) * stride_z + at, y, mask=(rows < n)[:, None] & real)
             u = tl.where(real, order_key(y), 0)
@@ -122,9 +117,7 @@ def logits_and_maxima(
             groups,
             z.stride(0),
             head.logit_scale,
-            head.softcap or 1.0,
             BIAS=head.bias is not None,
-            SOFTCAP=head.softcap is not None,
             G=g,
             PROGRAMS=programs,
             **config,

@@ -4,6 +4,7 @@
     dhidden_tile = D @ weight[union]                D: dloss/dy scattered to the columns of the union
     dweight_tile = D.T @ hidden[tokens]             D: dloss/dy of the tokens that have an id of the tile
 Offsets inside a tile are 32-bit: 64-bit ones of a whole tile would take the registers that its sums need.
+Sizes that change from batch to batch are not specialised: a training run compiles each kernel once.
 Each element of a result is summed by one program in one order and written once: deterministic, and dweight needs no
 fp32 copy of the head. Sums are fp32. D has the dtype of the operands: bf16 for bf16, and fp32 (tf32 products, which
 keep all bits of fp16) for fp16, whose gradients would underflow.
@@ -34,7 +35,7 @@ def as_operand(x, OPERAND: tl.constexpr):
     return x.to(tl.float32) if WIDEN else x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "tiles"])
 def product_kernel(
     x,  # (n, H)
     w,  # (V, H)
@@ -87,7 +88,7 @@ def product_kernel(
     tl.store(y_tile + at, acc, mask=(rows[:, None] < n) & (columns[None, :] < size))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "tiles"])
 def hidden_gradient_kernel(
     d,  # (n, width), 0 outside the tile's ids; width > a multiple of BLOCK_U that holds U
     w,  # (V, H)
@@ -126,7 +127,7 @@ def hidden_gradient_kernel(
     tl.store(dx + (tile * BLOCK_N).to(tl.int64) * h + at, acc.to(dx.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "first"])
 def scatter_kernel(
     indices,  # (N, K) int32
     dy,  # (N, K) fp32
@@ -153,7 +154,7 @@ def scatter_kernel(
         tl.store(used + (v // BLOCK_V).to(tl.int64) * n + row, tl.full((BLOCK_K,), 1, tl.int1), mask=mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "rows", "tiles"])
 def weight_gradient_kernel(
     d,  # (N, width), width = tiles * BLOCK_V
     x,  # (N, H)
@@ -198,6 +199,16 @@ def weight_gradient_kernel(
     tl.store(dw + (tile * BLOCK_V).to(tl.int64) * h + at, acc.to(dw.dtype.element_ty), mask=mask)
 
 
+def _tokens(capacity: int, vocab: int, tile: int) -> int:
+    """Tokens of a chunk, whole tiles: the workspace and the lists of their tiles stay within the budget."""
+    return max(1, min(BUDGET // (capacity * tile), BUDGET // 4 // vocab)) * tile
+
+
+def _wide(operands: torch.dtype, *stored: Tensor) -> bool:
+    """Whether operands are kept in more bytes than they are multiplied in, so that tiles take more shared memory."""
+    return any(x.element_size() > operands.itemsize for x in stored)
+
+
 def _chunks(n: int, step: int) -> list[slice]:
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
@@ -218,11 +229,11 @@ def forward(
     n, k = indices.shape
     h = hidden.shape[1]
     y = hidden.new_empty((n, k), dtype=torch.float32)
-    config = launch("product", head.operands)
+    config = launch("product", head.operands, wide=_wide(head.operands, hidden, head.weight))
     tile = config["BLOCK_N"]
     capacity = min(head.vocab, tile * k)
     live = None if mask is None else mask.unsqueeze(1).expand(n, k)
-    step = max(1, BUDGET // capacity // tile) * tile
+    step = _tokens(capacity, head.vocab, tile)
     workspace = hidden.new_empty((min(n, step), capacity), dtype=torch.float32)
     for rows in _chunks(n, step):
         x = hidden[rows]
@@ -260,17 +271,19 @@ def hidden_gradient(
     h = hidden.shape[1]
     dx = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     operand, precision = gradient_operand(head.operands)
-    config = launch("hidden_gradient", operand, precision)
+    config = launch("hidden_gradient", operand, precision, wide=_wide(operand, head.weight))
     tile = config["BLOCK_N"]
     capacity = min(head.vocab, tile * k)
     # Rows of D are whole blocks, and one spare column for entries of 0; 16-byte steps, so that loads are wide.
     spare = triton.cdiv(capacity, config["BLOCK_U"]) * config["BLOCK_U"]
     width = spare + 16
-    for rows in _chunks(n, max(1, BUDGET // width // tile) * tile):
+    step = _tokens(spare, head.vocab, tile)
+    workspace = dy.new_empty((min(n, step), width), dtype=operand)
+    for rows in _chunks(n, step):
         part = dx[rows]
         ids, place = union.of_tokens(indices[rows], dy[rows] != 0, head.vocab, tile)
         tiles = len(ids.sizes)
-        d = dy.new_zeros((len(part), width), dtype=operand)
+        d = workspace[: len(part)].zero_()
         d.scatter_(1, torch.where(place < capacity, place, spare), dy[rows].to(operand))
         hidden_gradient_kernel[(tiles * triton.cdiv(h, config["BLOCK_H"]),)](
             d,
@@ -305,13 +318,15 @@ def weight_gradient(
     dw = torch.empty_like(head.weight, memory_format=torch.contiguous_format) if need_weight else None
     db = dy.new_zeros((vocab,)) if need_bias else None
     operand, precision = gradient_operand(head.operands)
-    config = launch("weight_gradient", operand, precision)
+    config = launch("weight_gradient", operand, precision, wide=_wide(operand, hidden))
     tile = config["BLOCK_V"]
-    for part in _chunks(vocab, max(1, BUDGET // max(1, n) // tile) * tile):
+    step = max(1, BUDGET // max(1, n) // tile) * tile
+    workspace = dy.new_empty(n * min(step, triton.cdiv(vocab, tile) * tile), dtype=operand)
+    for part in _chunks(vocab, step):
         rows = part.stop - part.start
         tiles = triton.cdiv(rows, tile)
         width = tiles * tile
-        d = dy.new_zeros((n, width), dtype=operand)
+        d = workspace[: n * width].view(n, width).zero_()
         used = torch.zeros((tiles, n), dtype=torch.bool, device=dy.device)
         if n:
             scatter_kernel[(n,)](indices, dy, d, used, n, k, part.start, width, BLOCK_V=tile, **launch("scatter"))

@@ -22,13 +22,14 @@ def linear_topk(
 ) -> None:
     fused = project.suits(head, hidden, k, log_partition_at)
     g = select.group_size(head.vocab, k)
-    for rows, buffer in walk(len(hidden), head.vocab, hidden, head.dtype):
+    width = -(-head.vocab // 64) * 64  # rows that start at multiples of 16 bytes are read 16 bytes at a time
+    for rows, buffer in walk(len(hidden), width, hidden, head.dtype):
         x = hidden[rows] if mask is None else hidden[rows].masked_fill(~mask[rows].unsqueeze(1), 0)
         if fused:
             maxima, partition = project.logits_and_maxima(head, x, g, buffer), None
             ids = select.choose(buffer, maxima, head.vocab, k, g)
         else:
-            ids, partition = select.top_k(head.logits_(buffer, x), head.vocab, k, log_partition_at)
+            ids, partition = select.top_k(head.logits_(buffer[:, : head.vocab], x), head.vocab, k, log_partition_at)
         indices[rows] = ids
         logits[rows] = buffer.gather(1, ids.long())
         if partition is not None:

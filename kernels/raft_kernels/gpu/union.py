@@ -23,7 +23,9 @@ def compact(
 ) -> tuple[Union, Tensor]:  # and (tiles, M) int32: the place of each member in its tile's list, of those in use
     """The lists of members in use. `capacity` is as many as any tile can have."""
     tiles, m = used.shape
-    rank = used.cumsum(1, dtype=torch.int32)
+    # One scan over all tiles fills a GPU; a scan per row would use as many multiprocessors as there are tiles.
+    running = used.reshape(-1).cumsum(0, dtype=torch.int32).view(tiles, m)
+    rank = running - torch.nn.functional.pad(running[:-1, -1:], (0, 0, 1, 0)) if tiles and m else running
     # What is not in use goes to a spare column, which is cut off.
     target = torch.where(used, rank - 1, capacity).long()
     members = rank.new_zeros((tiles, capacity + 1))
