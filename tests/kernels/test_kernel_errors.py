@@ -9,6 +9,7 @@ from kernel_cases import make_case
 import raft_kernels
 from raft_kernels import (
     TopK,
+    TopKDistillationLoss,
     dispatch,
     linear_cross_entropy,
     linear_topk,
@@ -41,8 +42,20 @@ CASES = {
         "log_partition_at=-1 must be a positive",
     ),
     "mask": (
-        lambda: linear_topk(*TEACHER, 5, mask=torch.ones(3)),
+        lambda: linear_topk(*TEACHER, 5, mask=torch.ones(3, dtype=torch.bool)),
         "mask (3,) must have the leading sizes of hidden, (4,)",
+    ),
+    # 0 and -inf, as attention layers add them, would say the opposite.
+    "additive mask": (lambda: linear_topk(*TEACHER, 5, mask=torch.zeros(4)), "mask must be bool or integers"),
+    "logits first": (lambda: topk_kl(*STUDENT, TopK(TOP.logits, TOP.indices)), "TopK takes indices first, then logits"),
+    "logits first in metrics": (
+        lambda: topk_metrics(*STUDENT, TopK(TOP.logits, TOP.indices)),
+        "teacher.indices must be",
+    ),
+    "skip_below": (lambda: topk_kl(*STUDENT, TOP, skip_below=1.0), "skip_below=1.0 must lie in 0..1"),
+    "head for a kept teacher": (
+        lambda: TopKDistillationLoss(k=5)(*STUDENT, TOP, TEACHER[1]),
+        "teacher_weight is not used with a TopK teacher",
     ),
     "temperature": (lambda: topk_kl(*STUDENT, TOP, temperature=0), "topk_kl: temperature=0 must be a positive number"),
     "teacher_temperature": (
@@ -115,6 +128,16 @@ def test_a_call_goes_before_a_preference():
         with pytest.raises(ValueError, match="it has no float64"):
             linear_topk(TEACHER[0].double(), TEACHER[1].double(), 5, backend="triton")
     assert torch.equal(linear_topk(*TEACHER, 5).indices, TOP.indices)
+
+
+def test_options_of_the_module_are_checked_when_it_is_made():
+    with pytest.raises(TypeError, match="unknown options temprature; there are"):
+        TopKDistillationLoss(k=5, temprature=2.0)
+    TopKDistillationLoss(k=5, tail="bucket", teacher_softcap=None, skip_below=1e-6, backend="torch")
+
+
+def test_beta_matters_to_jsd_alone():
+    assert torch.equal(topk_kl(*STUDENT, TOP, beta=0.0), topk_kl(*STUDENT, TOP))
 
 
 def test_public_names():
