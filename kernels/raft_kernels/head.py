@@ -19,6 +19,10 @@ CUDA_BUDGET = 1 << 27
 CAST_BUDGET = 1 << 22
 CUDA_CAST_BUDGET = 1 << 27
 
+ALL = slice(None)
+# dloss by hidden, weight and bias, where they are needed.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
 
 def walk(
     n: int,
@@ -72,6 +76,21 @@ def logsumexp_(x: Tensor) -> Tensor:  # (n, V) -> (n,)
     top = x.amax(-1, keepdim=True)
     top.masked_fill_(top.isinf(), 0)
     return x.sub_(top).exp_().sum(-1).log_().add_(top.squeeze(-1))
+
+
+def masked(x: Tensor, mask: Tensor | None, rows: slice = ALL) -> Tensor:
+    """x[rows] with 0 at masked tokens, so that nothing they hold (NaN, ids of no token) reaches a product."""
+    return x[rows] if mask is None else x[rows].masked_fill(~mask[rows].view(-1, *[1] * (x.ndim - 1)), 0)
+
+
+def masked_ids(indices: Tensor, mask: Tensor | None, vocab: int, rows: slice = ALL) -> Tensor:
+    """As `masked`, known to be rows of the head. A CPU reads them without bounds, and need not wait to look first."""
+    ids = masked(indices, mask, rows)
+    if ids.device.type == "cpu" and ids.numel():
+        low, high = (int(x) for x in torch.aminmax(ids))
+        if low < 0 or high >= vocab:
+            raise ValueError(f"topk_kl: teacher.indices lie in {low}..{high}, the student's ids in 0..{vocab - 1}")
+    return ids
 
 
 @dataclass(frozen=True)
@@ -140,6 +159,12 @@ class Head:
 
             return logsumexp(z, self.vocab, temperature)
         return logsumexp_(z.div_(temperature))
+
+    def by_y(self, dz: Tensor, z: Tensor | None) -> Tensor:
+        """dloss/dy from dloss/dz; z may be missing where there is no soft-cap."""
+        if z is None and self.logit_scale == 1.0:
+            return dz
+        return dz * (self.logit_scale if z is None else self.slope(z))
 
     def slope(self, z: Tensor) -> Tensor | float:
         """dz/dy, from z: logit_scale * (1 - (z / softcap)^2)."""

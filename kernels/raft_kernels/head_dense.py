@@ -7,7 +7,7 @@ so scatters never collide, and sums over tokens are matrix products in a fixed o
 import torch
 from torch import Tensor
 
-from .head import Head, product
+from .head import Gradients, Head, masked, masked_ids, product, walk
 
 
 def selected_logits(
@@ -73,3 +73,46 @@ def backpropagate(
     for i, rows in enumerate(head.slices()):
         product(d[:, rows], head.operand(head.weight[rows]), grad_hidden, add=i > 0)
     return grad_hidden
+
+
+def forward(
+    head: Head,
+    hidden: Tensor,  # (N, H)
+    indices: Tensor,  # (N, K) int32
+    mask: Tensor | None,  # (N,) bool
+    rest_at: float | None,
+) -> Tensor:  # (N, K), or (N, K + 1) with rest_at
+    n, k = indices.shape
+    z = hidden.new_empty((n, k + (rest_at is not None)), dtype=head.dtype)
+    for rows, buffer in walk(n, head.vocab, hidden, head.dtype):
+        ids = masked_ids(indices, mask, head.vocab, rows).long()
+        selected_logits(head, buffer, masked(hidden, mask, rows), ids, rest_at, z[rows])
+    return z
+
+
+def backward(
+    head: Head,
+    dz: Tensor,  # (N, K), or (N, K + 1) with rest_at
+    z: Tensor | None,  # of the same shape, with a soft-cap or rest_at
+    hidden: Tensor,  # (N, H)
+    indices: Tensor,  # (N, K) int32
+    mask: Tensor | None,  # (N,) bool
+    needs: list[bool],  # hidden, weight, bias
+    rest_at: float | None,
+) -> Gradients:
+    n, k = indices.shape
+    need_hidden, need_weight, need_bias = needs
+    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_hidden else None
+    grad_weight = hidden.new_zeros(head.weight.shape, dtype=head.dtype) if need_weight else None
+    grad_bias = hidden.new_zeros((head.weight.shape[0],), dtype=head.dtype) if need_bias else None
+    for rows, buffer in walk(n, head.vocab, hidden, head.dtype):
+        x, ids = masked(hidden, mask, rows), masked(indices, mask, rows).long()
+        dy = head.by_y(dz[rows, :k], None if z is None else z[rows, :k])
+        if rest_at is not None and z is not None:
+            d = rest_gradient(head, buffer, x, ids, dy, dz[rows, k], z[rows, k], rest_at)
+        else:
+            d = scatter_gradient(buffer, ids, dy)
+        dx = backpropagate(head, d, x, need_hidden, grad_weight, grad_bias)
+        if grad_hidden is not None and dx is not None:
+            grad_hidden[rows] = dx
+    return grad_hidden, grad_weight, grad_bias

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .head import Head
+from .head import Gradients, Head, masked, masked_ids
 
 # (token, id) pairs handled at once: bounds the sorted copies of ids.
 PAIR_BUDGET = 1 << 23
@@ -95,3 +95,51 @@ def weight_gradient(
     starts = torch.searchsorted(by_id.values, torch.arange(rows, dtype=torch.int32), out_int32=True)
     weights = d.reshape(-1)[by_id.indices]
     return F.embedding_bag(tokens, hidden.contiguous(), starts, mode="sum", per_sample_weights=weights)
+
+
+def forward(
+    head: Head,
+    hidden: Tensor,  # (N, H)
+    indices: Tensor,  # (N, K) int32
+    mask: Tensor | None,  # (N,) bool
+    _rest_at: None,
+) -> Tensor:  # (N, K)
+    n, k = indices.shape
+    z = hidden.new_empty((n, k), dtype=head.dtype)
+    for rows in table_tiles(head, n, k):
+        ids = masked_ids(indices, mask, head.vocab, rows)
+        table, places = head_rows(head, ids)
+        y = selected_products(head.operand(masked(hidden, mask, rows)), table, places)
+        z[rows] = head.transform_(y if head.bias is None else y.add_(head.bias[ids]))
+    return z
+
+
+def backward(
+    head: Head,
+    dz: Tensor,  # (N, K)
+    z: Tensor | None,  # (N, K) with a soft-cap
+    hidden: Tensor,  # (N, H)
+    indices: Tensor,  # (N, K) int32
+    mask: Tensor | None,  # (N,) bool
+    needs: list[bool],  # hidden, weight, bias
+    _rest_at: None,
+) -> Gradients:
+    n, k = indices.shape
+    need_hidden, need_weight, need_bias = needs
+    dy = head.by_y(dz, z)
+    grad_weight = None
+    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_hidden else None
+    grad_bias = hidden.new_zeros((head.weight.shape[0],), dtype=head.dtype) if need_bias else None
+    for rows in tiles(n, k):
+        ids = masked(indices, mask, rows)
+        if grad_bias is not None:
+            grad_bias.index_add_(0, ids.reshape(-1), dy[rows].reshape(-1))
+        if need_weight:
+            x = head.operand(masked(hidden, mask, rows))
+            part = weight_gradient(dy[rows], x, ids, head.weight.shape[0])
+            grad_weight = part if grad_weight is None else grad_weight.add_(part)
+    if grad_hidden is not None:
+        for rows in table_tiles(head, n, k):
+            table, places = head_rows(head, masked(indices, mask, rows))
+            grad_hidden[rows] = hidden_gradient(dy[rows], table, places)
+    return grad_hidden, grad_weight, grad_bias

@@ -7,36 +7,27 @@ Three ways: over unions of ids on a GPU (gpu/selected.py), single rows of the he
 chunks everywhere else (head_dense.py), where K is a large part of V and wherever z_rest is wanted.
 """
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from . import head_dense, head_sparse
-from .head import Head, accumulate_dtype, walk
+from .head import Head, accumulate_dtype
 
 # How many times larger than K the vocabulary has to be before a product over unions of ids beats a dense one on a GPU.
 UNION_RATIO = 8
 
 
-def _way(head: Head, k: int, rest: bool) -> str:
+def _way(head: Head, k: int, rest: bool) -> ModuleType:
+    """The module whose `forward` and `backward` do the work."""
     if not rest and head.backend == "triton" and head.vocab >= UNION_RATIO * k:
-        return "union"
+        from .gpu import selected as union
+
+        return union
     if not rest and head_sparse.suits(head, k):
-        return "rows"
-    return "dense"
-
-
-def _masked(x: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
-    """x[rows] with 0 at masked tokens, so that nothing they hold (NaN, ids of no token) reaches a product."""
-    return x[rows] if mask is None else x[rows].masked_fill(~mask[rows].view(-1, *[1] * (x.ndim - 1)), 0)
-
-
-def _checked(ids: Tensor, vocab: int) -> Tensor:
-    """ids, known to be rows of the head. A CPU reads them without bounds, and has nothing to wait for to look first."""
-    if ids.device.type == "cpu" and ids.numel():
-        low, high = (int(x) for x in torch.aminmax(ids))
-        if low < 0 or high >= vocab:
-            raise ValueError(f"topk_kl: teacher.indices lie in {low}..{high}, the student's ids in 0..{vocab - 1}")
-    return ids
+        return head_sparse
+    return head_dense
 
 
 @torch.library.custom_op("raft_kernels::selected_logits", mutates_args=())
@@ -54,27 +45,9 @@ def selected_logits(
     backend: str,
 ) -> Tensor:  # (N, K), or (N, K + 1) with rest_at; fp32, or fp64 for fp64
     head = Head(weight, bias, vocab, logit_scale, softcap, operands, backend)
-    n, k = indices.shape
-    way = _way(head, k, rest_at is not None)
+    way = _way(head, indices.shape[1], rest_at is not None)
     with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
-        if way == "union":
-            from .gpu import selected as gpu
-
-            ids = _checked(_masked(indices, mask, slice(None)), vocab)
-            y = gpu.forward(head, hidden, ids, mask)
-            return head.transform_(y if bias is None else y.add_(bias[ids]))
-        z = hidden.new_empty((n, k + (rest_at is not None)), dtype=head.dtype)
-        if way == "rows":
-            for rows in head_sparse.table_tiles(head, n, k):
-                ids = _checked(_masked(indices, mask, rows), vocab)
-                table, places = head_sparse.head_rows(head, ids)
-                y = head_sparse.selected_products(head.operand(_masked(hidden, mask, rows)), table, places)
-                z[rows] = head.transform_(y if bias is None else y.add_(bias[ids]))
-            return z
-        for rows, buffer in walk(n, vocab, hidden, head.dtype):
-            ids = _checked(_masked(indices, mask, rows), vocab).long()
-            head_dense.selected_logits(head, buffer, _masked(hidden, mask, rows), ids, rest_at, z[rows])
-    return z
+        return way.forward(head, hidden, indices, mask, rest_at)
 
 
 @selected_logits.register_fake
@@ -105,104 +78,11 @@ def _selected_logits_backward(
     dz = dz.to(head.dtype)
     if mask is not None:
         dz = dz.masked_fill(~mask.unsqueeze(1), 0)
+    way = _way(head, indices.shape[1], rest_at is not None)
     with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
-        way = _way(head, indices.shape[1], rest_at is not None)
-        backward = {"union": _by_union, "rows": _by_rows, "dense": _dense}[way]
-        grads = backward(head, dz, z, hidden, indices, mask, needs, rest_at)
+        grads = way.backward(head, dz, z, hidden, indices, mask, needs, rest_at)
     inputs = zip(grads, (hidden, weight, bias), strict=True)
     return [g.to(x.dtype) for g, x in inputs if g is not None and x is not None]
-
-
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
-def _by_y(head: Head, dz: Tensor, z: Tensor | None) -> Tensor:
-    """dloss/dy from dloss/dz."""
-    if z is None and head.logit_scale == 1.0:
-        return dz
-    return dz * (head.logit_scale if z is None else head.slope(z))
-
-
-def _by_union(
-    head: Head,
-    dz: Tensor,  # (N, K)
-    z: Tensor | None,  # (N, K)
-    hidden: Tensor,  # (N, H)
-    indices: Tensor,  # (N, K) int32
-    mask: Tensor | None,
-    needs: list[bool],
-    _rest_at: float | None,
-) -> Gradients:
-    from .gpu import selected as gpu
-
-    dy = _by_y(head, dz, z)
-    need_hidden, need_weight, need_bias = needs
-    grad_hidden = gpu.hidden_gradient(head, dy, hidden, indices) if need_hidden else None
-    if grad_hidden is not None and mask is not None:
-        # Their own entries are 0, but 0 times an infinite row of the head that a neighbour uses is not.
-        grad_hidden.masked_fill_(~mask.unsqueeze(1), 0)
-    if not (need_weight or need_bias):
-        return grad_hidden, None, None
-    return grad_hidden, *gpu.weight_gradient(head, dy, hidden, indices, need_weight, need_bias)
-
-
-def _by_rows(
-    head: Head,
-    dz: Tensor,  # (N, K)
-    z: Tensor | None,  # (N, K)
-    hidden: Tensor,  # (N, H)
-    indices: Tensor,  # (N, K) int32
-    mask: Tensor | None,
-    needs: list[bool],
-    _rest_at: float | None,
-) -> Gradients:
-    n, k = indices.shape
-    need_hidden, need_weight, need_bias = needs
-    dy = _by_y(head, dz, z)
-    grad_weight = None
-    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_hidden else None
-    grad_bias = hidden.new_zeros((head.weight.shape[0],), dtype=head.dtype) if need_bias else None
-    for rows in head_sparse.tiles(n, k):
-        ids = _masked(indices, mask, rows)
-        if grad_bias is not None:
-            grad_bias.index_add_(0, ids.reshape(-1), dy[rows].reshape(-1))
-        if need_weight:
-            x = head.operand(_masked(hidden, mask, rows))
-            part = head_sparse.weight_gradient(dy[rows], x, ids, head.weight.shape[0])
-            grad_weight = part if grad_weight is None else grad_weight.add_(part)
-    if grad_hidden is not None:
-        for rows in head_sparse.table_tiles(head, n, k):
-            table, places = head_sparse.head_rows(head, _masked(indices, mask, rows))
-            grad_hidden[rows] = head_sparse.hidden_gradient(dy[rows], table, places)
-    return grad_hidden, grad_weight, grad_bias
-
-
-def _dense(
-    head: Head,
-    dz: Tensor,  # (N, K or K + 1)
-    z: Tensor | None,  # (N, K or K + 1)
-    hidden: Tensor,  # (N, H)
-    indices: Tensor,  # (N, K) int32
-    mask: Tensor | None,
-    needs: list[bool],
-    rest_at: float | None,
-) -> Gradients:
-    n, k = indices.shape
-    need_hidden, need_weight, need_bias = needs
-    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_hidden else None
-    grad_weight = hidden.new_zeros(head.weight.shape, dtype=head.dtype) if need_weight else None
-    grad_bias = hidden.new_zeros((head.weight.shape[0],), dtype=head.dtype) if need_bias else None
-    for rows, buffer in walk(n, head.vocab, hidden, head.dtype):
-        x, ids = _masked(hidden, mask, rows), _masked(indices, mask, rows).long()
-        dy = _by_y(head, dz[rows, :k], None if z is None else z[rows, :k])
-        if rest_at is not None and z is not None:
-            d = head_dense.rest_gradient(head, buffer, x, ids, dy, dz[rows, k], z[rows, k], rest_at)
-        else:
-            d = head_dense.scatter_gradient(buffer, ids, dy)
-        dx = head_dense.backpropagate(head, d, x, need_hidden, grad_weight, grad_bias)
-        if grad_hidden is not None and dx is not None:
-            grad_hidden[rows] = dx
-    return grad_hidden, grad_weight, grad_bias
 
 
 @_selected_logits_backward.register_fake

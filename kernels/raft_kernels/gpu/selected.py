@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import INTERPRETED
-from ..head import Head
+from ..head import Gradients, Head, masked_ids
 from . import union
 from .configs import launch
 
@@ -225,7 +225,40 @@ def forward(
     hidden: Tensor,  # (N, H)
     indices: Tensor,  # (N, K) int32
     mask: Tensor | None,  # (N,) bool
-) -> Tensor:  # (N, K) fp32: y before bias, scale and soft-cap; 0 at masked tokens
+    _rest_at: None,
+) -> Tensor:  # (N, K) fp32
+    ids = masked_ids(indices, mask, head.vocab)
+    y = selected_products(head, hidden, ids, mask)
+    return head.transform_(y if head.bias is None else y.add_(head.bias[ids]))
+
+
+def backward(
+    head: Head,
+    dz: Tensor,  # (N, K) fp32
+    z: Tensor | None,  # (N, K) fp32 with a soft-cap
+    hidden: Tensor,  # (N, H)
+    indices: Tensor,  # (N, K) int32
+    mask: Tensor | None,  # (N,) bool
+    needs: list[bool],  # hidden, weight, bias
+    _rest_at: None,
+) -> Gradients:
+    dy = head.by_y(dz, z)
+    need_hidden, need_weight, need_bias = needs
+    grad_hidden = hidden_gradient(head, dy, hidden, indices) if need_hidden else None
+    if grad_hidden is not None and mask is not None:
+        # Their own entries are 0, but 0 times an infinite row of the head that a neighbour uses is not.
+        grad_hidden.masked_fill_(~mask.unsqueeze(1), 0)
+    if not (need_weight or need_bias):
+        return grad_hidden, None, None
+    return grad_hidden, *weight_gradient(head, dy, hidden, indices, need_weight, need_bias)
+
+
+def selected_products(
+    head: Head,
+    hidden: Tensor,  # (N, H)
+    indices: Tensor,  # (N, K) int32
+    mask: Tensor | None,  # (N,) bool
+) -> Tensor:  # (N, K) fp32: y before bias; 0 at masked tokens
     n, k = indices.shape
     h = hidden.shape[1]
     y = hidden.new_empty((n, k), dtype=torch.float32)
