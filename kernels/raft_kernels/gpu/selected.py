@@ -3,11 +3,12 @@
     y_nk = <hidden_n, weight_v>, v = ids_nk         Y = hidden_tile @ weight[union].T, then the K entries of each row
     dhidden_tile = D @ weight[union]                D: dloss/dy scattered to the columns of the union
     dweight_tile = D.T @ hidden[tokens]             D: dloss/dy of the tokens that have an id of the tile
-Offsets inside a tile are 32-bit: 64-bit ones of a whole tile would take the registers that its sums need.
-Sizes that change from batch to batch are not specialised: a training run compiles each kernel once.
 Each element of a result is summed by one program in one order and written once: deterministic, and dweight needs no
 fp32 copy of the head. Sums are fp32. D has the dtype of the operands: bf16 for bf16, and fp32 (tf32 products, which
 keep all bits of fp16) for fp16, whose gradients would underflow.
+
+Offsets inside a tile are 32-bit: 64-bit ones of a whole tile would take the registers that its sums need. Sizes that
+change from batch to batch are not specialised: a training run compiles each kernel once.
 """
 
 import torch
@@ -23,7 +24,6 @@ from .configs import launch
 TRITON_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 # Elements of the [tokens, union] and [tokens, ids] workspaces.
 BUDGET = 1 << 27
-
 
 # The interpreter holds bf16 as integers and multiplies those; bf16 products in fp32 are the same numbers.
 WIDEN = tl.constexpr(INTERPRETED)
@@ -200,8 +200,8 @@ def weight_gradient_kernel(
 
 
 def _tokens(capacity: int, vocab: int, tile: int) -> int:
-    """Tokens of a chunk, whole tiles: the workspace and the lists of their tiles stay within the budget."""
-    return max(1, min(BUDGET // (capacity * tile), BUDGET // 4 // vocab)) * tile
+    """Tokens of a chunk, whole tiles: the workspace, and the lists of their tiles at some 20 bytes an id, stay bounded."""
+    return max(1, min(BUDGET // (capacity * tile), BUDGET // 8 // vocab)) * tile
 
 
 def _wide(operands: torch.dtype, *stored: Tensor) -> bool:
