@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # Elements of the [tokens, width] buffer. Small enough for the memory of a laptop, large enough to fill a GPU.
-CPU_BUDGET = 1 << 23
+CPU_BUDGET = 1 << 24
 CUDA_BUDGET = 1 << 27
 # Elements of a slice of the head that is being converted to fp32.
 CAST_BUDGET = 1 << 22
