@@ -65,6 +65,7 @@ def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[V
     sizes = dict.fromkeys(("n", "h", "capacity", "tiles", "stride_xn", "stride_wv"), "i32")
     types = {"x": p, "w": p, "ids": "*i32", "sizes": "*i32", "y": "*fp32", **sizes}
     constants = {"stride_xh": 1, "stride_wh": 1, "OPERAND": selected.TRITON_DTYPE[operands], "PRECISION": "ieee"}
+    constants["LONG"] = False
     config = configs.launch("product", operands, wide=stored.itemsize > operands.itemsize, chip=chip)
     found = [
         variant(f"product {name} {label}", selected.product_kernel, types, {**constants, "EVEN_H": even}, config, cores)
@@ -73,7 +74,7 @@ def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[V
 
     operand, precision = selected.gradient_operand(operands)
     d, wide = POINTER[operand], stored.itemsize > operand.itemsize
-    constants = {"OPERAND": selected.TRITON_DTYPE[operand], "PRECISION": precision}
+    constants = {"OPERAND": selected.TRITON_DTYPE[operand], "PRECISION": precision, "LONG": False}
     sizes = dict.fromkeys(("n", "h", "capacity", "width", "tiles", "stride_wv"), "i32")
     types = {"d": d, "w": p, "ids": "*i32", "sizes": "*i32", "dx": p, **sizes}
     config = configs.launch("hidden_gradient", operand, precision, wide=wide, chip=chip)

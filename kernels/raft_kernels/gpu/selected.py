@@ -56,6 +56,7 @@ def product_kernel(
     BLOCK_U: tl.constexpr,
     BLOCK_H: tl.constexpr,
     EVEN_H: tl.constexpr,
+    LONG: tl.constexpr,
 ):
     """Y = X_tile @ W[ids of the tile].T. Program: one tile of tokens, BLOCK_U of its ids.
 
@@ -76,6 +77,8 @@ def product_kernel(
     acc = tl.zeros((BLOCK_N, BLOCK_U), tl.float32)
     for start in range(0, h, BLOCK_H):
         i = start + tl.arange(0, BLOCK_H)
+        if LONG:
+            i = i.to(tl.int64)
         if EVEN_H:
             a = tl.load(x_rows + i[None, :] * stride_xh)
             b = tl.load(w_rows + i[None, :] * stride_wh)
@@ -107,6 +110,7 @@ def hidden_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_U: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    LONG: tl.constexpr,
 ):
     """dX_tile = D_tile @ W[ids of the tile]. Program: one tile of tokens, BLOCK_H columns."""
     tile = tl.program_id(0) % tiles
@@ -120,7 +124,8 @@ def hidden_gradient_kernel(
         columns = start + tl.arange(0, BLOCK_U)
         a = tl.load(d_rows + columns[None, :])
         v = tl.load(ids_tile + tl.minimum(columns, size - 1)).to(tl.int64)
-        b = tl.load(w + v[:, None] * stride_wv + i[None, :] * stride_wh, mask=i[None, :] < h, other=0.0)
+        j = i.to(tl.int64) if LONG else i
+        b = tl.load(w + v[:, None] * stride_wv + j[None, :] * stride_wh, mask=i[None, :] < h, other=0.0)
         acc = tl.dot(as_operand(a, OPERAND), as_operand(b, OPERAND), acc, input_precision=PRECISION)
     mask = (rows[:, None] < n) & (i[None, :] < h)
     at = tl.arange(0, BLOCK_N)[:, None] * h + i[None, :]
@@ -174,6 +179,7 @@ def weight_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
     GROUP_H: tl.constexpr,
+    LONG: tl.constexpr,
 ):
     """dW_tile = D[tokens of the tile].T @ X[tokens of the tile]. Program: BLOCK_V ids, BLOCK_H columns.
 
@@ -192,7 +198,8 @@ def weight_gradient_kernel(
         lane = start + tl.arange(0, BLOCK_N)
         row = tl.load(tokens_tile + tl.minimum(lane, size - 1)).to(tl.int64)
         a = tl.load(d + row[:, None] * width + v[None, :], mask=lane[:, None] < size, other=0.0)
-        b = tl.load(x + row[:, None] * stride_xn + i[None, :] * stride_xh, mask=i[None, :] < h, other=0.0)
+        j = i.to(tl.int64) if LONG else i
+        b = tl.load(x + row[:, None] * stride_xn + j[None, :] * stride_xh, mask=i[None, :] < h, other=0.0)
         acc = tl.dot(tl.trans(as_operand(a, OPERAND)), as_operand(b, OPERAND), acc, input_precision=PRECISION)
     mask = (v[:, None] < rows) & (i[None, :] < h)
     at = tl.arange(0, BLOCK_V)[:, None] * h + i[None, :]
@@ -207,6 +214,11 @@ def _tokens(capacity: int, vocab: int, tile: int) -> int:
 def _wide(operands: torch.dtype, *stored: Tensor) -> bool:
     """Whether operands are kept in more bytes than they are multiplied in, so that tiles take more shared memory."""
     return any(x.element_size() > operands.itemsize for x in stored)
+
+
+def _long(*tensors: Tensor) -> bool:
+    """Whether columns lie so far apart (in a transposed head, say) that their offsets need 64 bits."""
+    return any(x.shape[1] * x.stride(1) >= 2**31 for x in tensors)
 
 
 def _chunks(n: int, step: int) -> list[slice]:
@@ -287,6 +299,7 @@ def selected_products(
             OPERAND=TRITON_DTYPE[head.operands],
             PRECISION="ieee",
             EVEN_H=h % config["BLOCK_H"] == 0,
+            LONG=_long(x, head.weight),
             **config,
         )
         found = workspace[: len(x)].gather(1, place.clamp_max(capacity - 1))
@@ -332,6 +345,7 @@ def hidden_gradient(
             *head.weight.stride(),
             OPERAND=TRITON_DTYPE[operand],
             PRECISION=precision,
+            LONG=_long(head.weight),
             **config,
         )
     return dx
@@ -382,6 +396,7 @@ def weight_gradient(
             *hidden.stride(),
             OPERAND=TRITON_DTYPE[operand],
             PRECISION=precision,
+            LONG=_long(hidden),
             **config,
         )
     return dw, db
