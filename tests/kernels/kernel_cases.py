@@ -7,6 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raft_kernels.dispatch import INTERPRETED
+
+# The widest dtype of the backend under test, and what it may be off by beyond fp64's rounding: Triton has no fp64.
+WIDEST = torch.float32 if INTERPRETED else torch.float64
+FP32 = 1e-4 if INTERPRETED else 0.0
+
+
+def fewer(n: int, interpreted: int) -> int:
+    """n, or a smaller number where kernels are interpreted: selecting costs 40 ms a token there, whatever V and K."""
+    return interpreted if INTERPRETED else n
+
 
 @dataclass
 class Case:
@@ -36,6 +47,11 @@ def make_case(n: int, h: int, v: int, dtype: torch.dtype = torch.float32, seed: 
     tensors[1] *= scale
     tensors[4] *= scale
     return Case(*(x.to(dtype) for x in tensors))
+
+
+def truncated(x: Tensor) -> Tensor:
+    """fp32 x cut to the bits of bf16: what the interpreter does in a kernel, where a GPU rounds."""
+    return (x.view(torch.int32) & -65536).view(torch.float32)
 
 
 def leaves(tensors: tuple[Tensor, ...]) -> list[Tensor]:
@@ -109,3 +125,42 @@ def oracle_loss(
         loss = oracle_divergence(p, q, divergence, beta)
         losses.append(loss * temperature**2 if scale_by_t2 else loss)
     return np.array(losses)
+
+
+def adversarial(kind: str, n: int, v: int) -> Tensor:  # (n, v) fp32
+    """Rows of logits that a selection could get wrong."""
+    g = torch.Generator().manual_seed(n * 1000 + v)
+    normal, share, ids = torch.randn(n, v, generator=g), torch.rand(n, v, generator=g), torch.arange(v)
+    rows = {
+        "normal": normal,
+        "negative": -normal.abs() - 1,
+        "ascending": ids.expand(n, v).float(),
+        "descending": -ids.expand(n, v).float(),
+        "equal": torch.full((n, v), 0.25),
+        "two values": (share < 0.5).float(),
+        "few values": (7 * share).floor() / 2 - 1.5,
+        "signed zeros": torch.where(share < 0.5, 0.0, -0.0),
+        "denormal": (7 * share).floor() * 2.0**-149 - 2.0**-147,
+        "ties in every group": (ids % 7 == 3).float() + (ids % 97 == 5) + torch.zeros(n, 1),
+        "neighbours": torch.where((ids >= v // 3) & (ids < v // 3 + v // 8), normal + 20, normal),
+        "last ids": (ids >= v - 3) + torch.zeros(n, v),
+        "all -inf": torch.full((n, v), -math.inf),
+        "half -inf": normal.masked_fill(share < 0.5, -math.inf),
+        "mostly -inf": normal.masked_fill(share < 0.97, -math.inf),
+        "+inf": normal.masked_fill(share < 0.3, math.inf),
+        "NaN": normal.masked_fill(share < 0.3, math.nan),
+        "NaN and infinities": (normal / 0.0).masked_fill(share < 0.3, math.nan),
+    }
+    return rows[kind]
+
+
+KINDS = ["normal", "negative", "ascending", "descending", "equal", "two values", "few values", "signed zeros"]
+KINDS += ["denormal", "ties in every group", "neighbours", "last ids", "all -inf", "half -inf", "mostly -inf", "+inf"]
+KINDS += ["NaN", "NaN and infinities"]
+
+
+def sorted_topk(z: Tensor, k: int) -> Tensor:
+    """Ids of the k largest of each row, ascending, by a stable sort: of equal values the first; NaN counts as +inf."""
+    z = torch.nan_to_num(z, nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    z = torch.where(z == 0, 0.0, z)  # a sort by bits, as on a GPU, would put -0 below 0
+    return torch.sort(z, dim=-1, descending=True, stable=True).indices[:, :k].sort(-1).values

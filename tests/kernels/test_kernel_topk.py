@@ -6,17 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import make_case
+from kernel_cases import KINDS, adversarial, fewer, make_case, sorted_topk
 
 from raft_kernels import head, linear_topk
 from raft_kernels.select import block_size, select, select_blocked
 
-FEW = settings(max_examples=25, deadline=None, derandomize=True)
-
-
-def sorted_topk(z: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest of each row by a stable sort: of equal values the lowest ids come first."""
-    return torch.sort(z, dim=-1, descending=True, stable=True).indices[:, :k].sort(-1).values
+FEW = settings(max_examples=fewer(25, 10), deadline=None, derandomize=True)
 
 
 def topk_of(z: torch.Tensor, k: int, **options):
@@ -24,39 +19,10 @@ def topk_of(z: torch.Tensor, k: int, **options):
     return linear_topk(z, torch.eye(z.shape[1], dtype=z.dtype), k, **options)
 
 
-def adversarial(n: int, v: int, kind: str) -> torch.Tensor:
-    g = torch.Generator().manual_seed(n * 1000 + v)
-    if kind == "equal":
-        return torch.full((n, v), 0.25)
-    if kind == "two values":
-        return torch.randint(0, 2, (n, v), generator=g).float()
-    if kind == "few values":
-        return torch.randint(-3, 4, (n, v), generator=g).float() / 2
-    if kind == "signed zeros":
-        return torch.where(torch.rand(n, v, generator=g) < 0.5, 0.0, -0.0)
-    if kind == "all masked out":
-        return torch.full((n, v), -math.inf)
-    if kind == "mostly masked out":
-        return torch.randn(n, v, generator=g).masked_fill(torch.rand(n, v, generator=g) < 0.9, -math.inf)
-    if kind == "infinite":
-        return torch.randn(n, v, generator=g).masked_fill(torch.rand(n, v, generator=g) < 0.3, math.inf)
-    if kind == "ascending":
-        return torch.arange(v, dtype=torch.float32).expand(n, v).clone()
-    if kind == "last block":
-        z = torch.zeros(n, v)
-        z[:, -3:] = 1
-        return z
-    return torch.randn(n, v, generator=g)
-
-
-KINDS = ["equal", "two values", "few values", "signed zeros", "all masked out", "mostly masked out", "infinite"]
-KINDS += ["ascending", "last block", "randn"]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", [1, 17, 507])
 def test_selection_is_a_stable_sort(kind, k):
-    z = adversarial(6, 507, kind)
+    z = adversarial(kind, 6, 507)
     expected = sorted_topk(z, k)
     assert torch.equal(select(z, k), expected)
     for b in (2, 8, 32):
@@ -65,8 +31,19 @@ def test_selection_is_a_stable_sort(kind, k):
         assert torch.equal(select_blocked(padded, k, b), expected)
 
 
+@pytest.mark.parametrize("k", [1, 17, 512, 1101])
+@pytest.mark.parametrize("kind", KINDS)
+def test_adversarial_rows(kind, k):
+    """One hidden unit makes the head's only column the logits, exactly, and its sign and size those of each token."""
+    hidden, weight = torch.tensor([[1.0], [-1.0], [2.0]]), adversarial(kind, 1, 1101).view(-1, 1)
+    z = hidden @ weight.t()
+    top = linear_topk(hidden, weight, k)
+    assert torch.equal(top.indices.long(), sorted_topk(z, k))
+    torch.testing.assert_close(top.logits, z.gather(1, top.indices.long()), rtol=0, atol=0, equal_nan=True)
+
+
 @FEW
-@given(n=st.integers(1, 5), v=st.integers(1, 300), data=st.data())
+@given(n=st.integers(1, fewer(5, 2)), v=st.integers(1, 300), data=st.data())
 def test_ties_at_random(n, v, data):
     k = data.draw(st.integers(1, v))
     levels = data.draw(st.sampled_from([1, 2, 5, 1000]))
@@ -77,7 +54,9 @@ def test_ties_at_random(n, v, data):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", [(507, 252, 123, 17), (5, 12, 4096, 64), (1, 8, 33, 33), (9, 16, 1000, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(fewer(507, 7), 252, 123, 17), (5, 12, 4096, 64), (1, 8, 33, 33), (9, 16, 1000, 1)], ids=str
+)
 def test_matches_fp64_logits(dtype, shape):
     n, h, v, k = shape
     c = make_case(n, h, v, dtype)
@@ -147,7 +126,7 @@ def test_a_token_of_nan_does_not_touch_its_neighbours():
 @pytest.mark.parametrize("budget", [1, 700, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_chunks_change_nothing(monkeypatch, budget, dtype):
-    c = make_case(23, 12, 507, dtype)
+    c = make_case(fewer(23, 11), 12, 507, dtype)
     whole = linear_topk(*c.teacher, 17, log_partition_at=1.5, softcap=9.0)
     monkeypatch.setattr(head, "CPU_BUDGET", budget)
     monkeypatch.setattr(head, "CAST_BUDGET", 1000)
