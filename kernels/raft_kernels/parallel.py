@@ -9,6 +9,7 @@
 """
 
 import functools
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -149,8 +150,6 @@ class _Gathered(torch.autograd.Function):
 
 def gathered(weight: Tensor) -> Tensor:
     """A DTensor in full, with its gradient averaged over the mesh; any other tensor as it is."""
-    if not dist.is_available():
-        return weight
-    from torch.distributed.tensor import DTensor
-
-    return _Gathered.apply(weight) if isinstance(weight, DTensor) else weight
+    # Importing it takes seconds, and where nobody has, no tensor is one.
+    module = sys.modules.get("torch.distributed.tensor")
+    return _Gathered.apply(weight) if module is not None and isinstance(weight, module.DTensor) else weight

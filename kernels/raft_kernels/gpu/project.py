@@ -74,17 +74,18 @@ def project_kernel(
 
 
 def suits(head: Head, hidden: Tensor, k: int, log_partition_at: float | None) -> bool:
-    """Half-precision operands of one dtype, laid out as tensor descriptors need them, and groups to take maxima of."""
-    if (
-        not ENABLED
-        or 0 < capability() < 90
-        or log_partition_at is not None
-        or head.operands not in (torch.bfloat16, torch.float16)
-    ):
+    """Half-precision operands of one dtype, laid out as tensor descriptors need them, groups to take maxima of, and no
+    soft-cap: Triton has no tanh that is exact for small logits."""
+    half = head.operands in (torch.bfloat16, torch.float16)
+    if not (ENABLED and half) or 0 < capability() < 90 or log_partition_at is not None or head.softcap is not None:
         return False
     g = select.group_size(head.vocab, k)
     aligned = all(
-        x.dtype == head.operands and x.stride(1) == 1 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+        x.dtype == head.operands
+        and x.stride(1) == 1
+        and x.stride(0) % 8 == 0
+        and x.stride(0) >= x.shape[1]
+        and x.data_ptr() % 16 == 0
         for x in (hidden, head.weight)
     )
     return aligned and 1 < g <= 64 and select.suits(head.vocab, k)
