@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from raft_kernels import dispatch
 
@@ -10,7 +11,9 @@ pytest.importorskip("triton")
 if dispatch.INTERPRETED:
     pytest.skip("kernels are interpreted in this process: nothing compiles", allow_module_level=True)
 
-from cross_compile import CHIPS, SHARED_LIMIT, TENSOR_CORE, Variant, compile_for, variants
+from cross_compile import CHIPS, SHARED_LIMIT, TENSOR_CORE, Variant, compile_for, products_of, projections, variants
+
+from bench import tune
 
 MAX_REGISTERS = 255
 
@@ -43,6 +46,19 @@ def test_every_configuration_fits(chip):
         *(["project_kernel"] if chip >= 90 else []),
     }
     assert [fault for v in shipped for fault in faults(v, chip)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", tune.SPACE)
+def test_the_tuning_space_fits_an_h200(kernel):
+    """What `python -m bench tune` tries there: a configuration that spills would only cost device time."""
+    found = []
+    for values in tune.SPACE[kernel]:
+        with tune.using(kernel, tune.config(kernel, values)):
+            shipped = projections(90) if kernel == "project" else products_of(torch.bfloat16, torch.bfloat16, 90)
+            v = next(v for v in shipped if v.name.startswith(kernel))
+        found += [f"{values}: {fault}" for fault in faults(v, 90)]
+    assert found == []
 
 
 def changed(chip: int, name: str, constants: dict | None = None, **options) -> Variant:
