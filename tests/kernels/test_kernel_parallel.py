@@ -20,6 +20,7 @@ def start(rank: int, file: str) -> None:
     try:
         for check in (vocabulary_parallel, ties_across_ranks, fsdp_head, refusals):
             check(rank)
+        dist.barrier()  # a rank that leaves first would close connections that the other still reads
     finally:
         dist.destroy_process_group()
 
