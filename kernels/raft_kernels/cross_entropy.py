@@ -175,7 +175,7 @@ def linear_cross_entropy(
     position has loss 0 and gradient 0, whatever its hidden state holds.
     """
     op = "linear_cross_entropy"
-    weight, bias = gathered(weight), None if bias is None else gathered(bias)
+    weight, bias = gathered(weight, bias)
     check_linear(op, hidden, weight, bias)
     check_choice(op, "reduction", reduction, REDUCTIONS)
     check_positive(op, softcap=softcap)

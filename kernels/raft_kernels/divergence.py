@@ -24,14 +24,14 @@ def _gap(weights: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
     return torch.where(weights > 0, log_a - log_b, 0.0)
 
 
-def divergence_and_gradient(
-    student: Tensor,  # (n, C) u
-    teacher: Tensor,  # (n, C) teacher logits / T_teacher
+def _value_and_gradient(
+    u: Tensor,  # (n, C) z / T
+    t: Tensor,  # (n, C) t / T_teacher
     divergence: str,
     beta: float,
 ) -> tuple[Tensor, Tensor]:  # (n,) and (n, C), the gradient by u
-    log_p = torch.log_softmax(teacher, dim=-1)
-    log_q = torch.log_softmax(student, dim=-1)
+    log_p = torch.log_softmax(t, dim=-1)
+    log_q = torch.log_softmax(u, dim=-1)
     p, q = log_p.exp(), log_q.exp()
     if divergence == "forward":
         return (p * _gap(p, log_p, log_q)).sum(-1), q - p
@@ -46,10 +46,23 @@ def divergence_and_gradient(
     return value, (1 - beta) * q * (gap - kl_q.unsqueeze(-1))
 
 
+def divergence_and_gradient(
+    z: Tensor,  # (n, C)
+    t: Tensor,  # (n, C)
+    temperature: float,
+    teacher_temperature: float,
+    divergence: str,
+    beta: float,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # (n,) and (n, C), the gradient by z
+    value, by_u = _value_and_gradient(z / temperature, t / teacher_temperature, divergence, beta)
+    return value.mul_(scale), by_u.mul_(scale / temperature)
+
+
 @torch.library.custom_op("raft_kernels::topk_divergence", mutates_args=())
 def topk_divergence(
     z: Tensor,  # (N, C) student's logits
-    t: Tensor,  # (N, C) teacher's
+    t: Tensor,  # (N, C) teacher's, same dtype
     mask: Tensor | None,  # (N,) bool
     temperature: float,
     teacher_temperature: float,
@@ -60,21 +73,14 @@ def topk_divergence(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Loss (N,), and its gradient by z (N, C) without the entries that are at most `skip_below` of the row's largest."""
-    t = t.to(z.dtype)
+    compute = divergence_and_gradient
     if backend == "triton":
         from .gpu import divergence as gpu
 
         if z.shape[1] <= gpu.MAX_CLASSES:
-            with torch.cuda.device_of(z):
-                loss, gradient = gpu.divergence_and_gradient(
-                    z, t, temperature, teacher_temperature, divergence, beta, scale
-                )
-            return _finished(loss, gradient, mask, skip_below)
-    loss, gradient = divergence_and_gradient(z / temperature, t / teacher_temperature, divergence, beta)
-    return _finished(loss.mul_(scale), gradient.mul_(scale / temperature), mask, skip_below)
-
-
-def _finished(loss: Tensor, gradient: Tensor, mask: Tensor | None, skip_below: float) -> tuple[Tensor, Tensor]:
+            compute = gpu.divergence_and_gradient
+    with torch.cuda.device_of(z):
+        loss, gradient = compute(z, t, temperature, teacher_temperature, divergence, beta, scale)
     if skip_below:
         size = gradient.abs()
         gradient.masked_fill_(size <= skip_below * size.amax(-1, keepdim=True), 0)

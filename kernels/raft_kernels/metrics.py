@@ -84,7 +84,7 @@ def topk_metrics(
     `teacher_mass` needs `teacher.log_partition`, at the teacher's temperature.
     """
     op = "topk_metrics"
-    weight, bias = gathered(weight.detach()), None if bias is None else gathered(bias.detach())
+    weight, bias = gathered(weight.detach(), None if bias is None else bias.detach())
     check_linear(op, hidden, weight, bias)
     operands = operand_dtype(hidden, weight)
     backend = choose_backend(backend, op, hidden.device, operands)

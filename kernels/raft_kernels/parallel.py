@@ -68,7 +68,6 @@ def combine_topk(
     logits: Tensor,  # (N, k')
     log_partition: Tensor,  # (N or 0,)
     k: int,
-    mask: Tensor | None,  # (N,) bool
 ) -> tuple[Tensor, Tensor, Tensor]:  # (N, k) int32 ids, (N, k), (N or 0,): the same on every rank
     width = min(k, part.rows)
     if part.empty:
@@ -81,11 +80,6 @@ def combine_topk(
     ids, z = ids.gather(1, best), z.gather(1, best)
     if len(log_partition):
         log_partition = torch.stack(_gather(log_partition, part.group)).logsumexp(0)
-    if mask is not None:
-        drop = ~mask
-        ids = torch.where(drop.unsqueeze(1), torch.arange(k, dtype=torch.int32, device=ids.device), ids)
-        z = z.masked_fill(drop.unsqueeze(1), 0)
-        log_partition = log_partition.masked_fill(drop[: len(log_partition)], 0)
     return ids, z, log_partition
 
 
@@ -148,8 +142,12 @@ class _Gathered(torch.autograd.Function):
         return share.redistribute(placements=ctx.placements)
 
 
-def gathered(weight: Tensor) -> Tensor:
-    """A DTensor in full, with its gradient averaged over the mesh; any other tensor as it is."""
+def gathered(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """DTensors in full, with gradients averaged over the mesh; other tensors as they are."""
     # Importing it takes seconds, and where nobody has, no tensor is one.
     module = sys.modules.get("torch.distributed.tensor")
-    return _Gathered.apply(weight) if module is not None and isinstance(weight, module.DTensor) else weight
+    if module is None:
+        return weight, bias
+    if isinstance(bias, module.DTensor):
+        bias = _Gathered.apply(bias)
+    return _Gathered.apply(weight) if isinstance(weight, module.DTensor) else weight, bias

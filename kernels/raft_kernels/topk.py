@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from .checks import check_linear, check_positive, flat_mask, vocabulary
 from .dispatch import choose_backend
-from .head import Head, accumulate_dtype, operand_dtype, walk
+from .head import Head, accumulate_dtype, masked, operand_dtype, walk
 from .parallel import combine_topk, gathered, shard
 from .select import block_size, select_blocked
 
@@ -54,11 +54,6 @@ def _linear_topk(
             gpu.linear_topk(head, hidden, mask, k, log_partition_at, indices, logits, log_partition)
         else:
             _select_in_torch(head, hidden, mask, k, log_partition_at, indices, logits, log_partition)
-    if mask is not None:
-        drop = ~mask
-        indices = torch.where(drop.unsqueeze(1), torch.arange(k, dtype=torch.int32, device=mask.device), indices)
-        logits.masked_fill_(drop.unsqueeze(1), 0)
-        log_partition.masked_fill_(drop[: len(log_partition)], 0)
     return indices, logits, log_partition
 
 
@@ -74,9 +69,8 @@ def _select_in_torch(
 ) -> None:
     block = block_size(head.vocab, k)
     for rows, buffer in walk(len(hidden), -(-head.vocab // block) * block, hidden, head.dtype):
-        x = hidden[rows] if mask is None else hidden[rows].masked_fill(~mask[rows].unsqueeze(1), 0)
         buffer[:, head.vocab :] = -torch.inf
-        z = head.logits_(buffer[:, : head.vocab], x)
+        z = head.logits_(buffer[:, : head.vocab], masked(hidden, mask, rows))
         ids = select_blocked(buffer, k, block)
         indices[rows] = ids
         logits[rows] = z.gather(1, ids)
@@ -113,7 +107,7 @@ def linear_topk(
     and `bias` are this rank's rows of a vocabulary-parallel head (parallel.py). A DTensor head is gathered.
     """
     op = "linear_topk"
-    weight, bias = gathered(weight.detach()), None if bias is None else gathered(bias.detach())
+    weight, bias = gathered(weight.detach(), None if bias is None else bias.detach())
     check_linear(op, hidden, weight, bias)
     operands = operand_dtype(hidden, weight)
     backend = choose_backend(backend, op, hidden.device, operands)
@@ -124,15 +118,15 @@ def linear_topk(
     if k < 1:
         raise ValueError(f"{op}: k={k} must be at least 1")
     check_positive(op, softcap=softcap, log_partition_at=log_partition_at)
-    lead = hidden.shape[:-1]
-    keep = flat_mask(op, mask, hidden)
+    lead, keep = hidden.shape[:-1], flat_mask(op, mask, hidden)
+    here = vocab if part is None else part.tokens
     indices, logits, log_partition = _linear_topk(
         hidden.detach().reshape(-1, hidden.shape[-1]),
         weight,
         bias,
         keep,
-        k if part is None else min(k, part.tokens),
-        vocab if part is None else part.tokens,
+        min(k, here),
+        here,
         float(logit_scale),
         None if softcap is None else float(softcap),
         operands,
@@ -140,7 +134,12 @@ def linear_topk(
         backend,
     )
     if part is not None:
-        indices, logits, log_partition = combine_topk(part, indices, logits, log_partition, k, keep)
+        indices, logits, log_partition = combine_topk(part, indices, logits, log_partition, k)
+    if keep is not None:
+        drop = ~keep
+        indices = torch.where(drop.unsqueeze(1), torch.arange(k, dtype=torch.int32, device=drop.device), indices)
+        logits.masked_fill_(drop.unsqueeze(1), 0)
+        log_partition.masked_fill_(drop[: len(log_partition)], 0)
     return TopK(
         indices.view(*lead, k),
         logits.view(*lead, k),

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from .checks import (
-    check_choice,
-    check_ids,
-    check_linear,
-    check_positive,
-    flat_mask,
-    vocabulary,
-)
+from .checks import check_choice, check_ids, check_linear, check_positive, flat_mask, vocabulary
 from .dispatch import choose_backend
 from .divergence import DIVERGENCES, topk_divergence
 from .head import operand_dtype
@@ -73,7 +66,7 @@ def topk_kl(
     and `bias` are this rank's rows of a vocabulary-parallel head (parallel.py). A DTensor head is gathered.
     """
     op = "topk_kl"
-    weight, bias = gathered(weight), None if bias is None else gathered(bias)
+    weight, bias = gathered(weight, bias)
     check_linear(op, hidden, weight, bias)
     operands = operand_dtype(hidden, weight)
     backend = choose_backend(backend, op, hidden.device, operands)

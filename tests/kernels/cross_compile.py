@@ -15,6 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from raft_kernels.divergence import DIVERGENCES
 from raft_kernels.gpu import configs, divergence, project, select, selected
 
 CHIPS = (80, 90, 100)
@@ -64,8 +65,7 @@ def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[V
     name = f"{operands} of {stored}"
     sizes = dict.fromkeys(("n", "h", "capacity", "tiles", "stride_xn", "stride_wv"), "i32")
     types = {"x": p, "w": p, "ids": "*i32", "sizes": "*i32", "y": "*fp32", **sizes}
-    constants = {"stride_xh": 1, "stride_wh": 1, "OPERAND": selected.TRITON_DTYPE[operands], "PRECISION": "ieee"}
-    constants["LONG"] = False
+    constants = {"stride_xh": 1, "stride_wh": 1, "OPERAND": selected.TRITON_DTYPE[operands], "LONG": False}
     config = configs.launch("product", operands, wide=stored.itemsize > operands.itemsize, chip=chip)
     found = [
         variant(f"product {name} {label}", selected.product_kernel, types, {**constants, "EVEN_H": even}, config, cores)
@@ -130,10 +130,10 @@ def divergences(chip: int) -> list[Variant]:
             f"divergence {name} {lanes}",
             divergence.divergence_kernel,
             types,
-            {"DIVERGENCE": number, "LANES": lanes},
+            {"DIVERGENCE": name, "LANES": lanes},
             configs.launch("divergence", lanes=lanes, chip=chip),
         )
-        for name, number in divergence.DIVERGENCES.items()
+        for name in DIVERGENCES
         for lanes in (64, 512, 1024, divergence.MAX_CLASSES)
     ]
 

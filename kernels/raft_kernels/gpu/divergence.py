@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .configs import launch
 
-DIVERGENCES = {"forward": 0, "reverse": 1, "jsd": 2}
 # Classes that one program holds; more go to torch.
 MAX_CLASSES = 8192
 
@@ -50,10 +49,10 @@ def divergence_kernel(
     log_q = _log_softmax(u)
     log_p = _log_softmax(tl.load(t + row * c + lane, mask=inside, other=-float("inf")) * inverse_teacher_temperature)
     p, q = tl.exp(log_p), tl.exp(log_q)
-    if DIVERGENCE == 0:
+    if DIVERGENCE == "forward":
         value = tl.sum(_weighted_gap(p, log_p, log_q), 0)
         by_u = q - p
-    elif DIVERGENCE == 1:
+    elif DIVERGENCE == "reverse":
         gap = _weighted_gap(q, log_q, log_p)
         value = tl.sum(gap, 0)
         by_u = gap - q * value
@@ -93,7 +92,7 @@ def divergence_and_gradient(
             1.0 / teacher_temperature,
             beta,
             scale,
-            DIVERGENCE=DIVERGENCES[divergence],
+            DIVERGENCE=divergence,
             LANES=lanes,
             **launch("divergence", lanes=lanes),
         )

@@ -51,7 +51,6 @@ def product_kernel(
     stride_wv,
     stride_wh,
     OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_U: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -85,7 +84,7 @@ def product_kernel(
         else:
             a = tl.load(x_rows + i[None, :] * stride_xh, mask=i[None, :] < h, other=0.0)
             b = tl.load(w_rows + i[None, :] * stride_wh, mask=i[None, :] < h, other=0.0)
-        acc = tl.dot(as_operand(a, OPERAND), tl.trans(as_operand(b, OPERAND)), acc, input_precision=PRECISION)
+        acc = tl.dot(as_operand(a, OPERAND), tl.trans(as_operand(b, OPERAND)), acc, input_precision="ieee")
     y_tile = y + (tile * BLOCK_N).to(tl.int64) * capacity + first
     at = tl.arange(0, BLOCK_N)[:, None] * capacity + tl.arange(0, BLOCK_U)[None, :]
     tl.store(y_tile + at, acc, mask=(rows[:, None] < n) & (columns[None, :] < size))
@@ -297,7 +296,6 @@ def selected_products(
             *x.stride(),
             *head.weight.stride(),
             OPERAND=TRITON_DTYPE[head.operands],
-            PRECISION="ieee",
             EVEN_H=h % config["BLOCK_H"] == 0,
             LONG=_long(x, head.weight),
             **config,

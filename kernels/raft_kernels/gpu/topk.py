@@ -6,7 +6,7 @@ spares the pass over the buffer that finds them.
 
 from torch import Tensor
 
-from ..head import Head, walk
+from ..head import Head, masked, walk
 from . import project, select
 
 
@@ -24,7 +24,7 @@ def linear_topk(
     g = select.group_size(head.vocab, k)
     width = -(-head.vocab // 64) * 64  # rows that start at multiples of 16 bytes are read 16 bytes at a time
     for rows, buffer in walk(len(hidden), width, hidden, head.dtype):
-        x = hidden[rows] if mask is None else hidden[rows].masked_fill(~mask[rows].unsqueeze(1), 0)
+        x = masked(hidden, mask, rows)
         if fused:
             maxima, partition = project.logits_and_maxima(head, x, g, buffer), None
             ids = select.choose(buffer, maxima, head.vocab, k, g)

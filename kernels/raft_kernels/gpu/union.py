@@ -52,8 +52,3 @@ def of_tokens(
     union, place = compact(used[:, :vocab], capacity)
     place = torch.nn.functional.pad(place, (0, 1), value=capacity)
     return union, place.gather(1, padded).view(tiles * tile, k)[:n].long()
-
-
-def fraction(indices: Tensor, vocab: int, tile: int) -> Tensor:  # indices (N, K) -> ()
-    """Mean over tiles of the union's share of the vocabulary: what products over the union cost, in dense ones."""
-    return of_tokens(indices, None, vocab, tile)[0].sizes.float().mean() / vocab
