@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from raft.engines.adapters import ServedAdapter
 from raft.engines.base import (
     Completion,
     Sampling,
@@ -35,7 +36,7 @@ from raft.engines.base import (
     request_seed,
 )
 from raft.engines.host import discard_pages, fit_threads, own_random_state, undisturbed
-from raft.engines.weights import OwnWeights
+from raft.engines.weights import CannotShare, OwnWeights
 from raft.errors import ConfigError, EngineError
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class VLLMEngine:
         if importlib.util.find_spec("vllm") is None:
             raise EngineError("vLLM is not installed; install it, or use engine 'hf'")
         self._llm: Any = None
+        self._adapter: ServedAdapter | None = None
         self._released = False
         self._keeps_process_group = torch.distributed.is_initialized() or _many_processes()
         options: dict[str, Any] = {
@@ -103,19 +105,37 @@ class VLLMEngine:
             self.tokenizer = tokenizer
             config = _config_of(model)
             self.max_model_len = context_length(config.get_text_config(), max_model_len)
-            # vLLM wants a folder, and the model may have none, or one that was written before the model was changed.
-            with tempfile.TemporaryDirectory(prefix="raft-engine-") as folder, _starting():
-                config.save_pretrained(folder)
-                loader = importlib.import_module("raft.engines.vllm_loader")
-                with loader.handing_over(model, weights) as handover:
-                    dtype = str(model.dtype).removeprefix("torch.")
-                    options |= {"load_format": loader.LOAD_FORMAT, "dtype": dtype}
-                    self._llm = _make_llm(folder, config, self.max_model_len, **options)
-            self.weights = handover.weights
+            options["dtype"] = str(model.dtype).removeprefix("torch.")
+            self._follow(model, config, weights, options)
             self._parameters = model.num_parameters()
             self._eos = eos_ids(model, self.tokenizer)
         self._vocab_size = config.get_text_config().vocab_size
         log.info("vLLM engine ready, weights: %s", self.weights.mode)
+
+    def _follow(self, model: PreTrainedModel, config: PretrainedConfig, weights: str, options: dict[str, Any]) -> None:
+        """Starts vLLM on the weights of a model under training. LoRA: the base is shared and the adapters are handed
+        over at each refresh; where either cannot be, vLLM has a copy with the adapters merged."""
+        if weights != "copied" and hasattr(model, "get_base_model"):
+            try:
+                self._adapter = ServedAdapter(model)
+                self._start(model, config, "shared", options | self._adapter.engine_options)
+                self._adapter.refresh()
+                return
+            except (CannotShare, EngineError) as error:
+                if weights == "shared":
+                    raise EngineError(f"weights='shared' is not possible: {error}") from error
+                log.info("vLLM gets a copy with merged adapters at each refresh (%s)", error)
+                self._adapter, weights = None, "copied"
+        self._start(model, config, weights, options)
+
+    def _start(self, model: PreTrainedModel, config: PretrainedConfig, weights: str, options: dict[str, Any]) -> None:
+        # vLLM wants a folder, and the model may have none, or one that was written before the model was changed.
+        with tempfile.TemporaryDirectory(prefix="raft-engine-") as folder, _starting():
+            config.save_pretrained(folder)
+            loader = importlib.import_module("raft.engines.vllm_loader")
+            with loader.handing_over(model, weights) as handover:
+                self._llm = _make_llm(folder, config, self.max_model_len, load_format=loader.LOAD_FORMAT, **options)
+        self.weights = handover.weights
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
         """One completion a prompt, in the order of the prompts."""
@@ -141,12 +161,15 @@ class VLLMEngine:
                 [{"prompt_token_ids": list(prompt)} for prompt in prompts],
                 [SamplingParams(**shared, seed=seed) for seed in seeds],
                 use_tqdm=False,
+                lora_request=self._adapter.request if self._adapter is not None else None,
             )
         return [_completion(request.outputs[0]) for request in outputs]
 
     def refresh(self) -> None:
         """To be called after an optimizer step. Shared: no copy. Copied: one bulk copy. Disk: no change."""
         self.weights.refresh()
+        if self._adapter is not None:
+            self._adapter.refresh()
         if not self._llm.reset_prefix_cache():  # cached prefixes belong to the old weights
             raise EngineError("vLLM did not reset its prefix cache: requests are still running")
 
@@ -183,6 +206,8 @@ class VLLMEngine:
         else:
             client.shutdown()
         self._llm = None
+        if self._adapter is not None:
+            self._adapter.close()
         self.weights = OwnWeights(self.weights.mode)  # the old one may hold views of the engine's storage
         gc.collect()
 

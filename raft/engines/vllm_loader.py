@@ -12,7 +12,7 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from raft.engines.base import Weights
-from raft.engines.weights import CannotShare, CopiedWeights, SharedWeights, checkpoint_tensors, match
+from raft.engines.weights import CannotShare, CopiedWeights, SharedWeights, checkpoint_tensors, match, named_weights
 from raft.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -37,31 +37,49 @@ def handing_over(model: nn.Module, wanted: str) -> Iterator[Handover]:
     """While this is open, an `LLM(..., load_format=LOAD_FORMAT)` takes its weights from `model`.
 
     vLLM makes the loader itself, from a name and settings that it copies and hashes, so the model has to wait here.
+    To be shared, it waits off the GPU: vLLM allocates all of its storage at once, and two copies may not fit.
     """
     global _handover
     _handover = Handover(model, wanted)
+    homes = {p: p.device for p in named_weights(model).values() if p.is_cuda and wanted != "copied"}
     try:
+        for parameter in homes:
+            parameter.data = parameter.data.cpu()
         yield _handover
     finally:
         _handover = None
+        for parameter, device in homes.items():
+            parameter.data = parameter.data.to(device)  # no copy of what has moved in
 
 
 @register_model_loader(LOAD_FORMAT)
 class StudentLoader(BaseModelLoader):
-    """vLLM fills its storage by its own rules first; then the model moves in, or stays out and is copied from."""
+    """The model moves into vLLM's storage; where it cannot, vLLM gets a copy."""
 
     def download_model(self, model_config: Any) -> None:
         """Nothing to download."""
 
     def load_weights(self, model: Any, model_config: Any) -> None:
-        assert _handover is not None, f"load_format={LOAD_FORMAT!r} is for raft's VLLMEngine"
-        tensors = checkpoint_tensors(_handover.model)
-        loaded = model.load_weights(iter(tensors.items()))
-        if loaded is not None and (missing := {name for name, _ in model.named_parameters()} - set(loaded)):
-            raise EngineError(f"the model lacks {len(missing)} weights that vLLM needs, the first is {min(missing)}")
+        handover = _current()
         for module in model.modules():
             # The CPU build would repack the weight of every Linear for oneDNN and delete the original.
             module._cpu_skip_gemm_dispatch = True
+        loaded: set[str] | None = set()
+
+        def load(tensors: Mapping[str, Tensor]) -> None:
+            nonlocal loaded
+            names = model.load_weights(iter(tensors.items()))
+            loaded = None if names is None or loaded is None else loaded | set(names)
+
+        if handover.wanted != "copied":
+            try:
+                handover.weights = SharedWeights(handover.model, model, load)
+            except CannotShare as error:
+                _refuse_or_log(handover, error)
+        if handover.weights is None:
+            load(checkpoint_tensors(handover.model))
+        if loaded is not None and (missing := {name for name, _ in model.named_parameters()} - loaded):
+            raise EngineError(f"the model lacks {len(missing)} weights that vLLM needs, the first is {min(missing)}")
 
     def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> nn.Module:
         model = super().load_model(vllm_config, model_config, prefix)
@@ -69,26 +87,37 @@ class StudentLoader(BaseModelLoader):
             if hasattr(module, "cpu_linear"):
                 # It also packs a copy of the head (vocab_parallel_embedding.py) and would go on computing with that.
                 module.cpu_linear = torch.nn.functional.linear
-        assert _handover is not None
-        _handover.weights = _attach(_handover, model)
+        handover = _current()
+        if isinstance(handover.weights, SharedWeights):
+            try:
+                handover.weights.check_engine()
+            except CannotShare as error:
+                handover.weights = None
+                _refuse_or_log(handover, error)
+        if handover.weights is None:
+            handover.weights = _copied(handover.model, model)
         return model
 
 
-def _attach(handover: Handover, engine_model: Any) -> Weights:
-    tensors = checkpoint_tensors(handover.model)
+def _current() -> Handover:
+    assert _handover is not None, f"load_format={LOAD_FORMAT!r} is for raft's VLLMEngine"
+    return _handover
+
+
+def _refuse_or_log(handover: Handover, reason: CannotShare) -> None:
+    if handover.wanted == "shared":
+        raise EngineError(f"weights='shared' is not possible: {reason}") from reason
+    log.info("vLLM gets a copy of the weights at each refresh (%s)", reason)
+
+
+def _copied(model: nn.Module, engine_model: Any) -> CopiedWeights:
     slices: Mapping[str, Tensor] | None = None
     try:
-        slices = match(engine_model, tensors)
-        if handover.wanted != "copied":
-            return SharedWeights(handover.model, slices)
-        reason = "as asked"
+        slices = match(engine_model, checkpoint_tensors(model))
     except CannotShare as error:
-        if handover.wanted == "shared":
-            raise EngineError(f"weights='shared' is not possible: {error}") from error
-        reason = str(error)
-    log.info("vLLM gets a copy of the weights at each refresh (%s)", reason)
+        log.debug("and loads it by its own rules (%s)", error)
 
     def load(tensors: Mapping[str, Tensor]) -> None:
         engine_model.load_weights(iter(tensors.items()))
 
-    return CopiedWeights(handover.model, slices, load)
+    return CopiedWeights(model, slices, load)

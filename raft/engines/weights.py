@@ -34,24 +34,52 @@ class SharedWeights:
 
     mode = "shared"
 
-    def __init__(self, model: nn.Module, slices: Mapping[str, Tensor]):
-        """Moves every parameter of `model` into its slice (see `match`), which must hold the same numbers already."""
-        parameters = dict(model.named_parameters())
-        for name, parameter in parameters.items():
-            if reason := _reason_not_to_share(name, parameter, slices.get(name)):
-                raise CannotShare(reason)
-        if extra := slices.keys() - parameters.keys():
-            raise CannotShare(f"{min(extra)} is a buffer, or tied in the model and not in the engine")
-        self._model = model
-        self._homes: dict[str, int] = {}  # name -> address in the engine's storage
-        for name, parameter in parameters.items():
-            parameter.data = slices[name]
-            self._homes[name] = parameter.data_ptr()
+    def __init__(self, model: nn.Module, engine_model: nn.Module, load: Callable[[Mapping[str, Tensor]], None]):
+        """Moves every parameter of `model` into the rows of `engine_model` that are its own, or raises CannotShare.
+
+        The engine's `load` fills its storage by the engine's own rules, one of its parameters at a time, and the model
+        gives up its memory of each before the next is filled. A row counts only if it then holds the same numbers, so
+        whatever an engine does to rows or numbers, a wrong view cannot pass.
+        """
+        self._model, self._engine_model = model, engine_model
+        parameters = named_weights(model)
+        if sharded := [name for name, parameter in parameters.items() if hasattr(parameter, "full_tensor")]:
+            raise CannotShare(f"{sharded[0]} is sharded")
+        if buffers := _saved_buffers(model):
+            raise CannotShare(f"{min(buffers)} is a buffer")
+        slices = rows_of(engine_model, parameters)
+        for name, rows in slices.items():
+            if parameters[name].dtype != rows.dtype:
+                raise CannotShare(f"{name} is {parameters[name].dtype}, the engine's is {rows.dtype}")
+        moved: list[nn.Parameter] = []
+        try:
+            for names in _by_storage(slices):
+                load({name: parameters[name].detach() for name in names})
+                for name in names:
+                    if not torch.equal(slices[name], parameters[name].detach().to(slices[name].device)):
+                        raise CannotShare(f"the engine keeps {name} in another form")
+                for name in names:
+                    parameters[name].data = slices[name]
+                    moved.append(parameters[name])
+        except BaseException:
+            for parameter in moved:
+                parameter.data = parameter.data.clone()
+            raise
+        self._homes = {name: parameter.data_ptr() for name, parameter in parameters.items()}
+        self._engine_homes = _addresses(engine_model)
+
+    def check_engine(self) -> None:
+        """Raises CannotShare, the model with a copy of its own, if the engine has replaced its storage since."""
+        now = _addresses(self._engine_model)
+        if changed := [name for name, address in self._engine_homes.items() if now.get(name) != address]:
+            for parameter in named_weights(self._model).values():
+                parameter.data = parameter.data.clone()
+            raise CannotShare(f"the engine has repacked {changed[0]}")
 
     def refresh(self) -> None:
         """Raises EngineError where a parameter got another storage, for the engine would go on with the old numbers."""
-        moved = [n for n, p in self._model.named_parameters() if p.data_ptr() != self._homes.get(n)]
-        if moved:
+        now = {name: parameter.data_ptr() for name, parameter in named_weights(self._model).items()}
+        if moved := [name for name, address in now.items() if address != self._homes.get(name)]:
             raise EngineError(
                 f"{len(moved)} of {len(self._homes)} parameters no longer live in the engine's storage, the first is "
                 f"{moved[0]!r}: something replaced them (param.data = ..., model.to(...), FSDP, DeepSpeed, LoRA); "
@@ -84,10 +112,7 @@ class CopiedWeights:
 @torch.no_grad()
 def checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Names and tensors as a checkpoint has them: shards gathered, LoRA adapters merged, no copy without need."""
-    base: Any = getattr(model, "get_base_model", None)
-    if base is not None:  # a peft model
-        return _merged(base())
-    return {name: _whole(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    return _merged(base_model(model))
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -95,12 +120,16 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _merged(model: nn.Module) -> dict[str, Tensor]:
-    """Base weights plus active LoRA adapters; the model itself stays as it is, which peft's own merge would change."""
+    """Weights plus active LoRA adapters; the model itself stays as it is, which peft's own merge would change."""
     merged: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         path, _, leaf = name.rpartition(".")
         if path.endswith(".base_layer"):
             layer: Any = model.get_submodule(path.removesuffix(".base_layer"))
+            if any(getattr(layer, "use_dora", {}).values()) or any(getattr(layer, "lora_bias", {}).values()):
+                raise EngineError(
+                    f"the adapter of {path} has DoRA or a bias, which is not merged here; use engine 'hf'"
+                )
             whole = _whole(tensor)
             if leaf == "weight" and not getattr(layer, "disable_adapters", False):
                 for adapter in layer.active_adapters:
@@ -114,11 +143,27 @@ def _merged(model: nn.Module) -> dict[str, Tensor]:
     return merged
 
 
-def match(engine_model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The rows of the engine's parameters that hold each of `tensors`, as views: name -> [rows, ...].
+def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by their names in a checkpoint: tied ones once, those of LoRA adapters not at all."""
+    named = base_model(model).named_parameters()
+    return {name.replace(".base_layer.", "."): p for name, p in named if ".lora_" not in name}
 
-    The engine must have loaded `tensors` by its own means before: a slice counts only if it holds the same numbers, so
-    whatever an engine does to rows or numbers, a wrong slice cannot pass. Raises CannotShare.
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The model of transformers inside a peft model; any other model itself."""
+    base: Any = getattr(model, "get_base_model", None)
+    return model if base is None else base()
+
+
+def _saved_buffers(model: nn.Module) -> set[str]:
+    base = base_model(model)
+    return base.state_dict(keep_vars=True).keys() - dict(base.named_parameters(remove_duplicate=False)).keys()
+
+
+def rows_of(engine_model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The rows of the engine's parameters that are for each of `tensors`, as views: name -> [rows, ...].
+
+    By name and shape alone; whoever uses them compares the numbers. Raises CannotShare.
     """
     fused: Mapping[str, list[str]] = getattr(engine_model, "packed_modules_mapping", {})
     slices: dict[str, Tensor] = {}
@@ -139,8 +184,6 @@ def match(engine_model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
                     f"{part} {list(ours.shape)} does not fit into rows of the engine's {name} {list(theirs.shape)}"
                 )
             slices[part] = theirs.data[row : row + ours.shape[0]]
-            if not torch.equal(slices[part], ours.to(theirs)):
-                raise CannotShare(f"the engine keeps {part} in another form")
             row += ours.shape[0]
         if row != theirs.shape[0] and not hasattr(_module_of(engine_model, name), "num_embeddings_padded"):
             raise CannotShare(f"the engine's {name} has {theirs.shape[0] - row} rows more than the model gives")
@@ -151,17 +194,26 @@ def match(engine_model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
     return slices
 
 
+def match(engine_model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`rows_of`, where the engine has loaded `tensors` by its own means before and holds the same numbers."""
+    slices = rows_of(engine_model, tensors)
+    for name, rows in slices.items():
+        if not torch.equal(rows, tensors[name].to(rows)):
+            raise CannotShare(f"the engine keeps {name} in another form")
+    return slices
+
+
+def _by_storage(slices: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names grouped by the engine's parameter that they are rows of."""
+    groups: dict[int, list[str]] = {}
+    for name, rows in slices.items():
+        groups.setdefault(rows.untyped_storage().data_ptr(), []).append(name)
+    return list(groups.values())
+
+
+def _addresses(model: nn.Module) -> dict[str, int]:
+    return {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+
+
 def _module_of(model: nn.Module, parameter_name: str) -> nn.Module:
     return model.get_submodule(parameter_name.rpartition(".")[0])
-
-
-def _reason_not_to_share(name: str, parameter: nn.Parameter, home: Tensor | None) -> str | None:
-    if home is None:
-        return f"{name} is no parameter of the engine (an adapter, for example)"
-    if hasattr(parameter, "full_tensor"):
-        return f"{name} is sharded"
-    if parameter.dtype != home.dtype:
-        return f"{name} is {parameter.dtype}, the engine's is {home.dtype}"
-    if parameter.device != home.device:
-        return f"{name} is on {parameter.device}, the engine's is on {home.device}"
-    return None

@@ -65,25 +65,52 @@ class Started:
         }
 
 
-@pytest.fixture(params=["qwen3", "qwen2", "llama", "phi3", "smollm3"])
-def family(request, tmp_path):
-    started = Started(build(request.param, tmp_path), weights="shared")
-    yield started
-    started.engine.close()
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "smollm3", "phi3"])
+def test_shared_weights_follow_the_training_without_a_copy(family, tied, lora, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(build(family, tmp_path, tie_word_embeddings=tied))
+    if lora:
+        peft = pytest.importorskip("peft")
+        config = peft.LoraConfig(
+            r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False,
+            rank_pattern={"o_proj": 9}, alpha_pattern={"down_proj": 16},
+        )  # fmt: skip
+        model = peft.get_peft_model(model, config)
+    engine = VLLMEngine(model, make_tokenizer(), weights="shared", **SMALL)
+    try:
+        assert engine.weights.mode == "shared"
+        seen = [engine.generate(PROMPTS, GREEDY)]
+        assert seen[0] == own(model)
+        for _ in range(2):
+            train(model)
+            engine.refresh()
+            seen.append(engine.generate(PROMPTS, GREEDY))
+            assert seen[-1] == own(model)
+            assert seen[-1] != seen[-2]
+        theirs = storages(engine._worker().model_runner.model)
+        assert {p.untyped_storage().data_ptr() for n, p in model.named_parameters() if ".lora_" not in n} <= theirs
+        if lora:
+            with model.disable_adapter():
+                engine.refresh()
+                assert seen[-1] != engine.generate(PROMPTS, GREEDY) == own(model)
+    finally:
+        engine.close()
 
 
-def test_shared_weights_follow_the_training_without_a_copy(family):
-    model, engine = family.model, family.engine
-    assert engine.weights.mode == "shared"
-    before = engine.generate(PROMPTS, GREEDY)
-    assert before == own(model)
-    train(model)
-    engine.refresh()
-    after = engine.generate(PROMPTS, GREEDY)
-    assert after == own(model)
-    assert after != before
-    theirs = {p.untyped_storage().data_ptr() for p in engine._worker().model_runner.model.parameters()}
-    assert {p.untyped_storage().data_ptr() for p in model.parameters()} == theirs
+def storages(model) -> set[int]:
+    return {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+
+def test_biases_are_shared_as_well(tmp_path):
+    started = Started(build("qwen2", tmp_path), weights="shared")
+    try:
+        train(started.model)
+        started.engine.refresh()
+        assert started.engine.generate(PROMPTS, GREEDY) == own(started.model)
+        assert storages(started.model) == storages(started.engine._worker().model_runner.model)
+    finally:
+        started.engine.close()
 
 
 def test_bfloat16_shares_as_well(tmp_path):
@@ -121,17 +148,41 @@ def test_copied_weights_follow_at_refresh_only(tmp_path):
         started.engine.close()
 
 
-def test_lora_is_copied_with_its_adapters_merged(tmp_path, caplog):
+def test_adapters_that_vllm_has_no_form_for_are_merged_into_a_copy(tmp_path, caplog):
     peft = pytest.importorskip("peft")
-    base = AutoModelForCausalLM.from_pretrained(build("qwen3", tmp_path))
-    model = peft.get_peft_model(
-        base, peft.LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
-    )
+    base = AutoModelForCausalLM.from_pretrained(build("llama", tmp_path))
+    config = peft.LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "embed_tokens"], init_lora_weights=False)
+    model = peft.get_peft_model(base, config)
+    with pytest.raises(EngineError, match="weights='shared' is not possible: .*embed_tokens is a Embedding with an ad"):
+        VLLMEngine(model, make_tokenizer(), weights="shared", **SMALL)
     with caplog.at_level(logging.INFO, logger="raft"):
         engine = VLLMEngine(model, make_tokenizer(), **SMALL)
     try:
         assert engine.weights.mode == "copied"
-        assert "an adapter, for example" in caplog.text
+        assert "with merged adapters at each refresh" in caplog.text
+        train(model)
+        engine.refresh()
+        assert engine.generate(PROMPTS, GREEDY) == own(model)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("kind", [{"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_adapters_that_cannot_be_merged_either_are_left_to_transformers(kind, tmp_path, caplog):
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(build("qwen2", tmp_path))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], **kind))
+    assert make_engine("auto", model, make_tokenizer(), **SMALL).name == "hf"
+    assert "q_proj.base_layer has DoRA or a bias" in caplog.text
+
+
+def test_lora_can_be_copied_with_its_adapters_merged(tmp_path):
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(build("qwen3", tmp_path))
+    config = peft.LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
+    model = peft.get_peft_model(base, config)
+    engine = VLLMEngine(model, make_tokenizer(), weights="copied", **SMALL)
+    try:
         before = engine.generate(PROMPTS, GREEDY)
         assert before == own(model)
         train(model)
@@ -281,8 +332,11 @@ def test_the_prefix_cache_is_not_stale(qwen3):
     qwen3.engine.generate([prompt], GREEDY)
     assert qwen3.engine.generate([prompt], GREEDY) == own(qwen3.model, prompts=[prompt])
     train(qwen3.model)
+    expected = own(qwen3.model, prompts=[prompt])
+    qwen3.engine.weights.refresh()  # without the reset of the cache, this is what would come:
+    assert qwen3.engine.generate([prompt], GREEDY) != expected
     qwen3.engine.refresh()
-    assert qwen3.engine.generate([prompt], GREEDY) == own(qwen3.model, prompts=[prompt])
+    assert qwen3.engine.generate([prompt], GREEDY) == expected
 
 
 def test_release_gives_the_cache_back_and_generate_goes_on(qwen3):

@@ -1,5 +1,6 @@
 """How weights are matched, shared and copied, on a model that fuses and pads as vLLM does."""
 
+import weakref
 from typing import ClassVar
 
 import pytest
@@ -44,6 +45,7 @@ class Served(nn.Module):
         super().__init__()
         vocab, width = student.embed.weight.shape
         rows = -(-vocab // 8) * 8
+        self.kv = student.k_proj.out_features
         self.embed = Padded(rows, width)
         self.qkv_proj = nn.Linear(
             width, sum(getattr(student, n).out_features for n in order), student.q_proj.bias is not None
@@ -58,8 +60,22 @@ class Served(nn.Module):
         self.to(dtype)
 
 
-def shared(student, served) -> SharedWeights:
-    return SharedWeights(student, match(served, checkpoint_tensors(student)))
+def fill(served, tensors, order=("q_proj", "k_proj", "v_proj")) -> None:
+    """As vLLM loads: whatever comes, to where it belongs."""
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if module in order:
+            home = getattr(served.qkv_proj, leaf).data
+            sizes = [{"q_proj": home.shape[0] - 2 * served.kv}.get(part, served.kv) for part in order]
+            home.split(sizes)[order.index(module)].copy_(tensor)
+        else:
+            served.get_submodule(module).weight.data[: len(tensor)] = tensor
+
+
+def shared(student, served, **how) -> SharedWeights:
+    for parameter in served.parameters():
+        parameter.data.zero_()
+    return SharedWeights(student, served, lambda tensors: fill(served, tensors, **how))
 
 
 @given(vocab=st.integers(1, 20), width=st.integers(1, 9), kv=st.integers(1, 5), tied=st.booleans(), bias=st.booleans())
@@ -102,9 +118,50 @@ def test_moved_parameters_are_found(what):
 
 def test_another_order_of_rows_is_not_taken_for_the_same():
     student = Student(kv=8)  # query, key and value of one shape: only the numbers tell them apart
-    served = Served(student, order=("k_proj", "q_proj", "v_proj"))
+    order = ("k_proj", "q_proj", "v_proj")
+    served = Served(student, order=order)
     with pytest.raises(CannotShare, match="in another form"):
         match(served, checkpoint_tensors(student))
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    with pytest.raises(CannotShare, match="in another form"):
+        shared(student, served, order=order)
+    # What had moved in before that was found has moved out again.
+    theirs = {p.untyped_storage().data_ptr() for p in served.parameters()}
+    for name, parameter in student.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.untyped_storage().data_ptr() not in theirs
+
+
+def test_the_model_gives_up_its_memory_piece_by_piece():
+    student = Student(vocab=1000, width=64)
+    served = Served(student)
+    own = {name: weakref.ref(p.untyped_storage()) for name, p in student.named_parameters()}
+    most = 0
+
+    def load(tensors):
+        nonlocal most
+        fill(served, tensors)
+        alive = {name for name, storage in own.items() if storage() is not None}
+        gone = own.keys() - alive
+        most = max(most, len(gone))
+        assert tensors.keys() <= alive
+        assert not gone & tensors.keys()
+
+    SharedWeights(student, served, load)
+    assert most >= len(own) - 3  # all but the parts of the last tensor were gone when that was loaded
+
+
+def test_storage_that_the_engine_replaces_later_is_found():
+    student = Student()
+    served = Served(student)
+    weights = shared(student, served)
+    weights.check_engine()
+    served.qkv_proj.weight.data = served.qkv_proj.weight.data.clone()
+    with pytest.raises(CannotShare, match=r"the engine has repacked qkv_proj\.weight"):
+        weights.check_engine()
+    with torch.no_grad():
+        served.head.weight.zero_()
+    assert student.head.weight.abs().sum() > 0  # the model has a copy of its own again
 
 
 def test_reasons_not_to_share():
@@ -112,8 +169,12 @@ def test_reasons_not_to_share():
     with pytest.raises(CannotShare, match="is torch.float32, the engine's is torch.bfloat16"):
         shared(student, Served(student, dtype=torch.bfloat16))
     tied = Student(tied=True)
-    with pytest.raises(CannotShare, match="head.weight is a buffer, or tied in the model and not in the engine"):
+    with pytest.raises(CannotShare, match="the engine's head.weight has no counterpart head.weight"):
         shared(tied, Served(tied, tied=False))
+    buffered = Student()
+    buffered.register_buffer("ages", torch.zeros(3))
+    with pytest.raises(CannotShare, match="ages is a buffer"):
+        shared(buffered, Served(buffered))
     served = Served(student)
     student.extra = nn.Linear(2, 2)
     with pytest.raises(CannotShare, match="no parameter for extra.weight"):

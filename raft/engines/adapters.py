@@ -1,0 +1,102 @@
+"""LoRA adapters under training, for vLLM: the base weights stay shared, and a refresh hands over the adapters alone.
+
+vLLM reads adapters from a folder, in the format of peft. Every refresh writes a folder of its own and gives it a new
+number, because vLLM keeps an adapter for as long as its number stays the same.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from raft.engines.weights import CannotShare, base_model
+from raft.errors import EngineError
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM has kernels
+
+
+class ServedAdapter:
+    """The active adapters of a peft model as one adapter of vLLM."""
+
+    def __init__(self, model: nn.Module):
+        """Raises CannotShare, with the reason, for adapters that vLLM has no form for."""
+        self._model = model
+        for name, layer in lora_layers(model):
+            if reason := _reason_not_to_serve(layer):
+                raise CannotShare(f"{name} {reason}")
+        if whole := [n for n, _ in base_model(model).named_parameters() if ".modules_to_save." in n]:
+            raise CannotShare(f"{whole[0]} is a whole module beside its original (modules_to_save)")
+        rank = max((len(a) for a, _ in self._pairs().values()), default=1)
+        if rank > RANKS[-1]:
+            raise CannotShare(f"the adapters have rank {rank}, vLLM takes {RANKS[-1]} at most")
+        self._rank = next(r for r in RANKS if r >= rank)
+        self._folder = tempfile.TemporaryDirectory(prefix="raft-adapter-")
+        self._count = 0
+        self.request: Any = None  # what a call of vLLM needs to use the adapter; None while adapters are off
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        return {"enable_lora": True, "max_loras": 1, "max_lora_rank": self._rank}
+
+    def refresh(self) -> None:
+        """Hands over the adapters as they are now."""
+        from vllm.lora.request import LoRARequest
+
+        pairs = self._pairs()
+        if not pairs:
+            self.request = None
+            return
+        rank = max(len(a) for a, _ in pairs.values())
+        if rank > self._rank:
+            raise EngineError(f"the adapters now have rank {rank}, this engine was built for {self._rank}")
+        self._count += 1
+        folder = Path(self._folder.name, str(self._count))
+        folder.mkdir()
+        tensors = {}
+        for name, (a, b) in pairs.items():
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a
+            tensors[f"base_model.model.{name}.lora_B.weight"] = b
+        save_file(tensors, folder / "adapter_model.safetensors")
+        targets = sorted({name.rpartition(".")[2] for name in pairs})
+        settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets, "bias": "none"}
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        shutil.rmtree(Path(self._folder.name, str(self._count - 1)), ignore_errors=True)
+        self.request = LoRARequest(f"student-{self._count}", self._count, str(folder))
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    @torch.no_grad()
+    def _pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Layer -> A [rank, in] and B [out, rank] with B @ A what the active adapters add, their scales within B."""
+        pairs = {}
+        for name, layer in lora_layers(self._model):
+            active = [] if layer.disable_adapters else [a for a in layer.active_adapters if a in layer.scaling]
+            if active:
+                downs = [layer.lora_A[a].weight.detach() for a in active]
+                ups = [layer.lora_B[a].weight.detach() * layer.scaling[a] for a in active]
+                pairs[name] = torch.cat(downs).contiguous(), torch.cat(ups, dim=1).contiguous()
+        return pairs
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers with adapters, by their names in a checkpoint."""
+    for name, module in base_model(model).named_modules():
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
+            yield name, module
+
+
+def _reason_not_to_serve(layer: Any) -> str | None:
+    if not isinstance(layer.base_layer, nn.Linear):
+        return f"is a {type(layer.base_layer).__name__} with an adapter, vLLM takes them on linear layers"
+    if any(getattr(layer, "use_dora", {}).values()):
+        return "has a DoRA adapter"
+    if any(getattr(layer, "lora_bias", {}).values()):
+        return "has an adapter with a bias"
+    return None
