@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "train", train, "stage 2: train with answer-conditioned on-policy distillation")
     _inputs(command, data="the rows (default: DIR/refine/fused.jsonl)")
     command.add_argument(
-        "--method", metavar="NAME", help="preset: raft, sft, sdft or on_policy (short for train.method=NAME)"
+        "--method", metavar="NAME", help="preset: raft, sft, sdft, on_policy or fapm (short for train.method=NAME)"
     )
     _continuation(command)
 

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from raft.errors import ConfigError
-from raft.train.methods import Method, Target, get_method
+from raft.train.methods import BLIND_LAMBDA_MAX, Method, Target, TeacherContext, get_method
 
 
 @dataclass
@@ -21,9 +21,11 @@ class RAFTConfig(TrainingArguments):
     """
 
     method: str = "raft"
-    """raft | sft | sdft | on_policy: a preset of `raft.train.methods`."""
+    """raft | sft | sdft | on_policy | fapm: a preset of `raft.train.methods`."""
     target: Target | None = None
     """The answer to train on: fused (the reference where a row has no fused one), raw, or rewritten. None: the method's own."""
+    teacher_context: TeacherContext | None = None
+    """What the teacher reads beside the question: answer (Eq. 7) or none. None: the method's own."""
 
     top_k: int = 512
     """K: the teacher's most probable tokens that the distributions are cut to (Eq. 9). At most the vocabulary's size."""
@@ -31,9 +33,13 @@ class RAFTConfig(TrainingArguments):
     """T of both distributions (Eq. 8)."""
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
     """forward is KL(teacher || student), as in the paper."""
+    jsd_beta: float = 0.5
+    """Weight of the teacher in the mixture of jsd, between 0 and 1. Not the beta of Eq. 11, which is ema_beta."""
     tail: Literal["renormalize", "bucket"] = "renormalize"
     """What becomes of the mass outside the K tokens: renormalised away (the paper), or kept as one more class."""
 
+    balance: Literal["ema", "fixed"] | None = None
+    """Where lambda comes from: ema (Eqs. 11-12) or fixed (fixed_lambda). None: fixed if that is given, else ema."""
     ema_beta: float = 0.9
     """beta of the moving averages of both losses (Eq. 11)."""
     ema_eps: float = 1e-8
@@ -41,9 +47,13 @@ class RAFTConfig(TrainingArguments):
     lambda_min: float | None = None
     """Lower bound of lambda, off by default. Eq. 12 lets lambda fall with L_SFT once the answers are memorised."""
     lambda_max: float | None = None
-    """Upper bound of lambda. None: none, except for on_policy (10), where L_KL starts at 0."""
+    """Upper bound of lambda under ema. None: 10 where the teacher does not see the answer, else none. Such a teacher
+    equals the student at the start, L_KL begins at 0, and Eq. 12 divides by it (`methods.BLIND_LAMBDA_MAX`)."""
     fixed_lambda: float | None = None
-    """A constant lambda instead of Eqs. 11-12."""
+    """A constant lambda instead of Eqs. 11-12. None beside balance fixed: 1, the plain sum of both losses."""
+
+    fapm_sparsity: float = 0.9
+    """Share of each tensor's entries that method fapm puts back to the original weights after training."""
 
     rollouts_per_prompt: int = 1
     """Trajectories drawn for each prompt (Eq. 6)."""
@@ -61,6 +71,13 @@ class RAFTConfig(TrainingArguments):
     """What generates the rollouts; auto is vLLM where it is installed."""
     engine_weights: str = "auto"
     """How the engine sees the student's weights: auto, shared or copied (`raft.engines.weights`)."""
+    max_tokens_per_micro_batch: int | None = None
+    """Tokens in one forward at most. The rows of an optimizer step, per_device_train_batch_size *
+    gradient_accumulation_steps of them, are then split by tokens and no longer by rows. None: the rows of a micro-batch."""
+    teacher_offload: bool = False
+    """Keep the teacher in CPU memory. It is on the GPU only to score the rollouts of a refresh, all of them at once."""
+    peak_tflops: float | None = None
+    """Dense TFLOP/s of one device in the precision of training, for the MFU. None: from a table, by the GPU's name."""
     release_cache: bool | None = None
     """Free the engine's KV cache while the model is trained. None: on a GPU only."""
 
@@ -81,10 +98,16 @@ class RAFTConfig(TrainingArguments):
     save_strategy: str = "epoch"
     save_total_limit: int | None = 2
     remove_unused_columns: bool | None = False
+    logging_nan_inf_filter: bool = False
+    """transformers' True looks at every loss, for which the host has to wait in every step."""
     bf16: bool | None = None
     """Mixed precision. None: where a GPU supports it. The parameters, and so the optimizer's state, keep their own precision."""
 
     def __post_init__(self) -> None:
+        if self.balance is None:
+            self.balance = "ema" if self.fixed_lambda is None else "fixed"
+        elif self.balance == "fixed" and self.fixed_lambda is None:
+            self.fixed_lambda = 1.0
         self._check_raft()
         if self.bf16 is None:
             self.bf16 = (
@@ -105,8 +128,15 @@ class RAFTConfig(TrainingArguments):
         return self.target or self.preset.target
 
     @property
+    def sees_answer(self) -> bool:
+        """Whether the teacher is conditioned on the answer (Eq. 7)."""
+        return (self.teacher_context or self.preset.teacher_context) == "answer"
+
+    @property
     def lambda_bound(self) -> float | None:
-        return self.preset.lambda_max if self.lambda_max is None else self.lambda_max
+        """Upper bound of lambda under Eqs. 11-12."""
+        blind = self.preset.distills and not self.sees_answer and self.balance == "ema"
+        return BLIND_LAMBDA_MAX if self.lambda_max is None and blind else self.lambda_max
 
     @property
     def teacher_length(self) -> int:
@@ -115,16 +145,27 @@ class RAFTConfig(TrainingArguments):
     def _check_raft(self) -> None:
         method = get_method(self.method)
         _one_of("target", self.target, (None, "fused", "raw", "rewritten"))
+        _one_of("teacher_context", self.teacher_context, (None, "answer", "none"))
+        _one_of("balance", self.balance, ("ema", "fixed"))
         _one_of("divergence", self.divergence, ("forward", "reverse", "jsd"))
         _one_of("tail", self.tail, ("renormalize", "bucket"))
         _one_of("param_dtype", self.param_dtype, ("float32", "bfloat16"))
         _one_of("rollout_engine", self.rollout_engine, ("auto", "vllm", "hf"))
         for name in ("top_k", "rollouts_per_prompt", "rollout_max_tokens", "steps_per_refresh", "max_length"):
             _whole(name, getattr(self, name), 1)
-        if self.teacher_max_length is not None:
-            _whole("teacher_max_length", self.teacher_max_length, 1)
+        for name in ("teacher_max_length", "max_tokens_per_micro_batch"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 1)
+        if self.peak_tflops is not None:
+            _number("peak_tflops", self.peak_tflops, low=0.0, open_low=True)
+        if self.max_tokens_per_micro_batch is not None and self.deepspeed:
+            raise ConfigError(
+                "max_tokens_per_micro_batch: expected none beside deepspeed, which counts the micro-batches itself"
+            )
         _whole("log_rollouts", self.log_rollouts, -1)
         _number("temperature", self.temperature, low=0.0, open_low=True)
+        _number("jsd_beta", self.jsd_beta, low=0.0, high=1.0, open_low=True, open_high=True)
+        _number("fapm_sparsity", self.fapm_sparsity, low=0.0, high=1.0)
         _number("ema_beta", self.ema_beta, low=0.0, high=1.0, open_high=True)
         _number("ema_eps", self.ema_eps, low=0.0, open_low=True)
         _number("rollout_temperature", self.rollout_temperature, low=0.0)
@@ -132,6 +173,8 @@ class RAFTConfig(TrainingArguments):
         for name in ("lambda_min", "lambda_max", "fixed_lambda"):
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), low=0.0)
+        if self.balance == "ema" and self.fixed_lambda is not None:
+            raise ConfigError(f"fixed_lambda: expected none beside balance=ema, found {self.fixed_lambda}")
         if self.fixed_lambda is not None and (self.lambda_min is not None or self.lambda_max is not None):
             raise ConfigError(
                 f"fixed_lambda: expected no lambda_min or lambda_max beside it, found fixed_lambda={self.fixed_lambda}"
@@ -139,6 +182,10 @@ class RAFTConfig(TrainingArguments):
         bound = self.lambda_bound
         if self.lambda_min is not None and bound is not None and self.lambda_min > bound:
             raise ConfigError(f"lambda_min: expected at most lambda_max={bound}, found {self.lambda_min}")
+        if method.prunes and (self.fsdp or self.deepspeed):
+            raise ConfigError(
+                f"method: expected no fsdp or deepspeed beside {self.method!r}, which ranks the entries of whole weights"
+            )
         if method.distills and self.max_length <= self.rollout_max_tokens:
             raise ConfigError(
                 f"max_length: expected more than rollout_max_tokens={self.rollout_max_tokens}, found {self.max_length}"

@@ -98,9 +98,8 @@ def _answer(row: Row, args: RAFTConfig) -> str:
 def _teacher_prompt(tokenizer: Any, row: Row, reference: str, args: RAFTConfig) -> tuple[list[int], bool]:
     """The teacher's prompt, and whether its reference had to be cut to fit into teacher_max_length with a rollout."""
     room = args.teacher_length - args.rollout_max_tokens
-    sees_answer = args.preset.reference
-    asked = chat_ids(tokenizer, teacher_messages(row["prompt"], reference) if sees_answer else row["prompt"])
-    cut = sees_answer and len(asked) > room
+    asked = chat_ids(tokenizer, teacher_messages(row["prompt"], reference) if args.sees_answer else row["prompt"])
+    cut = args.sees_answer and len(asked) > room
     tokens: list[int] = tokenizer(reference, add_special_tokens=False)["input_ids"] if cut else []
     short = reference
     while tokens and len(asked) > room:

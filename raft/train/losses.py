@@ -5,25 +5,17 @@ Sums, not means: the trainer divides by the tokens and sequences of the whole ac
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from raft.engines.base import Completion
+from raft.train.batching import Unit
 from raft.train.config import RAFTConfig
-from raft.train.data import Example
 from raft.train.model import Head
-from raft.train.packing import Pack, pack
-from raft.train.rollout import MicroBatch
-from raft_kernels import TopK, linear_cross_entropy, linear_topk, topk_kl
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A rollout whose positions the teacher scores."""
-
-    example: Example
-    completion: Completion
+from raft.train.packing import Pack, move, pack
+from raft.train.rollout import Scored
+from raft_kernels import TopK, TopKMetrics, linear_cross_entropy, linear_topk, topk_kl, topk_metrics
 
 
 @dataclass(frozen=True)
@@ -40,38 +32,39 @@ class Batch:
     teacher: TopK | None = None  # [N, K]
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        moved: dict[str, Any] = {name: move(getattr(self, name), device) for name in _TENSORS}
         return replace(self, pack=self.pack.to(device), **moved)
-
-    def with_teacher(self, teacher: TopK) -> "Batch":
-        return replace(self, teacher=teacher)
 
 
 _TENSORS = ("sft_positions", "sft_labels", "kl_positions", "kl_weights", "kl_rollout")
 
 
-def student_batch(micro: MicroBatch, mask_truncated: bool = False) -> Batch:
-    """Packs a micro-batch. Rollouts without a token, and truncated ones if so asked, are left out of L_KL and of S."""
-    scored = tuple(
-        Scored(example, completion)
-        for example, completions in zip(micro.examples, micro.rollouts, strict=False)
-        for completion in completions
-        if completion.token_ids and not (mask_truncated and completion.finish_reason == "length")
-    )
-    answers = [(example.prompt, example.target) for example in micro.examples]
+def student_batch(rows: Sequence[Unit]) -> Batch:
+    """Packs rows. Without any, one token takes their place: on every rank each forward must have its counterpart."""
+    scored = tuple(s for row in rows for s in row.scored)
+    answers = [(row.example.prompt, row.example.target) for row in rows]
     rollouts = [(s.example.prompt, s.completion.token_ids) for s in scored]
     packed, positions = _pack_turns([*answers, *rollouts])
     split = sum(len(target) for _, target in answers)
     lengths = torch.tensor([len(s.completion.token_ids) for s in scored], dtype=torch.int64)
+    known = [s.teacher for s in scored if s.teacher is not None]
     return Batch(
         pack=packed,
         sft_positions=positions[:split],
-        sft_labels=torch.tensor([token for _, target in answers for token in target]),
+        sft_labels=torch.tensor([token for _, target in answers for token in target], dtype=torch.int64),
         kl_positions=positions[split:],
         kl_weights=(1 / lengths.double()).repeat_interleave(lengths),
         kl_rollout=torch.arange(len(scored)).repeat_interleave(lengths),
         scored=scored,
+        teacher=_joined(known) if known and len(known) == len(scored) else None,
     )
+
+
+def _joined(parts: Sequence[TopK]) -> TopK:
+    if len(parts) == 1:
+        return parts[0]
+    indices, logits, partitions = zip(*parts, strict=True)
+    return TopK(torch.cat(indices), torch.cat(logits), None if partitions[0] is None else torch.cat(partitions))
 
 
 def teacher_pack(scored: Sequence[Scored]) -> tuple[Pack, Tensor]:
@@ -81,6 +74,8 @@ def teacher_pack(scored: Sequence[Scored]) -> tuple[Pack, Tensor]:
 
 def _pack_turns(turns: Sequence[tuple[list[int], list[int]]]) -> tuple[Pack, Tensor]:
     """Prompt + completion each, without the last token, which predicts nothing; and the positions that predict a completion."""
+    if not turns:
+        return pack([[0]]), torch.empty(0, dtype=torch.int64)
     packed = pack([[*prompt, *completion[:-1]] for prompt, completion in turns])
     positions = [
         torch.arange(start + len(prompt) - 1, start + len(prompt) - 1 + len(completion))
@@ -108,6 +103,7 @@ def kl_per_rollout(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig) -
         batch.teacher,
         temperature=args.temperature,
         divergence=args.divergence,
+        beta=args.jsd_beta,
         tail=args.tail,
         bias=head.bias,
         logit_scale=head.scale,
@@ -128,6 +124,20 @@ def teacher_topk(hidden: Tensor, head: Head, args: RAFTConfig) -> TopK:
         logit_scale=head.scale,
         softcap=head.softcap,
         log_partition_at=args.temperature,
+    )
+
+
+def statistics(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig) -> TopKMetrics:
+    """[N] each: masses on the K tokens, entropies over them and top-1 agreement, at T. One more product with the head."""
+    assert batch.teacher is not None
+    return topk_metrics(
+        hidden[batch.kl_positions],
+        head.weight,
+        batch.teacher,
+        temperature=args.temperature,
+        bias=head.bias,
+        logit_scale=head.scale,
+        softcap=head.softcap,
     )
 
 

@@ -8,6 +8,7 @@ Padding at the end of a row needs no mask either, because no real token looks ah
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ class Pack(NamedTuple):
     input_ids: Tensor  # [1, L] int64
     position_ids: Tensor  # [1, L] int64, from 0 in each sequence
     starts: list[int]  # S + 1 offsets, the last one is L
+    offsets: Tensor  # [S + 1] int32: `starts` where the model is
     rows: Tensor  # [S, longest] int64: position in the pack, 0 in the padding
     back: Tensor  # [L] int64: position in the flattened rows
 
@@ -31,8 +33,12 @@ class Pack(NamedTuple):
     def tokens(self) -> int:
         return self.starts[-1]
 
+    @property
+    def lengths(self) -> list[int]:
+        return [end - start for start, end in pairwise(self.starts)]
+
     def to(self, device: torch.device) -> "Pack":
-        moved: list[Any] = [part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in self]
+        moved: list[Any] = [move(part, device) if isinstance(part, Tensor) else part for part in self]
         return Pack(*moved)
 
     def kwargs(self, model: PreTrainedModel) -> dict[str, Any]:
@@ -43,9 +49,22 @@ class Pack(NamedTuple):
             "attention_mask": None,
             "use_cache": False,
         }
-        if model.config._attn_implementation != NAME:
-            return plain
-        return plain | {"packed_rows": self.rows, "packed_back": self.back}
+        attention = model.config._attn_implementation
+        if attention == NAME:
+            return plain | {"packed_rows": self.rows, "packed_back": self.back}
+        if attention.startswith("flash_attention"):
+            # Without them transformers reads the lengths off the position ids, for which the host waits in every layer.
+            longest = self.rows.shape[1]
+            offsets = {"cu_seq_lens_q": self.offsets, "cu_seq_lens_k": self.offsets}
+            return plain | offsets | {"max_length_q": longest, "max_length_k": longest}
+        return plain
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device without waiting for it: from pinned memory where that is a GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> Pack:
@@ -60,6 +79,7 @@ def pack(sequences: Sequence[Sequence[int]]) -> Pack:
         input_ids=torch.tensor([[token for ids in sequences for token in ids]]),
         position_ids=column.expand(real.shape)[real][None],
         starts=starts.tolist(),
+        offsets=starts.int(),
         rows=torch.where(real, starts[:-1, None] + column, 0),
         back=real.flatten().nonzero()[:, 0],
     )

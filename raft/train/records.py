@@ -1,116 +1,189 @@
-"""metrics.jsonl and rollouts.jsonl: what is summed over a step, and lines that a resumed run neither repeats nor loses."""
+"""metrics.jsonl and rollouts.jsonl: what is summed up between two lines, and lines that a resumed run neither repeats nor loses."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from raft.engines.base import Completion
 from raft.runs import read_jsonl, write_text
-from raft.train.losses import Batch, Scored
+from raft.train.clock import WALL
+from raft.train.data import Example
+from raft.train.losses import Batch
 from raft.train.rollout import MicroBatch
+from raft_kernels import TopKMetrics
 
-# What every rank adds up in a step; the order is that of the tensor that is reduced over the ranks.
+# What every rank sums up; the order is that of the tensor that is reduced over the ranks.
 SUMS = (
     "loss",  # of the micro-batches, each already divided by the whole batch
-    "sft",
-    "sft_tokens",
-    "kl",
-    "kl_rollouts",
+    "loss_sft",  # the same without lambda * L_KL
+    "loss_kl",  # L_KL of the whole batch, each rank's share of it
+    "kl_steps",  # steps that had any rollout to score, each rank's share of one
+    "lambda",  # each rank's share of it
+    "weighed",  # steps that have a lambda, each rank's share of one
     "mass",
-    "kl_tokens",
+    "mass_tokens",
+    "student_mass",
+    "teacher_entropy",
+    "student_entropy",
+    "top1_agreement",
+    "statistics_tokens",
     "rollouts",
     "rollout_tokens",
     "truncated",
+    "teacher_tokens",
     "packed_tokens",
+    "flops",
 )
 
 
-class Step:
-    """What one optimizer step adds up on this rank. Tensors stay on the device until the step is over."""
+class Window:
+    """Sums over the optimizer steps since the last logged line, on this rank. Part of the checkpoint: a line may span one.
 
-    def __init__(self, device: torch.device, start: float = 0.0):
-        self.start = start  # on the clock, in seconds
-        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
-        self.rollouts = torch.zeros((), device=device)  # scored ones, of all micro-batches and ranks
-        self.weight: Tensor | None = None  # lambda of the last micro-batch
-        self.rollout_losses: list[tuple[tuple[Scored, ...], Tensor]] = []
+    Numbers that come from the device stay there until a line is due, so that no step waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._host: dict[str, float] = {}
+        self._device: dict[str, Tensor] = {}
+        self._seconds: dict[str, float] = {}  # of this rank, from before a checkpoint
+        self._most_lambda: Tensor | None = None
+        self.steps = 0
 
     def add(self, name: str, value: Tensor | float) -> None:
-        self.sums[SUMS.index(name)] += value.detach() if isinstance(value, Tensor) else value
+        if isinstance(value, Tensor):
+            value = value.detach().double()
+            self._device[name] = self._device[name] + value if name in self._device else value
+        else:
+            self._host[name] = self._host.get(name, 0.0) + value
 
-    def count_drawn(self, micro: MicroBatch) -> None:
-        drawn = [completion for completions in micro.rollouts for completion in completions]
+    def add_lambda(self, weight: Tensor, share: float) -> None:
+        self.add("lambda", weight * share)
+        self.add("weighed", share)
+        most = self._most_lambda
+        self._most_lambda = weight if most is None else torch.maximum(most, weight)
+
+    def add_drawn(self, micro: MicroBatch) -> None:
+        drawn = [s.completion for scored in micro.rollouts for s in scored]
         self.add("rollouts", len(drawn))
         self.add("rollout_tokens", sum(len(completion.token_ids) for completion in drawn))
         self.add("truncated", sum(completion.finish_reason == "length" for completion in drawn))
 
-    def count_seen(self, batch: Batch, sft: Tensor, kl: Tensor) -> None:
-        self.add("sft", sft)
-        self.add("sft_tokens", len(batch.sft_labels))
-        self.add("kl", kl.sum())
-        self.add("kl_rollouts", len(batch.scored))
-        self.add("kl_tokens", len(batch.kl_positions))
-        self.add("packed_tokens", batch.pack.tokens)
-        self.rollout_losses.append((batch.scored, kl.detach()))
+    def add_statistics(self, found: TopKMetrics) -> None:
+        for name in ("student_mass", "teacher_entropy", "student_entropy", "top1_agreement"):
+            self.add(name, getattr(found, name).sum())
+        self.add("statistics_tokens", len(found.student_mass))
 
-    def seen(self) -> Tensor:
-        """[4] float64: L_SFT and its tokens, L_KL and its rollouts, summed over the micro-batches so far."""
-        return self.sums[SUMS.index("sft") : SUMS.index("kl_rollouts") + 1]
+    def most_lambda(self) -> float | None:
+        return None if self._most_lambda is None else self._most_lambda.item()
 
-
-class Window:
-    """Means over the optimizer steps since the last logged line. Part of the checkpoint: a line may span one."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.totals: dict[str, float] = {}
-        self.steps = 0
-        self.kl_steps = 0
-
-    def add(self, reduced: list[float], weight: float | None, seconds: dict[str, float], wall: float) -> None:
-        """One optimizer step: `Step.sums` over all ranks, its lambda (None without a teacher) and its times in seconds."""
-        sums = dict(zip(SUMS, reduced, strict=True))
-        self.steps += 1
-        step = {"loss": sums["loss"], "loss_sft": sums["sft"] / max(sums["sft_tokens"], 1), "wall": wall}
-        step |= {name: sums[name] for name in SUMS[5:]} | {f"seconds_{part}": value for part, value in seconds.items()}
-        if weight is not None:
-            step["lambda"] = weight
-        if sums["kl_rollouts"]:
-            self.kl_steps += 1
-            step["loss_kl"] = sums["kl"] / sums["kl_rollouts"]
-        for name, value in step.items():
-            self.totals[name] = self.totals.get(name, 0.0) + value
-
-    def drain(self) -> dict[str, Any]:
-        """The fields of a line, and an empty window. Losses and lambda are means over the steps, seconds are sums."""
-        totals, steps, kl_steps = self.totals, max(self.steps, 1), self.kl_steps
-        self.reset()
-        line: dict[str, Any] = {
-            "loss": totals.get("loss", 0.0) / steps,
-            "loss_sft": totals.get("loss_sft", 0.0) / steps,
-        }
-        line["loss_kl"] = totals["loss_kl"] / kl_steps if kl_steps else None
-        line["lambda"] = totals["lambda"] / steps if "lambda" in totals else None
-        line["seconds"] = {name[8:]: value for name, value in totals.items() if name.startswith("seconds_")}
-        line["tokens"] = int(totals.get("packed_tokens", 0))
-        line["tokens_per_second"] = line["tokens"] / totals["wall"] if totals.get("wall") else 0.0
-        drawn = totals.get("rollouts", 0.0)
-        if drawn:
-            line["rollout_length"] = totals["rollout_tokens"] / drawn
-            line["rollout_truncated"] = totals["truncated"] / drawn
-        if totals.get("kl_tokens"):
-            line["teacher_mass"] = totals["mass"] / totals["kl_tokens"]
+    def drain(self, reduce: Callable[[Tensor], Tensor], device: torch.device, seconds: dict[str, float]) -> "Line":
+        """The sums over all ranks, and an empty window. seconds: `Clock.reset`."""
+        columns = [
+            self._device.get(name, torch.zeros((), dtype=torch.float64, device=device)).to(device)
+            + self._host.get(name, 0.0)
+            for name in SUMS
+        ]
+        sums = dict(zip(SUMS, reduce(torch.stack(columns)).tolist(), strict=True))
+        line = Line(sums, self.steps, _sum(self._seconds, seconds))
+        self.__init__()  # type: ignore[misc]
         return line
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"totals": dict(self.totals), "steps": self.steps, "kl_steps": self.kl_steps}
+    def state_dict(self, seconds: dict[str, float]) -> dict[str, Any]:
+        """seconds: `Clock.reset`, kept here from now on."""
+        self._seconds = _sum(self._seconds, seconds)
+        totals = {name: value.item() for name, value in self._device.items()}
+        return {"totals": _sum(self._host, totals), "seconds": dict(self._seconds), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.totals, self.steps, self.kl_steps = dict(state["totals"]), state["steps"], state["kl_steps"]
+        self.__init__()  # type: ignore[misc]
+        self._host, self._seconds, self.steps = dict(state["totals"]), dict(state["seconds"]), state["steps"]
+
+
+class Line:
+    """Sums of a window as the fields of a line. Losses and lambda are means over its steps, seconds and tokens are sums."""
+
+    def __init__(self, sums: dict[str, float], steps: int, seconds: dict[str, float]):
+        self.sums, self.steps = sums, max(steps, 1)
+        self.wall = seconds.pop(WALL, 0.0)
+        self.seconds = seconds
+
+    def fields(self, peak_flops: float | None) -> dict[str, Any]:
+        """peak_flops: of all devices together, FLOP/s; None where it is not known."""
+        s = self.sums
+        line: dict[str, Any] = {
+            "loss": s["loss"] / self.steps,
+            "loss_sft": s["loss_sft"] / self.steps,
+            "loss_kl": _ratio(s["loss_kl"], s["kl_steps"]),
+            "lambda": _ratio(s["lambda"], s["weighed"]),
+            "seconds": self.seconds,
+            "share": {part: _ratio(value, self.wall) for part, value in self.seconds.items()},
+            "tokens": int(s["packed_tokens"]),
+            "tokens_per_second": _ratio(s["packed_tokens"], self.wall) or 0.0,
+            "phase_tokens_per_second": {
+                part: rate
+                for part, name in (
+                    ("rollout", "rollout_tokens"),
+                    ("teacher", "teacher_tokens"),
+                    ("forward_backward", "packed_tokens"),
+                )
+                if (rate := _ratio(s[name], self.seconds.get(part, 0.0)))
+            },
+            "tflops": (_ratio(s["flops"], self.wall) or 0.0) / 1e12,
+        }
+        line["mfu"] = None if peak_flops is None else line["tflops"] * 1e12 / peak_flops
+        if s["rollouts"]:
+            line["rollout_length"] = s["rollout_tokens"] / s["rollouts"]
+            line["rollout_truncated"] = s["truncated"] / s["rollouts"]
+        if s["mass_tokens"]:
+            line["teacher_mass"] = s["mass"] / s["mass_tokens"]
+        if s["statistics_tokens"]:
+            for name in ("student_mass", "teacher_entropy", "student_entropy", "top1_agreement"):
+                line[name] = s[name] / s["statistics_tokens"]
+        return line
+
+
+class RolloutLog:
+    """Rollouts on their way to rollouts.jsonl: their losses are read off the device when the lines are due."""
+
+    def __init__(self, most: int):
+        """most: rollouts kept of an optimizer step; -1 keeps all."""
+        self.most = most
+        self._held: list[tuple[int, Example, Completion, Tensor]] = []
+        self._of_step: tuple[int, int] = (0, 0)
+
+    def add(self, step: int, batch: Batch, losses: Tensor) -> None:
+        """losses: [S], of the rollouts of a pack."""
+        kept = self._of_step[1] if self._of_step[0] == step else 0
+        left = len(batch.scored) if self.most < 0 else self.most - kept
+        losses = losses.detach()
+        self._held += [(step, s.example, s.completion, losses[i]) for i, s in enumerate(batch.scored[: max(left, 0)])]
+        self._of_step = (step, kept + len(batch.scored))
+
+    def drain(self, decode: Callable[..., str]) -> Iterator[dict[str, Any]]:
+        held, self._held = self._held, []
+        losses = torch.stack([loss for *_, loss in held]).tolist() if held else []
+        for (step, example, completion, _), loss in zip(held, losses, strict=True):
+            yield {
+                "step": step,
+                "id": example.id,
+                "question": example.question,
+                "rollout": decode(completion.token_ids, skip_special_tokens=True),
+                "finish_reason": completion.finish_reason,
+                "teacher_prompt": decode(example.teacher_prompt),
+                "loss_kl": loss,
+            }
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return a / b if b else None
+
+
+def _sum(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    return {name: a.get(name, 0.0) + b.get(name, 0.0) for name in (*a, *(n for n in b if n not in a))}
 
 
 def drop_after(path: Path, step: int) -> None:

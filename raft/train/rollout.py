@@ -16,6 +16,7 @@ from typing import Any
 from raft.engines.base import Completion, Sampling
 from raft.train.config import RAFTConfig
 from raft.train.data import Example
+from raft_kernels import TopK
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,20 @@ Generate = Callable[[list[list[int]], Sampling], list[Completion]]
 
 
 @dataclass
+class Scored:
+    """A rollout, and what the teacher says of it once it was asked."""
+
+    example: Example
+    completion: Completion
+    teacher: TopK | None = None  # [tokens, K]
+
+
+@dataclass
 class MicroBatch:
-    """The rows of one forward, each with its rollouts (none for methods that do not distil)."""
+    """The rows of one batch of the dataloader, each with its rollouts (none for methods that do not distil)."""
 
     examples: list[Example]
-    rollouts: list[list[Completion]] = field(default_factory=list)
+    rollouts: list[list[Scored]] = field(default_factory=list)
 
 
 def call_seed(seed: int, step: int, rank: int) -> int:
@@ -46,6 +56,10 @@ class RolloutQueue:
 
     def __len__(self) -> int:
         return len(self._ready)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        """What was generated and not yet taken."""
+        return iter(self._ready)
 
     def take(
         self, batches: Iterator[list[Example]], count: int, step: int, steps_left: int, generate: Generate
@@ -72,7 +86,7 @@ class RolloutQueue:
         )
         completions = iter(generate(prompts, sampling))
         for micro in self._ready:
-            micro.rollouts = [[next(completions) for _ in range(n)] for _ in micro.examples]
+            micro.rollouts = [[Scored(example, next(completions)) for _ in range(n)] for example in micro.examples]
 
     def _restore(self, batches: Iterator[list[Example]]) -> None:
         """Puts the rollouts of a checkpoint back beside the rows that they were generated for."""
@@ -84,16 +98,20 @@ class RolloutQueue:
                 raise ValueError(
                     "the checkpoint's rollouts belong to other rows: resume with the data, the seed and the batch size it was made with"
                 )
-            self._ready.append(MicroBatch(examples, [[Completion(**c) for c in row["rollouts"]] for row in saved]))
+            rollouts = [
+                [Scored(example, Completion(**c)) for c in row["rollouts"]]
+                for example, row in zip(examples, saved, strict=True)
+            ]
+            self._ready.append(MicroBatch(examples, rollouts))
 
     def state_dict(self) -> list[list[dict[str, Any]]]:
         return [
             [
                 {
                     "id": example.id,
-                    "rollouts": [{"token_ids": c.token_ids, "finish_reason": c.finish_reason} for c in completions],
+                    "rollouts": [vars(s.completion) for s in scored],
                 }
-                for example, completions in zip(micro.examples, micro.rollouts, strict=True)
+                for example, scored in zip(micro.examples, micro.rollouts, strict=True)
             ]
             for micro in self._ready
             if micro.rollouts

@@ -1,23 +1,28 @@
 """The frozen original model, which scores the student's own rollouts with the answer before its eyes (Eq. 7)."""
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raft.errors import ConfigError
 from raft.train.config import RAFTConfig
-from raft.train.losses import Scored, teacher_pack, teacher_topk
+from raft.train.losses import teacher_pack, teacher_topk
 from raft.train.model import LanguageModel, inside_forward
+from raft.train.packing import move
+from raft.train.rollout import Scored
 from raft_kernels import TopK
 
 
 class Teacher:
     """A copy of the student as it was at the start, another model, or the student itself with its LoRA adapters off."""
 
-    def __init__(self, student: LanguageModel, teacher: nn.Module | str | None = None):
+    def __init__(self, student: LanguageModel, teacher: nn.Module | str | None = None, *, offload: bool = False):
+        """offload: its weights stay in CPU memory and are on the student's device within `present` only."""
+        self._home: dict[nn.Parameter, Tensor] = {}  # under offload: the weights in CPU memory
         self.shares_student = teacher is None and hasattr(student.model, "disable_adapter")
         if self.shares_student:
             self.model = student
@@ -30,7 +35,8 @@ class Teacher:
             from raft.models import load_model
 
             own = load_model(teacher, dtype=student.inner.dtype)
-        own.requires_grad_(False).eval().to(student.head().weight.device)
+        device = student.head().weight.device
+        own.requires_grad_(False).eval().to(device)
         self.model = LanguageModel(own)
         self.model.packs = student.packs
         if teacher is not None:
@@ -39,13 +45,46 @@ class Teacher:
             raise ConfigError(
                 f"teacher: expected the student's vocabulary of {student.vocabulary} tokens, found {self.model.vocabulary}"
             )
+        self._device = device
+        if offload and device.type == "cuda":
+            self._home = {p: p.data.cpu().pin_memory() for p in own.parameters()}
+            self._leave()
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """Within it the weights are on the student's device."""
+        for parameter, home in self._home.items():
+            parameter.data = move(home, self._device)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        for parameter, home in self._home.items():  # frozen, so there is nothing to copy back
+            parameter.data = home
+
+    def score(self, scored: Iterable[Scored], args: RAFTConfig, wrapper: nn.Module) -> list[int]:
+        """Asks for the top-K of every rollout that has none yet, and gives the lengths of the sequences it read for it.
+
+        One forward for all, or for as many as fit into `max_tokens_per_micro_batch`.
+        """
+        read = []
+        for chunk in _chunks([s for s in scored if s.teacher is None], args.max_tokens_per_micro_batch):
+            top = self.topk(chunk, args, wrapper)
+            lengths = [len(s.completion.token_ids) for s in chunk]
+            parts = [[None] * len(chunk) if t is None else t.split(lengths) for t in top]
+            for s, *part in zip(chunk, *parts, strict=True):
+                s.teacher = TopK(*part)
+            read += [_tokens(s) for s in chunk]
+        return read
 
     @torch.no_grad()
-    def topk(self, scored: tuple[Scored, ...], args: RAFTConfig, wrapper: nn.Module) -> TopK:
+    def topk(self, scored: list[Scored], args: RAFTConfig, wrapper: nn.Module) -> TopK:
         """[N, K] at every token of the rollouts. `wrapper`: the student as the trainer wrapped it, used if the weights are its own."""
         packed, positions = teacher_pack(scored)
         device = self.model.head().weight.device
-        packed, positions = packed.to(device), positions.to(device)
+        packed, positions = packed.to(device), move(positions, device)
 
         def compute() -> TopK:
             hidden = self.model.hidden(packed)[positions]
@@ -57,3 +96,20 @@ class Teacher:
                 return compute()
             self.model.model.eval()
             return inside_forward(wrapper, self.model.model, compute)
+
+
+def _tokens(scored: Scored) -> int:
+    return len(scored.example.teacher_prompt) + len(scored.completion.token_ids) - 1
+
+
+def _chunks(scored: list[Scored], budget: int | None) -> Iterator[list[Scored]]:
+    chunk: list[Scored] = []
+    held = 0
+    for s in scored:
+        if budget is not None and chunk and held + _tokens(s) > budget:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(s)
+        held += _tokens(s)
+    if chunk:
+        yield chunk

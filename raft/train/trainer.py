@@ -8,7 +8,8 @@ Everything around them (optimizer, schedule, accumulation, checkpoints, callback
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,21 @@ from raft.errors import ConfigError, RunFolderError
 from raft.models import load_model, load_tokenizer
 from raft.rows import Row, normalize_rows, read_rows
 from raft.runs import JsonlAppender, write_json
+from raft.train import fapm
 from raft.train.balance import Balance
+from raft.train.batching import Unit, check_budget, split_alike, units
 from raft.train.checkpoint import last_checkpoint, read_state, state_name
 from raft.train.clock import Clock
 from raft.train.config import RAFTConfig
 from raft.train.data import Example, render
-from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, student_batch
+from raft.train.flops import Flops, peak_flops
+from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, statistics, student_batch
 from raft.train.master import keep_masters
 from raft.train.model import LanguageModel, inside_forward
-from raft.train.records import Step, Window, drop_after
-from raft.train.rollout import MicroBatch, RolloutQueue
+from raft.train.packing import move
+from raft.train.progress import show_progress
+from raft.train.records import RolloutLog, Window, drop_after
+from raft.train.rollout import RolloutQueue, Scored
 from raft.train.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -76,6 +82,8 @@ class RAFTTrainer(Trainer):
         ends = eos_ids(self.student.inner, tokenizer)
         self.cuts: Any
         examples, self.cuts = render(rows, tokenizer, args, ends) if rows is not None else (None, None)
+        drawn = args.rollouts_per_prompt if args.preset.distills else 0
+        check_budget(args.max_tokens_per_micro_batch, examples or [], drawn, args.rollout_max_tokens)
         evaluated = _render_eval(eval_dataset, tokenizer, args, ends)
         super().__init__(
             model=loaded,
@@ -88,7 +96,13 @@ class RAFTTrainer(Trainer):
         )
         # The losses are divided by the whole accumulated batch below; the Trainer must not divide once more.
         self.model_accepts_loss_kwargs = True
-        self.teacher = Teacher(self.student, teacher) if args.preset.distills else None
+        self._base: dict[str, Tensor] | None = None
+        if args.preset.prunes:
+            # Before any training: a resumed run loads its checkpoint later, in `train`.
+            fapm.check_whole(loaded, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+            self._base = fapm.snapshot(loaded)
+        offload = args.teacher_offload
+        self.teacher = Teacher(self.student, teacher, offload=offload) if args.preset.distills else None
         self.engine, self._own_engine = engine, engine is None
         self.balance = Balance(
             args.ema_beta,
@@ -99,11 +113,18 @@ class RAFTTrainer(Trainer):
         )
         self.queue = RolloutQueue(args)
         self.window = Window()
+        self.rollout_log = RolloutLog(args.log_rollouts)
         self.clock = Clock(args.device)
-        self._step = Step(args.device)
+        self._flops = Flops(self.student.inner)
+        peak = peak_flops(args.device, args.peak_tflops)
+        self._peak_flops = None if peak is None else peak * args.world_size
+        self._weight: Tensor | None = None  # lambda of the last pack
+        self._rollouts: Tensor  # scored ones of the step, over all ranks
+        self._seen: Tensor  # [4] float64: L_SFT and its tokens, L_KL and its rollouts, summed over the packs so far
         self._files: dict[str, JsonlAppender] = {}
         self._bound_seen = False
         self.add_callback(_Steps(self))
+        show_progress(self)
 
     # ---- a step ----
 
@@ -111,17 +132,33 @@ class RAFTTrainer(Trainer):
         self, epoch_iterator: Iterator[list[Example]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor | None]:
         """Rows of one optimizer step -> rollouts -> teacher -> packed micro-batches, and the answer tokens over all ranks."""
-        self._step = Step(device, self.clock.now())
+        self.clock.begin_step()
         step = self.state.global_step
         micros = self.queue.take(epoch_iterator, num_batches, step, self.state.max_steps - step, self._generate)
-        batches = [self._batch(micro) for micro in micros]
-        if not batches:
+        if not micros:
             return [], None
-        counts = torch.tensor(
-            [sum(len(b.sft_labels) for b in batches), sum(len(b.scored) for b in batches)], device=device
-        )
-        tokens, self._step.rollouts = self.accelerator.reduce(counts, "sum").unbind()
-        return [{"input_ids": batch.pack.input_ids, "batch": batch} for batch in batches], tokens
+        for micro in micros:
+            self.window.add_drawn(micro)
+        rows = [units(micro, self.args.mask_truncated) for micro in micros]
+        self._score([s for units_of_micro in rows for row in units_of_micro for s in row.scored])
+        packs = [[student_batch(chosen).to(device) for chosen in groups] for groups in self._packs(rows)]
+        batches = [batch for chosen in packs for batch in chosen]
+        counts = [sum(len(b.sft_labels) for b in batches), sum(len(b.scored) for b in batches)]
+        totals = self.accelerator.reduce(move(torch.tensor(counts), device), "sum")
+        tokens, self._rollouts = totals.unbind()
+        self._seen = torch.zeros(4, dtype=torch.float64, device=device)
+        # The Trainer counts the tokens of "input_ids".
+        inputs = [{"input_ids": _token_ids(chosen, device), "packs": chosen} for chosen in packs]
+        return inputs, tokens
+
+    def _packs(self, rows: list[list[Unit]]) -> list[list[list[Unit]]]:
+        """Rows of each micro-batch -> rows of each pack of each micro-batch; the last micro-batch always has one."""
+        budget = self.args.max_tokens_per_micro_batch
+        if budget is None:
+            return [[chosen] for chosen in rows]
+        packs = split_alike([row for chosen in rows for row in chosen], budget, self.accelerator)
+        ends = [len(packs) * (i + 1) // len(rows) for i in range(len(rows))]
+        return [packs[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def _generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
         assert self.engine is not None
@@ -129,24 +166,40 @@ class RAFTTrainer(Trainer):
             completions = self.engine.generate(prompts, sampling)
             if self._releases_cache:
                 self.engine.release()
+        self.window.add(
+            "flops",
+            self._flops.forward(
+                [len(p) + len(c.token_ids) for p, c in zip(prompts, completions, strict=True)],
+                sum(len(c.token_ids) for c in completions),
+            ),
+        )
         return completions
 
-    def _batch(self, micro: MicroBatch) -> Batch:
-        batch = student_batch(micro, self.args.mask_truncated).to(self.args.device)
-        self._step.count_drawn(micro)
-        if self.teacher is None or not batch.scored:
-            return batch
-        with self.clock.part("teacher"), self.accelerator.autocast():
-            teacher = self.teacher.topk(batch.scored, self.args, self.model_wrapped)
-        self._step.add("mass", covered_mass(teacher, self.args.temperature).sum())
-        return batch.with_teacher(teacher)
+    def _score(self, scored: list[Scored]) -> None:
+        """Asks the teacher for this step; for all steps of the refresh where it has to come from the CPU for it."""
+        if self.teacher is None or all(s.teacher is not None for s in scored):
+            return
+        if self.args.teacher_offload:
+            ahead = [units(micro, self.args.mask_truncated) for micro in self.queue]
+            scored = [*scored, *(s for rows in ahead for row in rows for s in row.scored)]
+        with self.clock.part("teacher"), self.accelerator.autocast(), self.teacher.present():
+            lengths = self.teacher.score(scored, self.args, self.model_wrapped)
+        positions = sum(len(s.completion.token_ids) for s in scored)
+        self.window.add("teacher_tokens", sum(lengths))
+        self.window.add("flops", self._flops.forward(lengths, positions))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
+        packs: list[Batch] = inputs["packs"]
+        total = torch.zeros((), device=self.args.device)
         # Around the backward too: gradient checkpointing runs the attention again there.
         with self.clock.part("forward_backward"), self.student.attention():
-            return super().training_step(model, inputs, num_items_in_batch)
+            for batch in packs:
+                more = batch is not packs[-1]
+                with self.accelerator.no_sync(model) if more else nullcontext():
+                    total += super().training_step(model, {"batch": batch}, num_items_in_batch)
+        return total
 
     def compute_loss(
         self,
@@ -155,20 +208,26 @@ class RAFTTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """L_SFT + lambda * L_KL of one micro-batch, as its share of the means over the whole accumulated batch.
+        """L_SFT + lambda * L_KL of one pack, as its share of the means over the whole accumulated batch.
 
         Scaled by the number of ranks, because their gradients are averaged.
         """
         batch: Batch = inputs["batch"]
         sft, kl = self._losses(model, batch)
         assert num_items_in_batch is not None
+        window, lengths = self.window, batch.pack.lengths
         loss = sft / num_items_in_batch
-        step = self._step
-        step.count_seen(batch, sft, kl)
+        window.add("loss_sft", loss)
         if self.args.preset.distills:
-            step.weight = self._weigh()
-            loss = loss + step.weight.to(kl.dtype) * (kl.sum() / step.rollouts.clamp(min=1))
-        step.add("loss", loss)
+            divergence = kl.sum() / self._rollouts.clamp(min=1)
+            self._weight = self._weigh(batch, sft, kl)
+            loss = loss + self._weight.to(kl.dtype) * divergence
+            window.add("loss_kl", divergence)
+            self.rollout_log.add(self.state.global_step + 1, batch, kl)
+        window.add("loss", loss)
+        window.add("packed_tokens", batch.pack.tokens)
+        positions = len(batch.sft_positions) + len(batch.kl_positions)
+        window.add("flops", self._flops.training_share * self._flops.forward(lengths, positions))
         loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
@@ -177,21 +236,34 @@ class RAFTTrainer(Trainer):
 
         def compute() -> tuple[Tensor, Tensor]:
             hidden, head = self.student.hidden(batch.pack), self.student.head()
+            if batch.teacher is not None:
+                self.window.add("mass", covered_mass(batch.teacher, self.args.temperature).sum())
+                self.window.add("mass_tokens", len(batch.kl_positions))
+                if self._is_logged:
+                    self.window.add_statistics(statistics(hidden, head, batch, self.args))
             return sft_sum(hidden, head, batch), kl_per_rollout(hidden, head, batch, self.args)
 
         with self.accelerator.autocast():
             return inside_forward(model, self.accelerator.unwrap_model(model), compute)
 
-    def _weigh(self) -> Tensor:
-        """lambda of this micro-batch, from the losses of all ranks in this step so far."""
-        sft, tokens, kl, rollouts = self.accelerator.reduce(self._step.seen(), "sum").unbind()
-        return self.balance.weigh(sft / tokens, kl / rollouts)
+    @property
+    def _is_logged(self) -> bool:
+        """Whether the present step ends with a line of metrics."""
+        every = self.state.logging_steps
+        return bool(every) and self.args.logging_strategy == "steps" and (self.state.global_step + 1) % every == 0
+
+    def _weigh(self, batch: Batch, sft: Tensor, kl: Tensor) -> Tensor:
+        """lambda of this pack, from the losses of all ranks in this step so far."""
+        counts = move(torch.tensor([len(batch.sft_labels), len(batch.scored)], dtype=torch.float64), sft.device)
+        self._seen = self._seen + torch.stack((sft.detach(), counts[0], kl.detach().sum(), counts[1]))
+        seen_sft, tokens, seen_kl, rollouts = self.accelerator.reduce(self._seen, "sum").unbind()
+        return self.balance.weigh(seen_sft / tokens, seen_kl / rollouts)
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Mean cross-entropy over the answers of a batch of rows. No rollouts, and the balance of the losses never hears of it."""
-        batch = student_batch(MicroBatch(inputs)).to(self.args.device)
+        batch = student_batch([Unit(example) for example in inputs]).to(self.args.device)
         with torch.no_grad(), self.student.attention():
             sft, _ = self._losses(model, batch)
         return sft / len(batch.sft_labels), None, None
@@ -237,45 +309,40 @@ class RAFTTrainer(Trainer):
                 self.engine.refresh()
 
     def after_step(self) -> None:
-        """Adds the step to the window of the next logged line, and writes its rollouts."""
-        step = self._step
-        sums = self.accelerator.reduce(step.sums, "sum")
-        weight = None if step.weight is None else step.weight.item()
-        bound = self.args.lambda_bound if self.args.fixed_lambda is None else None
-        if weight is not None and bound is not None and weight >= bound and not self._bound_seen:
-            self._bound_seen = True
-            logger.warning("lambda has reached its upper bound of %g in step %d", bound, self.state.global_step)
-        self.window.add(sums.tolist(), weight, self.clock.reset(), self.clock.now() - step.start)
-        if self.is_world_process_zero():
-            for line in self._rollout_lines(step):
-                self._files["rollouts.jsonl"].append(line)
-
-    def _rollout_lines(self, step: Step) -> Iterator[dict[str, Any]]:
-        drawn = [
-            (s, loss) for scored, losses in step.rollout_losses for s, loss in zip(scored, losses.tolist(), strict=True)
-        ]
-        decode = self.processing_class.decode
-        for scored, loss in drawn if self.args.log_rollouts < 0 else drawn[: self.args.log_rollouts]:
-            yield {
-                "step": self.state.global_step,
-                "id": scored.example.id,
-                "question": scored.example.question,
-                "rollout": decode(scored.completion.token_ids, skip_special_tokens=True),
-                "finish_reason": scored.completion.finish_reason,
-                "teacher_prompt": decode(scored.example.teacher_prompt),
-                "loss_kl": loss,
-            }
+        self.window.steps += 1
+        share = 1 / self.accelerator.num_processes
+        if self._weight is not None:
+            self.window.add_lambda(self._weight, share)
+            self.window.add("kl_steps", (self._rollouts > 0) * share)
+        self.clock.end_step()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds both losses, lambda, times and rollout statistics to a logged training step, and writes it to metrics.jsonl."""
+        """Adds losses, lambda, times and rollout statistics to a logged training step, and writes it to metrics.jsonl."""
         if self.is_in_train and "loss" in logs and self.window.steps:
-            fields = self.window.drain()
-            line = {"step": self.state.global_step, "epoch": self.state.epoch, **logs, **fields}
+            self._warn_of_bound()
+            line = self.window.drain(lambda t: self.accelerator.reduce(t, "sum"), self.args.device, self.clock.reset())
+            fields = line.fields(self._peak_flops)
             if self.is_world_process_zero():
-                self._files["metrics.jsonl"].append(line)
-            seconds = {f"seconds_{part}": value for part, value in fields.pop("seconds").items()}
-            logs = {**logs, **{name: value for name, value in fields.items() if value is not None}, **seconds}
+                head = {"step": self.state.global_step, "epoch": self.state.epoch}
+                self._files["metrics.jsonl"].append({**head, **logs, **fields})
+            self._write_rollouts()
+            for name in ("seconds", "share", "phase_tokens_per_second"):
+                fields |= {f"{name}_{part}": value for part, value in fields.pop(name).items()}
+            logs = {**logs, **{name: value for name, value in fields.items() if value is not None}}
         super().log(logs, start_time)
+
+    def _warn_of_bound(self) -> None:
+        bound = self.args.lambda_bound if self.args.fixed_lambda is None else None
+        most = self.window.most_lambda() if bound is not None and not self._bound_seen else None
+        if bound is not None and most is not None and most >= bound:
+            self._bound_seen = True
+            logger.warning("lambda has reached its upper bound of %g by step %d", bound, self.state.global_step)
+
+    def _write_rollouts(self) -> None:
+        lines = self.rollout_log.drain(self.processing_class.decode)
+        if "rollouts.jsonl" in self._files:
+            for line in lines:
+                self._files["rollouts.jsonl"].append(line)
 
     def describe(self) -> list[str]:
         """The settings that follow from others, a line each."""
@@ -328,9 +395,19 @@ class RAFTTrainer(Trainer):
                 raise RunFolderError(f"{self.args.output_dir}: no whole checkpoint to resume from")
         self._restore(checkpoint)
         try:
-            return super().train(checkpoint, *args, **kwargs)
+            result = super().train(checkpoint, *args, **kwargs)
+            self._prune()
+            return result
         finally:
             self._close()
+
+    def _prune(self) -> None:
+        """The post-step of method fapm. Checkpoints hold the weights before it, so a resumed run prunes once, like any other."""
+        if self._base is None:
+            return
+        fapm.prune_task_vector(self.student.inner, self._base, self.args.fapm_sparsity)
+        if self.engine is not None:
+            self.engine.refresh()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # First: the Trainer's own state file ends a checkpoint, and older ones are removed once it is there.
@@ -338,8 +415,9 @@ class RAFTTrainer(Trainer):
         state = {
             "balance": self.balance.state_dict(),
             "rollouts": self.queue.state_dict(),
-            "window": self.window.state_dict(),
+            "window": self.window.state_dict(self.clock.reset()),
         }
+        self._write_rollouts()
         write_json(folder / self._state_name, state)
         super()._save_checkpoint(model, trial)
 
@@ -347,7 +425,7 @@ class RAFTTrainer(Trainer):
         fresh: dict[str, Any] = {
             "balance": {"sft": 0.0, "kl": 0.0, "steps": 0.0, "lambda": 0.0},
             "rollouts": [],
-            "window": Window().state_dict(),
+            "window": Window().state_dict({}),
         }
         state = fresh if checkpoint is None else read_state(Path(checkpoint, self._state_name))
         if state is None:
@@ -367,6 +445,7 @@ class RAFTTrainer(Trainer):
         return self.args.device.type == "cuda" if self.args.release_cache is None else self.args.release_cache
 
     def _close(self) -> None:
+        self._write_rollouts()
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -389,6 +468,13 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.after_step()
+
+
+def _token_ids(packs: Sequence[Batch], device: torch.device) -> Tensor:
+    """[1, L] ids of all packs together."""
+    if len(packs) == 1:
+        return packs[0].pack.input_ids
+    return torch.cat([torch.empty(1, 0, dtype=torch.int64, device=device), *(b.pack.input_ids for b in packs)], dim=1)
 
 
 def _render_eval(dataset: Any, tokenizer: Any, args: RAFTConfig, ends: tuple[int, ...]) -> Any:

@@ -105,4 +105,5 @@ def lines(path: str | Path) -> list[dict[str, Any]]:
 
 def exact(path: str | Path) -> list[dict[str, Any]]:
     """Metrics without what is measured in time."""
-    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines(path)]
+    timed = ("seconds", "share", "tokens_per_second", "phase_tokens_per_second", "tflops", "mfu")
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines(path)]

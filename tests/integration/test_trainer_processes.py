@@ -65,10 +65,14 @@ def test_killed_in_the_middle_a_run_resumes_exactly(tmp_path):
         assert torch.equal(tensor, weights(killed)[name]), name
 
 
-@pytest.mark.parametrize("method", ["raft", "sft"])
-def test_two_ranks_equal_one(tmp_path, method):
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"method": "sft"}, {"fixed_lambda": 2.0, "max_tokens_per_micro_batch": 150}],
+    ids=["raft", "sft", "budget"],
+)
+def test_two_ranks_equal_one(tmp_path, more):
     """The same global batches and greedy rollouts: the same losses, lambda, weights and saved state, up to rounding."""
-    settings = {"method": method, "max_steps": 2, "rollout_temperature": 0.0, "train_sampling_strategy": "sequential"}
+    settings = {"max_steps": 2, "rollout_temperature": 0.0, "train_sampling_strategy": "sequential", **more}
     one, two = tmp_path / "one", tmp_path / "two"
     finish(start(one, settings | {"per_device_train_batch_size": 4}))
     finish(

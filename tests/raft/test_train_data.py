@@ -10,10 +10,11 @@ from raft.engines.chat import chat_ids
 from raft.errors import InputError
 from raft.prompts import teacher_messages
 from raft.rows import normalize_rows
+from raft.train.batching import units
 from raft.train.data import render, target_ids
 from raft.train.losses import student_batch, teacher_pack
 from raft.train.packing import pack
-from raft.train.rollout import MicroBatch
+from raft.train.rollout import MicroBatch, Scored
 from tests.golden.training import config
 from tests.tiny import END, END_OF_TEXT, tokenizer
 
@@ -170,8 +171,9 @@ def test_a_micro_batch_predicts_every_answer_and_rollout_token(tmp_path):
         [Completion([4], "length"), Completion([5, 6], "stop")],
         [Completion([], "stop"), Completion([7], "stop")],
     ]
-    micro = MicroBatch(examples, rollouts)
-    batch = student_batch(micro)
+    drawn = [[Scored(e, c) for c in own] for e, own in zip(examples, rollouts, strict=True)]
+    micro = MicroBatch(examples, drawn)
+    batch = student_batch(units(micro))
     ids = batch.pack.input_ids[0]
     assert [s.completion.token_ids for s in batch.scored] == [[1, 2, 3], [4], [5, 6], [7]]
     assert batch.sft_labels.tolist() == [t for e in examples for t in e.target]
@@ -192,7 +194,7 @@ def test_a_micro_batch_predicts_every_answer_and_rollout_token(tmp_path):
     assert len(positions) == len(batch.kl_positions) and packed.tokens == sum(
         len(s.example.teacher_prompt) + len(s.completion.token_ids) - 1 for s in batch.scored
     )
-    assert [s.completion.token_ids for s in student_batch(micro, mask_truncated=True).scored] == [
+    assert [s.completion.token_ids for s in student_batch(units(micro, mask_truncated=True)).scored] == [
         [1, 2, 3],
         [5, 6],
         [7],

@@ -51,7 +51,9 @@ def test_one_call_feeds_steps_per_refresh_steps_but_not_more_than_the_run_has_le
             [f"r{4 * step + 2 * i + j}" for j in (0, 1)] for i in (0, 1)
         ]
         for micro in micros:
-            assert [c.token_ids[2:] for own in micro.rollouts for c in own] == [e.prompt for e in micro.examples]
+            assert [s.completion.token_ids[2:] for own in micro.rollouts for s in own] == [
+                e.prompt for e in micro.examples
+            ]
     assert [count for count, _ in source.calls] == calls
     assert queue.take(data, 2, 3, left, source) == [] and len(source.calls) == len(calls)
 
@@ -59,7 +61,7 @@ def test_one_call_feeds_steps_per_refresh_steps_but_not_more_than_the_run_has_le
 def test_several_rollouts_for_each_prompt(tmp_path):
     queue, source = RolloutQueue(config(tmp_path, rollouts_per_prompt=3)), Source()
     micro = queue.take(batches(1), 1, 0, 9, source)[0]
-    assert [[c.token_ids[1:] for c in own] for own in micro.rollouts] == [
+    assert [[s.completion.token_ids[1:] for s in own] for own in micro.rollouts] == [
         [[i, 0, 1] for i in range(3)],
         [[i, 1, 2] for i in range(3, 6)],
     ]

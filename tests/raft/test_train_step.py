@@ -52,15 +52,23 @@ class Oracle:
             p, q = p.gather(-1, ids), q.gather(-1, ids)
             p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
             divergences.append((p * (p / q).log()).sum(-1).mean())
-        return cross / tokens, T * T * torch.stack(divergences).mean()
+        return (cross, T * T * torch.stack(divergences).sum()), (tokens, len(divergences))
 
-    def step(self, batch, rollouts):
-        sft, kl = self.losses(batch, rollouts)
+    def step(self, *parts):
+        """parts: the rows and rollouts of each forward. Each is weighted by lambda of what was seen up to it."""
         self.s += 1
-        self.m = [0.9 * m + 0.1 * loss.item() for m, loss in zip(self.m, (sft, kl), strict=True)]
-        hat = [m / (1 - 0.9**self.s) for m in self.m]
-        weight = hat[0] / (hat[1] + 1e-8)
-        loss = sft + weight * kl
+        found = [self.losses(*part) for part in parts]
+        tokens, rollouts = (sum(counts) for counts in zip(*(count for _, count in found), strict=True))
+        seen, loss, sft, kl = [0.0] * 4, 0.0, 0.0, 0.0
+        for (cross, divergence), counts in found:
+            seen = [a + b for a, b in zip(seen, (cross.item(), counts[0], divergence.item(), counts[1]), strict=True)]
+            means = seen[0] / seen[1], seen[2] / seen[3]
+            after = [0.9 * m + 0.1 * mean for m, mean in zip(self.m, means, strict=True)]
+            hat = [m / (1 - 0.9**self.s) for m in after]
+            weight = hat[0] / (hat[1] + 1e-8)
+            sft, kl = sft + cross / tokens, kl + divergence / rollouts
+            loss = loss + cross / tokens + weight * divergence / rollouts
+        self.m = after
         gradients = torch.autograd.grad(loss, list(self.student.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(self.student.parameters(), gradients, strict=True):
@@ -69,12 +77,13 @@ class Oracle:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-4)])
-@pytest.mark.parametrize("n", [1, 2])
-def test_two_steps_equal_the_oracle(tmp_path, dtype, tolerance, n):
+@pytest.mark.parametrize(("n", "accumulation"), [(1, 1), (2, 1), (1, 3)])
+def test_two_steps_equal_the_oracle(tmp_path, dtype, tolerance, n, accumulation):
     lr = 0.02
     made = trainer(
         tmp_path, dtype=dtype, data=rows(6), optim="sgd", learning_rate=lr, lr_scheduler_type="constant", weight_decay=0.0,
-        max_grad_norm=0.0, max_steps=2, per_device_train_batch_size=3, rollouts_per_prompt=n, top_k=K, log_rollouts=-1,
+        max_grad_norm=0.0, max_steps=2, per_device_train_batch_size=3 // accumulation, rollouts_per_prompt=n, top_k=K,
+        log_rollouts=-1, gradient_accumulation_steps=accumulation,
     )  # fmt: skip
     made.train()
     oracle = Oracle(dtype, lr)
@@ -85,7 +94,10 @@ def test_two_steps_equal_the_oracle(tmp_path, dtype, tolerance, n):
         asked = [by_prompt[tuple(prompt)] for prompt in prompts]
         assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (1.0, 1.0, 10)
         rollouts = [(row, completion.token_ids) for row, completion in zip(asked, completions, strict=True)]
-        expected = oracle.step(asked[::n], rollouts)
+        size = 3 // accumulation
+        expected = oracle.step(
+            *((asked[::n][i : i + size], rollouts[i * n : (i + size) * n]) for i in range(0, 3, size))
+        )
         assert {name: line[name] for name in expected} == pytest.approx(expected, rel=tolerance)
     for (name, ours), theirs in zip(made.model.named_parameters(), oracle.student.parameters(), strict=True):
         torch.testing.assert_close(

@@ -1,0 +1,59 @@
+"""Floating-point operations of a step, and the share of the machine's peak that they are (MFU).
+
+Counted as in the PaLM report (Chowdhery et al. 2022, appendix B): what the mathematics needs and no recomputation. Two for
+each weight and token of the layers, 4 * width * (length / 2) for each token of a causal attention, and two for each weight
+of the head and position that needs its logits; a backward is twice its forward.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+# Dense bf16 TFLOP/s by the makers' data sheets; the first name that the device's contains.
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "GB200": 2500.0,
+    "B200": 2250.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "RTX 4090": 165.0,
+    "A10": 125.0,
+}
+
+
+class Flops:
+    """Counts for one model."""
+
+    def __init__(self, model: Any):
+        """`model`: a causal language model of transformers, without wrappers."""
+        config = model.config.get_text_config()
+        head = model.get_output_embeddings().weight
+        embeddings = {id(head), id(model.get_input_embeddings().weight)}
+        weights = [p for n, p in model.named_parameters() if id(p) not in embeddings and ".lora_" not in n]
+        self.layers = 2 * sum(p.numel() for p in weights)
+        self.head = 2 * head.numel()
+        heads = config.num_attention_heads
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        self.attention = 4 * config.num_hidden_layers * width
+        # Forward and backward in forwards; frozen weights need no gradient of their own.
+        self.training_share = 3.0 if all(p.requires_grad for p in weights) else 2.0
+
+    def forward(self, lengths: Iterable[int], positions: int) -> float:
+        """Of sequences of these lengths, with logits at `positions` places."""
+        lengths = list(lengths)
+        pairs = sum(n * (n + 1) / 2 for n in lengths)
+        return self.layers * sum(lengths) + self.attention * pairs + self.head * positions
+
+
+def peak_flops(device: torch.device, peak_tflops: float | None = None) -> float | None:
+    """FLOP/s of one device, as given or from the table; None where neither knows."""
+    if peak_tflops is not None:
+        return peak_tflops * 1e12
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if part in name), None)
