@@ -239,7 +239,8 @@ def _make_llm(
         options["kv_cache_memory_bytes"] = _cpu_cache_bytes(text_config, item_bytes, max_model_len, max_num_seqs)
     else:
         if release_on_gpu and not hasattr(LLM, "release_kv_cache_memory"):
-            raise EngineError("release_on_gpu needs a vLLM that can release its KV cache alone (0.31)")
+            log.warning("this vLLM cannot release its KV cache alone (0.31 can): it stays in memory during the updates")
+            release_on_gpu = False
         options |= {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": release_on_gpu}
     if _many_processes():
         # Started by torchrun: each process has an engine for its own prompts, on the process group of the training.

@@ -78,8 +78,10 @@ class RAFTConfig(TrainingArguments):
     """Keep the teacher in CPU memory. It is on the GPU only to score the rollouts of a refresh, all of them at once."""
     peak_tflops: float | None = None
     """Dense TFLOP/s of one device in the precision of training, for the MFU. None: from a table, by the GPU's name."""
+    vllm_gpu_memory_utilization: float = 0.3
+    """Share of the GPU for vLLM: the weights, which are the student's own where they are shared, and the KV cache."""
     release_cache: bool | None = None
-    """Free the engine's KV cache while the model is trained. None: on a GPU only."""
+    """Free the engine's KV cache while the model is trained. None: on a GPU only, where vLLM can (0.31 and later)."""
 
     max_length: int = 2048
     """Tokens of prompt and answer, or prompt and rollout, at most. Longer answers are cut, longer prompts are refused."""
@@ -156,6 +158,7 @@ class RAFTConfig(TrainingArguments):
         for name in ("teacher_max_length", "max_tokens_per_micro_batch"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 1)
+        _number("vllm_gpu_memory_utilization", self.vllm_gpu_memory_utilization, low=0.0, high=1.0, open_low=True)
         if self.peak_tflops is not None:
             _number("peak_tflops", self.peak_tflops, low=0.0, open_low=True)
         if self.max_tokens_per_micro_batch is not None and self.deepspeed:

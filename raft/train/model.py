@@ -1,13 +1,17 @@
 """What the losses need of a causal language model: the hidden states below the output head, and the head itself."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import is_flash_attn_2_available
 
 from raft.errors import ModelError
+from raft.models import load_model
+from raft.train.config import RAFTConfig
 from raft.train.packing import Pack, pack, packed_attention
 
 
@@ -109,6 +113,15 @@ class LanguageModel:
         coarse = own.dtype in (torch.bfloat16, torch.float16)
         spread = float(own.float().std())
         return bool(((logits - own).abs().max() <= (0.1 if coarse else 1e-3) * max(spread, 1e-3)).item())
+
+
+def load_student(path: str | os.PathLike[str], args: RAFTConfig) -> Any:
+    """The model of a checkpoint, in `param_dtype`, with flash-attention's kernels where they can run."""
+    model = load_model(path, dtype=getattr(torch, args.param_dtype))
+    # They take packed sequences as they are; packed_sdpa pads them for the attention. They know half precision alone.
+    if args.param_dtype == "bfloat16" and args.device.type == "cuda" and is_flash_attn_2_available():
+        model.set_attn_implementation("flash_attention_2")
+    return model
 
 
 def inside_forward(wrapper: nn.Module, module: nn.Module, compute: Callable[[], Any]) -> Any:

@@ -5,16 +5,15 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
-
 from raft.config import Config, check_train
 from raft.errors import ConfigError, InputError
-from raft.models import load_model, load_tokenizer
+from raft.models import load_tokenizer
 from raft.rows import Row, read_rows
 from raft.runs import Run, read_jsonl
 from raft.train.checkpoint import last_checkpoint
 from raft.train.config import RAFTConfig
 from raft.train.interrupt import StopAtStepEnd
+from raft.train.model import load_student
 from raft.train.trainer import RAFTTrainer
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ def train(config: Config, run: Run, resume: bool = False) -> None:
     args: RAFTConfig = check_train(config)
     args.output_dir = str(run.train_dir)
     trainer = RAFTTrainer(
-        model=load_model(config.model, dtype=getattr(torch, args.param_dtype)),
+        model=load_student(config.model, args),
         args=args,
         train_dataset=training_rows(config, run, args),
         processing_class=load_tokenizer(config.model),

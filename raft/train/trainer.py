@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
+from transformers.integrations.liger import apply_liger_kernel
 
 from raft.engines.base import Completion, Engine, Sampling, context_length, eos_ids
 from raft.errors import ConfigError, RunFolderError
-from raft.models import load_model, load_tokenizer
+from raft.models import load_tokenizer
 from raft.rows import Row, normalize_rows, read_rows
 from raft.runs import JsonlAppender, write_json
 from raft.train import fapm
@@ -32,7 +33,7 @@ from raft.train.data import Example, render
 from raft.train.flops import Flops, peak_flops
 from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, statistics, student_batch
 from raft.train.master import keep_masters
-from raft.train.model import LanguageModel, inside_forward
+from raft.train.model import LanguageModel, inside_forward, load_student
 from raft.train.packing import move
 from raft.train.progress import show_progress
 from raft.train.records import RolloutLog, Window, drop_after
@@ -72,7 +73,7 @@ class RAFTTrainer(Trainer):
         rows = None if train_dataset is None else _rows(train_dataset, "train_dataset")
         if isinstance(model, (str, os.PathLike)):
             tokenizer = processing_class or load_tokenizer(model)
-            loaded: Any = load_model(model, dtype=getattr(torch, args.param_dtype))
+            loaded: Any = load_student(model, args)
         else:
             loaded = model
             tokenizer = processing_class or load_tokenizer(loaded.config._name_or_path)
@@ -280,6 +281,10 @@ class RAFTTrainer(Trainer):
 
     def begin(self) -> None:
         """Model, optimizer and checkpoint are in place: attach the engine, cut what a later life of this run wrote, report."""
+        if self.args.use_liger_kernel and self.teacher is not None and not self.teacher.shares_student:
+            apply_liger_kernel(
+                self.teacher.model.model, self.args.liger_kernel_config
+            )  # the Trainer's is the student's
         if self.args.preset.distills and self.engine is None:
             from raft.engines import make_engine
 
@@ -289,6 +294,8 @@ class RAFTTrainer(Trainer):
                 self.processing_class,
                 max_model_len=self.args.max_length,
                 weights=self.args.engine_weights,
+                gpu_memory_utilization=self.args.vllm_gpu_memory_utilization,
+                release_on_gpu=self._releases_cache,
             )
         if self.engine is not None:
             self.engine.refresh()
@@ -513,6 +520,8 @@ def _fit(args: RAFTConfig, student: LanguageModel) -> None:
 def _check(args: RAFTConfig, trainer_kwargs: Mapping[str, Any]) -> None:
     if not isinstance(args, RAFTConfig):
         raise ConfigError(f"args: expected a RAFTConfig, found {type(args).__name__}")
+    if args.use_liger_kernel and args.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError("use_liger_kernel: expected false on a CPU, Liger's kernels need a GPU")
     for name in UNSUPPORTED:
         if trainer_kwargs.get(name) is not None:
             raise ConfigError(f"{name}: not supported, this trainer renders its rows and computes its losses itself")

@@ -19,7 +19,8 @@ from tests.golden.training import config, rows
 if __name__ == "__main__":
     folder, source, settings = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    engine = HFEngine(model, tokenizer, max_model_len=192)
+    # The trainer makes any other engine itself.
+    engine = None if "rollout_engine" in settings else HFEngine(model, tokenizer, max_model_len=192)
     made = RAFTTrainer(model, config(folder, **settings), rows(), processing_class=tokenizer, engine=engine)
     folder.mkdir(parents=True, exist_ok=True)  # the Trainer makes it on the first rank only, maybe later than this
     (folder / f"pid-{made.args.process_index}").write_text(str(os.getpid()))
