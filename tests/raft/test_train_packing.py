@@ -1,13 +1,17 @@
 """One packed forward equals separate ones, in every family, in values and gradients; and leaves the model as it was."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from raft.errors import ModelError
+from raft.train.batching import Unit, units
+from raft.train.losses import kl_per_rollout, student_batch
 from raft.train.model import LanguageModel
 from raft.train.packing import NAME, pack
-from tests.golden.training import load
+from tests.golden.training import load, trainer
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20], [5, 6, 7, 30, 31], [40, 41, 42, 43, 44, 45, 46]]
 WEIGHTS = torch.linspace(-1, 1, sum(map(len, SEQUENCES)))[:, None]
@@ -134,3 +138,28 @@ def test_a_model_that_loses_the_pack_on_the_way_falls_back(monkeypatch):
 def test_what_is_no_causal_language_model_is_refused():
     with pytest.raises(ModelError, match="Linear: expected a causal language model of transformers"):
         LanguageModel(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "smollm3", "phi3"])
+def test_both_losses_of_a_pack_are_those_of_separate_forwards(family, tmp_path):
+    """In fp32, to 1e-6."""
+    made = trainer(tmp_path, family, per_device_train_batch_size=6, rollouts_per_prompt=2)
+    micro = made.queue.take(iter([made.train_dataset[:6]]), 1, 0, 1, made._generate)[0]
+    rows = units(micro)
+    made._score([s for row in rows for s in row.scored])
+    with torch.no_grad(), made.student.attention():
+        batch = student_batch(rows)
+        sft, kl = made._losses(made.model, batch)
+        alone = []
+        for row in rows:
+            answer = student_batch([Unit(row.example)])
+            assert len(answer.pack.lengths) == 1
+            alone.append(made._losses(made.model, answer)[0])
+            for s in row.scored:
+                pair = student_batch([Unit(row.example, (s,))])
+                hidden = made.student.hidden(pack([[*row.example.prompt, *s.completion.token_ids[:-1]]]))
+                here = replace(pair, kl_positions=torch.arange(len(row.example.prompt) - 1, len(hidden)))
+                alone.append(kl_per_rollout(hidden, made.student.head(), here, made.args)[0])
+    assert batch.pack.tokens == sum(batch.pack.lengths) == batch.pack.input_ids.numel()  # no padding
+    torch.testing.assert_close(sft, torch.stack(alone[::3]).sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(kl.mean(), torch.stack([*alone[1::3], *alone[2::3]]).mean(), rtol=1e-6, atol=1e-6)
