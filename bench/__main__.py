@@ -1,10 +1,10 @@
-"""python -m bench kernels [--quick] ...: runs a benchmark, prints its table and writes its records."""
+"""python -m bench kernels|rollout|train [--quick] ...: runs a benchmark, prints its table and writes its records."""
 
 import importlib
 import os
 import sys
 
-BENCHMARKS = ("kernels", "tune")
+BENCHMARKS = ("kernels", "rollout", "train", "tune")
 
 
 def main(argv: list[str]) -> int:

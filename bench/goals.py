@@ -45,23 +45,23 @@ def goals(case: Case, records: Sequence[dict]) -> Iterator[str]:
     full, teacher = full_records(records), _of(records, TEACHER)
     ours = full.get(OURS)
     if replace(case, regime=CPU.regime) == CPU:
-        yield _goal(">= 2.5", _ratio(full.get("trl"), ours, "ms_p50"), "x faster than TRL")
-        yield _goal("<= 0.6", _ratio(ours, full.get("torch"), "peak_mib"), "of naive torch top-K", "peak ")
+        yield goal_line(">= 2.5", ratio(full.get("trl"), ours, "ms_p50"), "x faster than TRL")
+        yield goal_line("<= 0.6", ratio(ours, full.get("torch"), "peak_mib"), "of naive torch top-K", "peak ")
     if replace(case, regime=CUDA.regime) == CUDA:
         peers = [r for name, r in full.items() if name != OURS]
         best = min(peers, key=lambda r: r["ms_p50"], default=None)
         named = f" ({best['provider']}, {best['ms_p50']:.1f} ms)" if best else ""
-        yield _goal("<= 32", ours["ms_p50"] if ours else None, "ms")
-        yield _goal("<= 0.5", _ratio(ours, best, "ms_p50"), f"of the best peer{named}")
-        yield _goal("<= 2.1", ours["peak_mib"] / 1024 if ours else None, "GiB", "peak ")
-        yield _goal("<= 1.15", _ratio(teacher.get(OURS), teacher.get("gemm"), "ms_p50"), "x bare GEMM", "teacher ")
+        yield goal_line("<= 32", ours["ms_p50"] if ours else None, "ms")
+        yield goal_line("<= 0.5", ratio(ours, best, "ms_p50"), f"of the best peer{named}")
+        yield goal_line("<= 2.1", ours["peak_mib"] / 1024 if ours else None, "GiB", "peak ")
+        yield goal_line("<= 1.15", ratio(teacher.get(OURS), teacher.get("gemm"), "ms_p50"), "x bare GEMM", "teacher ")
 
 
-def _ratio(above: dict | None, below: dict | None, key: str) -> float | None:
+def ratio(above: dict | None, below: dict | None, key: str) -> float | None:
     return above[key] / below[key] if above and below else None
 
 
-def _goal(wanted: str, found: float | None, unit: str, subject: str = "") -> str:
+def goal_line(wanted: str, found: float | None, unit: str, subject: str = "") -> str:
     line = f"goal: {subject}{wanted} {unit}: "
     if found is None:
         return line + "not measured"

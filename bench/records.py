@@ -67,21 +67,21 @@ def record(
         "loss": loss,
         "device": device,
         **asdict(case),
-        **{key: _digits(value) for key, value in asdict(measured).items()},
-        "tflops": _digits(algorithmic_flops(op, name, case) / measured.ms_p50 / 1e9),
+        **{key: digits(value) for key, value in asdict(measured).items()},
+        "tflops": digits(algorithmic_flops(op, name, case) / measured.ms_p50 / 1e9),
         "bytes": compulsory_bytes(op, name, case),
-        "floor_ms": _digits(floor),
-        "percent_of_floor": None if loss == NO_LOSS else _digits(100 * floor / measured.ms_p50),
-        "union_fraction": _digits(union_fraction),
-        "covered_mass": _digits(covered_mass),
-        "limit": {"gemm_tflops": _digits(limit.flops / 1e12), "copy_gb_s": _digits(limit.bandwidth / 1e9)},
+        "floor_ms": digits(floor),
+        "percent_of_floor": None if loss == NO_LOSS else digits(100 * floor / measured.ms_p50),
+        "union_fraction": digits(union_fraction),
+        "covered_mass": digits(covered_mass),
+        "limit": {"gemm_tflops": digits(limit.flops / 1e12), "copy_gb_s": digits(limit.bandwidth / 1e9)},
         "versions": versions(),
         "commit": commit(),
         "command": command,
     }
 
 
-def _digits(x: float) -> float:
+def digits(x: float) -> float:
     """Five of them: more would only say how the machine felt that day."""
     return float(f"{x:.5g}")
 

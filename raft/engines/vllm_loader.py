@@ -41,7 +41,9 @@ def handing_over(model: nn.Module, wanted: str) -> Iterator[Handover]:
     """
     global _handover
     _handover = Handover(model, wanted)
-    homes = {p: p.device for p in named_weights(model).values() if p.is_cuda and wanted != "copied"}
+    weights = named_weights(model).values()
+    waits = wanted != "copied" and not any(hasattr(p, "full_tensor") for p in weights)  # shards are never shared
+    homes = {p: p.device for p in weights if p.is_cuda and waits}
     try:
         for parameter in homes:
             parameter.data = parameter.data.cpu()

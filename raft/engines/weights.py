@@ -112,7 +112,12 @@ class CopiedWeights:
 @torch.no_grad()
 def checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Names and tensors as a checkpoint has them: shards gathered, LoRA adapters merged, no copy without need."""
-    return _merged(base_model(model))
+    base = base_model(model)
+    if getattr(base, "is_quantized", False):
+        raise EngineError(f"{type(base).__name__} is quantised, and its numbers mean nothing to vLLM; use engine 'hf'")
+    if partitioned := [name for name, parameter in base.named_parameters() if hasattr(parameter, "ds_id")]:
+        raise EngineError(f"{partitioned[0]} is partitioned by DeepSpeed ZeRO-3; use ZeRO-2, FSDP2 or engine 'hf'")
+    return _merged(base)
 
 
 def _whole(tensor: Tensor) -> Tensor:

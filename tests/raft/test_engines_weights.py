@@ -246,3 +246,14 @@ def test_lora_with_whole_modules_is_refused(tmp_path):
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]))
     with pytest.raises(EngineError, match="modules_to_save"):
         checkpoint_tensors(model)
+
+
+def test_weights_that_are_no_plain_numbers_are_refused():
+    student = Student()
+    student.is_quantized = True
+    with pytest.raises(EngineError, match="Student is quantised"):
+        checkpoint_tensors(student)
+    student.is_quantized = False
+    student.k_proj.weight.ds_id = 3
+    with pytest.raises(EngineError, match=r"k_proj\.weight is partitioned by DeepSpeed ZeRO-3"):
+        checkpoint_tensors(student)
