@@ -43,5 +43,7 @@ def make_engine(
             try:
                 return VLLMEngine(model, tokenizer, max_model_len=max_model_len, weights=weights, **options)
             except EngineError as error:
+                if weights != "auto":
+                    raise
                 log.warning("generating with transformers, which is slower: %s", error)
     return HFEngine(model, tokenizer, max_model_len=max_model_len)

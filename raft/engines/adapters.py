@@ -27,6 +27,7 @@ class ServedAdapter:
     def __init__(self, model: nn.Module):
         """Raises CannotShare, with the reason, for adapters that vLLM has no form for."""
         self._model = model
+        self.request: Any = None  # what a call of vLLM needs to use the adapter; None while adapters are off
         for name, layer in lora_layers(model):
             if reason := _reason_not_to_serve(layer):
                 raise CannotShare(f"{name} {reason}")
@@ -38,7 +39,6 @@ class ServedAdapter:
         self._rank = next(r for r in RANKS if r >= rank)
         self._folder = tempfile.TemporaryDirectory(prefix="raft-adapter-")
         self._count = 0
-        self.request: Any = None  # what a call of vLLM needs to use the adapter; None while adapters are off
 
     @property
     def engine_options(self) -> dict[str, Any]:
@@ -95,8 +95,8 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _reason_not_to_serve(layer: Any) -> str | None:
     if not isinstance(layer.base_layer, nn.Linear):
         return f"is a {type(layer.base_layer).__name__} with an adapter, vLLM takes them on linear layers"
-    if any(getattr(layer, "use_dora", {}).values()):
-        return "has a DoRA adapter"
+    if variants := getattr(layer, "lora_variant", None):  # DoRA, aLoRA and others
+        return f"has a {type(next(iter(variants.values()))).__name__} adapter"
     if any(getattr(layer, "lora_bias", {}).values()):
         return "has an adapter with a bias"
     return None

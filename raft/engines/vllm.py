@@ -36,7 +36,7 @@ from raft.engines.base import (
     request_seed,
 )
 from raft.engines.host import discard_pages, fit_threads, own_random_state, undisturbed
-from raft.engines.weights import CannotShare, OwnWeights
+from raft.engines.weights import CannotShare, OwnWeights, check_plain, peft_configs
 from raft.errors import ConfigError, EngineError
 
 log = logging.getLogger(__name__)
@@ -115,18 +115,23 @@ class VLLMEngine:
     def _follow(self, model: PreTrainedModel, config: PretrainedConfig, weights: str, options: dict[str, Any]) -> None:
         """Starts vLLM on the weights of a model under training. LoRA: the base is shared and the adapters are handed
         over at each refresh; where either cannot be, vLLM has a copy with the adapters merged."""
-        if weights != "copied" and hasattr(model, "get_base_model"):
-            try:
+        check_plain(model)
+        try:
+            if weights != "copied" and peft_configs(model):
                 self._adapter = ServedAdapter(model)
                 self._start(model, config, "shared", options | self._adapter.engine_options)
                 self._adapter.refresh()
-                return
-            except (CannotShare, EngineError) as error:
-                if weights == "shared":
-                    raise EngineError(f"weights='shared' is not possible: {error}") from error
-                log.info("vLLM gets a copy with merged adapters at each refresh (%s)", error)
-                self._adapter, weights = None, "copied"
-        self._start(model, config, weights, options)
+            else:
+                self._start(model, config, weights, options)
+        except CannotShare as error:
+            if self._adapter is not None:
+                self._adapter.close()
+                self._adapter = None
+            if weights == "shared":
+                raise EngineError(f"weights='shared' is not possible: {error}") from error
+            log.info("vLLM gets a copy with merged adapters at each refresh (%s)", error)
+            gc.collect()  # what the first start allocated
+            self._start(model, config, "copied", options)
 
     def _start(self, model: PreTrainedModel, config: PretrainedConfig, weights: str, options: dict[str, Any]) -> None:
         # vLLM wants a folder, and the model may have none, or one that was written before the model was changed.
@@ -241,6 +246,11 @@ def _make_llm(
         if release_on_gpu and not hasattr(LLM, "release_kv_cache_memory"):
             log.warning("this vLLM cannot release its KV cache alone (0.31 can): it stays in memory during the updates")
             release_on_gpu = False
+        if release_on_gpu and _pool_in_use():
+            log.warning(
+                "another engine's weights are still in vLLM's pool: the KV cache stays in memory during the updates"
+            )
+            release_on_gpu = False
         options |= {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": release_on_gpu}
     if _many_processes():
         # Started by torchrun: each process has an engine for its own prompts, on the process group of the training.
@@ -257,6 +267,15 @@ def _make_llm(
         trust_remote_code=False,
         **options,
     )
+
+
+def _pool_in_use() -> bool:
+    """vLLM's own allocator serves one engine for as long as its weights live, those that a model shares included."""
+    try:
+        allocator = importlib.import_module("vllm.device_allocator.cumem").CuMemAllocator
+    except ImportError:
+        return False
+    return allocator.instance is not None and allocator.instance.get_current_usage() > 0
 
 
 def _use_native_class(architectures: Sequence[str] | None) -> None:
@@ -343,7 +362,7 @@ def _starting() -> Iterator[None]:
     except Exception as error:
         if not keep_process_group:
             _leave_distributed()
-        if isinstance(error, EngineError):
+        if isinstance(error, EngineError | CannotShare):
             raise
         first_line = str(error).strip().partition("\n")[0]
         raise EngineError(

@@ -12,7 +12,15 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from raft.engines.base import Weights
-from raft.engines.weights import CannotShare, CopiedWeights, SharedWeights, checkpoint_tensors, match, named_weights
+from raft.engines.weights import (
+    CannotShare,
+    CopiedWeights,
+    OffGPU,
+    SharedWeights,
+    checkpoint_tensors,
+    match,
+    named_weights,
+)
 from raft.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -26,6 +34,7 @@ class Handover:
 
     model: nn.Module
     wanted: str  # "auto" | "shared" | "copied"
+    waiting: OffGPU
     weights: Weights | None = None  # how it went
 
 
@@ -37,21 +46,17 @@ def handing_over(model: nn.Module, wanted: str) -> Iterator[Handover]:
     """While this is open, an `LLM(..., load_format=LOAD_FORMAT)` takes its weights from `model`.
 
     vLLM makes the loader itself, from a name and settings that it copies and hashes, so the model has to wait here.
-    To be shared, it waits off the GPU: vLLM allocates all of its storage at once, and two copies may not fit.
+    To be shared, its numbers wait off the GPU: vLLM allocates all of its storage at once, and two copies may not fit.
     """
     global _handover
-    _handover = Handover(model, wanted)
-    weights = named_weights(model).values()
-    waits = wanted != "copied" and not any(hasattr(p, "full_tensor") for p in weights)  # shards are never shared
-    homes = {p: p.device for p in weights if p.is_cuda and waits}
+    weights = named_weights(model)
+    waits = wanted != "copied" and not any(hasattr(p, "full_tensor") for p in weights.values())  # no shard is shared
+    _handover = Handover(model, wanted, OffGPU(weights if waits else {}))
     try:
-        for parameter in homes:
-            parameter.data = parameter.data.cpu()
         yield _handover
     finally:
+        _handover.waiting.restore()
         _handover = None
-        for parameter, device in homes.items():
-            parameter.data = parameter.data.to(device)  # no copy of what has moved in
 
 
 @register_model_loader(LOAD_FORMAT)
@@ -75,9 +80,10 @@ class StudentLoader(BaseModelLoader):
 
         if handover.wanted != "copied":
             try:
-                handover.weights = SharedWeights(handover.model, model, load)
+                handover.weights = SharedWeights(handover.model, model, load, handover.waiting.copies)
             except CannotShare as error:
                 _refuse_or_log(handover, error)
+                handover.waiting.restore()
         if handover.weights is None:
             load(checkpoint_tensors(handover.model))
         if loaded is not None and (missing := {name for name, _ in model.named_parameters()} - loaded):
@@ -108,7 +114,7 @@ def _current() -> Handover:
 
 def _refuse_or_log(handover: Handover, reason: CannotShare) -> None:
     if handover.wanted == "shared":
-        raise EngineError(f"weights='shared' is not possible: {reason}") from reason
+        raise reason
     log.info("vLLM gets a copy of the weights at each refresh (%s)", reason)
 
 

@@ -5,6 +5,7 @@ every weight of a Hugging Face model is a block of whole rows of one of vLLM's t
 the model's parameter can simply BE that block. Training then writes where generation reads; nothing is synchronised.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,13 +35,21 @@ class SharedWeights:
 
     mode = "shared"
 
-    def __init__(self, model: nn.Module, engine_model: nn.Module, load: Callable[[Mapping[str, Tensor]], None]):
+    def __init__(
+        self,
+        model: nn.Module,
+        engine_model: nn.Module,
+        load: Callable[[Mapping[str, Tensor]], None],
+        copies: Mapping[str, Tensor] | None = None,
+    ):
         """Moves every parameter of `model` into the rows of `engine_model` that are its own, or raises CannotShare.
 
         The engine's `load` fills its storage by the engine's own rules, one of its parameters at a time, and the model
         gives up its memory of each before the next is filled. A row counts only if it then holds the same numbers, so
-        whatever an engine does to rows or numbers, a wrong view cannot pass.
+        no order or form of rows that `load` makes up can pass for another. `copies`: of parameters that have given up
+        their memory already (`OffGPU`).
         """
+        copies = copies or {}
         self._model, self._engine_model = model, engine_model
         parameters = named_weights(model)
         if sharded := [name for name, parameter in parameters.items() if hasattr(parameter, "full_tensor")]:
@@ -54,9 +63,10 @@ class SharedWeights:
         moved: list[nn.Parameter] = []
         try:
             for names in _by_storage(slices):
-                load({name: parameters[name].detach() for name in names})
+                numbers = {name: copies.get(name, parameters[name].detach()) for name in names}
+                load(numbers)
                 for name in names:
-                    if not torch.equal(slices[name], parameters[name].detach().to(slices[name].device)):
+                    if not torch.equal(slices[name], numbers[name].to(slices[name].device)):
                         raise CannotShare(f"the engine keeps {name} in another form")
                 for name in names:
                     parameters[name].data = slices[name]
@@ -112,12 +122,53 @@ class CopiedWeights:
 @torch.no_grad()
 def checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Names and tensors as a checkpoint has them: shards gathered, LoRA adapters merged, no copy without need."""
+    check_plain(model)
+    return _merged(base_model(model))
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuses, by EngineError, weights that no other engine can make sense of."""
     base = base_model(model)
     if getattr(base, "is_quantized", False):
         raise EngineError(f"{type(base).__name__} is quantised, and its numbers mean nothing to vLLM; use engine 'hf'")
     if partitioned := [name for name, parameter in base.named_parameters() if hasattr(parameter, "ds_id")]:
         raise EngineError(f"{partitioned[0]} is partitioned by DeepSpeed ZeRO-3; use ZeRO-2, FSDP2 or engine 'hf'")
-    return _merged(base)
+    kinds = {str(getattr(c.peft_type, "value", c.peft_type)) for c in peft_configs(model)}
+    if others := kinds - {"LORA"}:
+        raise EngineError(f"{min(others)} adapters cannot be merged into weights; use engine 'hf'")
+
+
+def peft_configs(model: nn.Module) -> list[Any]:
+    """Of a peft model, or of adapters that transformers has put into the model itself."""
+    configs: Any = getattr(model, "peft_config", None) or {}
+    return list(configs.values())
+
+
+class OffGPU:
+    """Parameters whose GPU memory is free until `restore`, or until they get another; `copies` has their numbers.
+
+    They stay GPU parameters of their dtype: one that changed either would lose the hooks by which DDP reduces gradients.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], device_type: str = "cuda"):
+        self.copies: dict[str, Tensor] = {}
+        self._parameters = dict(parameters)
+        users = Counter(parameter.untyped_storage().data_ptr() for parameter in parameters.values())
+        for name, parameter in parameters.items():
+            storage = parameter.untyped_storage()
+            # Others may live in the storage too: parameters, or, where it is larger, another engine.
+            own = users[storage.data_ptr()] == 1 and storage.nbytes() == parameter.nbytes
+            if own and parameter.device.type == device_type:
+                self.copies[name] = parameter.detach().to("cpu", copy=True)
+                storage.resize_(0)
+
+    def restore(self) -> None:
+        """Gives memory and numbers back to those that have none."""
+        for name, copy in self.copies.items():
+            parameter = self._parameters[name]
+            if not parameter.untyped_storage().nbytes():
+                parameter.untyped_storage().resize_(copy.nbytes)
+                parameter.data.copy_(copy)
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -131,7 +182,7 @@ def _merged(model: nn.Module) -> dict[str, Tensor]:
         path, _, leaf = name.rpartition(".")
         if path.endswith(".base_layer"):
             layer: Any = model.get_submodule(path.removesuffix(".base_layer"))
-            if any(getattr(layer, "use_dora", {}).values()) or any(getattr(layer, "lora_bias", {}).values()):
+            if getattr(layer, "lora_variant", None) or any(getattr(layer, "lora_bias", {}).values()):
                 raise EngineError(
                     f"the adapter of {path} has DoRA or a bias, which is not merged here; use engine 'hf'"
                 )

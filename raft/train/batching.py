@@ -66,6 +66,7 @@ def split(rows: Sequence[Unit], budget: int, packs: int = 1) -> list[list[Unit]]
     Longest first, each into the shortest list: the usual approximation for even loads. Rows keep their order in a list.
     """
     order = sorted(range(len(rows)), key=lambda i: -rows[i].tokens)
+    packs = max(packs, min(len(rows), -(-sum(row.tokens for row in rows) // budget)))
     while True:
         loads, members = [0] * packs, [[] for _ in range(packs)]  # type: ignore[var-annotated]
         for i in order:

@@ -72,7 +72,7 @@ class RAFTConfig(TrainingArguments):
     engine_weights: str = "auto"
     """How the engine sees the student's weights: auto, shared or copied (`raft.engines.weights`)."""
     max_tokens_per_micro_batch: int | None = None
-    """Tokens in one forward at most. The rows of an optimizer step, per_device_train_batch_size *
+    """Tokens in one forward of training at most, and of the teacher unless one sequence alone is longer. The rows of an optimizer step, per_device_train_batch_size *
     gradient_accumulation_steps of them, are then split by tokens and no longer by rows. None: the rows of a micro-batch."""
     teacher_offload: bool = False
     """Keep the teacher in CPU memory. It is on the GPU only to score the rollouts of a refresh, all of them at once."""
@@ -153,6 +153,7 @@ class RAFTConfig(TrainingArguments):
         _one_of("tail", self.tail, ("renormalize", "bucket"))
         _one_of("param_dtype", self.param_dtype, ("float32", "bfloat16"))
         _one_of("rollout_engine", self.rollout_engine, ("auto", "vllm", "hf"))
+        _one_of("engine_weights", self.engine_weights, ("auto", "shared", "copied"))
         for name in ("top_k", "rollouts_per_prompt", "rollout_max_tokens", "steps_per_refresh", "max_length"):
             _whole(name, getattr(self, name), 1)
         for name in ("teacher_max_length", "max_tokens_per_micro_batch"):

@@ -5,23 +5,21 @@ each weight and token of the layers, 4 * width * (length / 2) for each token of 
 of the head and position that needs its logits; a backward is twice its forward.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-# Dense bf16 TFLOP/s by the makers' data sheets; the first name that the device's contains.
+# Dense bf16 TFLOP/s by the makers' data sheets; the first whose words the device's name has. Others have to be given.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
-    "GB200": 2500.0,
     "B200": 2250.0,
     "A100": 312.0,
     "L40S": 362.0,
-    "L4": 121.0,
-    "RTX 4090": 165.0,
-    "A10": 125.0,
 }
 
 
@@ -55,5 +53,10 @@ def peak_flops(device: torch.device, peak_tflops: float | None = None) -> float 
         return peak_tflops * 1e12
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+    return named_peak(torch.cuda.get_device_name(device))
+
+
+def named_peak(name: str) -> float | None:
+    """FLOP/s of a GPU by its name, such as "NVIDIA H100 80GB HBM3"."""
+    found = (tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name))
+    return next(found, None)

@@ -86,6 +86,8 @@ def _pack_turns(turns: Sequence[tuple[list[int], list[int]]]) -> tuple[Pack, Ten
 
 def sft_sum(hidden: Tensor, head: Head, batch: Batch) -> Tensor:
     """Sum over M answer tokens of the student's cross-entropy; hidden [L, H] of the pack."""
+    if not len(batch.sft_labels):  # zero, and attached to the graph; Liger divides by the number of rows
+        return hidden[:0].float().sum() + head.weight[:0].float().sum()
     bias = None if head.bias is None else head.bias * head.scale
     states = hidden[batch.sft_positions]
     if head.scale != 1.0:

@@ -1,6 +1,6 @@
 """What the losses need of a causal language model: the hidden states below the output head, and the head itself."""
 
-import os
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available
 
+from raft.engines.weights import peft_configs
 from raft.errors import ModelError
-from raft.models import load_model
-from raft.train.config import RAFTConfig
 from raft.train.packing import Pack, pack, packed_attention
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class LanguageModel:
         config: Any = getattr(self.inner, "config", None)
         if not hasattr(self.inner, "get_output_embeddings") or config is None or config.is_encoder_decoder:
             raise ModelError(f"{type(self.inner).__name__}: expected a causal language model of transformers")
+        if any(getattr(c, "is_prompt_learning", False) for c in peft_configs(model)):
+            raise ModelError(
+                f"{type(self.inner).__name__}: expected LoRA adapters or none, found virtual tokens before the prompt, "
+                "which packed sequences have no place for"
+            )
         self.packs = True
         self.head()
 
@@ -72,6 +78,22 @@ class LanguageModel:
     def attention(self) -> Any:
         """Context of every forward and backward on packs."""
         return packed_attention(self.inner, self.packs)
+
+    def use_flash_attention(self) -> None:
+        """Packs through flash-attention's varlen kernels, where they can run; they know half precision on a GPU alone.
+
+        They take packed sequences as they are, where packed_sdpa pads them for the attention.
+        """
+        weight = self.head().weight
+        half = weight.dtype in (torch.bfloat16, torch.float16)
+        if not (half and weight.is_cuda and is_flash_attn_2_available()):
+            return
+        try:
+            self.inner.set_attn_implementation("flash_attention_2")
+            self.check()
+        except (ModelError, ImportError, RuntimeError, ValueError) as error:
+            logger.info("packs run through SDPA, flash-attention does not take this model (%s)", error)
+            self.inner.set_attn_implementation("sdpa")
 
     @torch.no_grad()
     def check(self) -> None:
@@ -113,15 +135,6 @@ class LanguageModel:
         coarse = own.dtype in (torch.bfloat16, torch.float16)
         spread = float(own.float().std())
         return bool(((logits - own).abs().max() <= (0.1 if coarse else 1e-3) * max(spread, 1e-3)).item())
-
-
-def load_student(path: str | os.PathLike[str], args: RAFTConfig) -> Any:
-    """The model of a checkpoint, in `param_dtype`, with flash-attention's kernels where they can run."""
-    model = load_model(path, dtype=getattr(torch, args.param_dtype))
-    # They take packed sequences as they are; packed_sdpa pads them for the attention. They know half precision alone.
-    if args.param_dtype == "bfloat16" and args.device.type == "cuda" and is_flash_attn_2_available():
-        model.set_attn_implementation("flash_attention_2")
-    return model
 
 
 def inside_forward(wrapper: nn.Module, module: nn.Module, compute: Callable[[], Any]) -> Any:

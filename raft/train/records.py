@@ -1,7 +1,7 @@
 """metrics.jsonl and rollouts.jsonl: what is summed up between two lines, and lines that a resumed run neither repeats nor loses."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,7 @@ class Window:
         return {"totals": _sum(self._host, totals), "seconds": dict(self._seconds), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """KeyError for a state that another version wrote."""
         self.__init__()  # type: ignore[misc]
         self._host, self._seconds, self.steps = dict(state["totals"]), dict(state["seconds"]), state["steps"]
 
@@ -163,11 +164,11 @@ class RolloutLog:
         self._held += [(step, s.example, s.completion, losses[i]) for i, s in enumerate(batch.scored[: max(left, 0)])]
         self._of_step = (step, kept + len(batch.scored))
 
-    def drain(self, decode: Callable[..., str]) -> Iterator[dict[str, Any]]:
+    def drain(self, decode: Callable[..., str]) -> list[dict[str, Any]]:
         held, self._held = self._held, []
         losses = torch.stack([loss for *_, loss in held]).tolist() if held else []
-        for (step, example, completion, _), loss in zip(held, losses, strict=True):
-            yield {
+        return [
+            {
                 "step": step,
                 "id": example.id,
                 "question": example.question,
@@ -176,6 +177,8 @@ class RolloutLog:
                 "teacher_prompt": decode(example.teacher_prompt),
                 "loss_kl": loss,
             }
+            for (step, example, completion, _), loss in zip(held, losses, strict=True)
+        ]
 
 
 def _ratio(a: float, b: float) -> float | None:

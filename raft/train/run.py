@@ -13,7 +13,6 @@ from raft.runs import Run, read_jsonl
 from raft.train.checkpoint import last_checkpoint
 from raft.train.config import RAFTConfig
 from raft.train.interrupt import StopAtStepEnd
-from raft.train.model import load_student
 from raft.train.trainer import RAFTTrainer
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ def train(config: Config, run: Run, resume: bool = False) -> None:
     args: RAFTConfig = check_train(config)
     args.output_dir = str(run.train_dir)
     trainer = RAFTTrainer(
-        model=load_student(config.model, args),
+        model=config.model,
         args=args,
         train_dataset=training_rows(config, run, args),
         processing_class=load_tokenizer(config.model),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from raft.errors import ConfigError
 from raft.train.config import RAFTConfig
@@ -20,8 +21,15 @@ from raft_kernels import TopK
 class Teacher:
     """A copy of the student as it was at the start, another model, or the student itself with its LoRA adapters off."""
 
-    def __init__(self, student: LanguageModel, teacher: nn.Module | str | None = None, *, offload: bool = False):
-        """offload: its weights stay in CPU memory and are on the student's device within `present` only."""
+    def __init__(
+        self,
+        student: LanguageModel,
+        teacher: nn.Module | str | None = None,
+        *,
+        device: torch.device,
+        offload: bool = False,
+    ):
+        """offload: its weights stay in CPU memory and are on the device within `present` only."""
         self._home: dict[nn.Parameter, Tensor] = {}  # under offload: the weights in CPU memory
         self.shares_student = teacher is None and hasattr(student.model, "disable_adapter")
         if self.shares_student:
@@ -35,7 +43,6 @@ class Teacher:
             from raft.models import load_model
 
             own = load_model(teacher, dtype=student.inner.dtype)
-        device = student.head().weight.device
         own.requires_grad_(False).eval().to(device)
         self.model = LanguageModel(own)
         self.model.packs = student.packs
@@ -53,9 +60,9 @@ class Teacher:
     @contextmanager
     def present(self) -> Iterator[None]:
         """Within it the weights are on the student's device."""
-        for parameter, home in self._home.items():
-            parameter.data = move(home, self._device)
         try:
+            for parameter, home in self._home.items():
+                parameter.data = move(home, self._device)
             yield
         finally:
             self._leave()
@@ -67,10 +74,13 @@ class Teacher:
     def score(self, scored: Iterable[Scored], args: RAFTConfig, wrapper: nn.Module) -> list[int]:
         """Asks for the top-K of every rollout that has none yet, and gives the lengths of the sequences it read for it.
 
-        One forward for all, or for as many as fit into `max_tokens_per_micro_batch`.
+        A forward takes as many as fit into `max_tokens_per_micro_batch`, or as many as a micro-batch has.
         """
-        read = []
-        for chunk in _chunks([s for s in scored if s.teacher is None], args.max_tokens_per_micro_batch):
+        read: list[int] = []
+        most = args.per_device_train_batch_size * args.rollouts_per_prompt
+        asked = [s for s in scored if s.teacher is None]
+        alike = self._sharded(wrapper)  # every rank must take part in as many forwards: one
+        for chunk in [asked] if alike else _chunks(asked, args.max_tokens_per_micro_batch, most):
             top = self.topk(chunk, args, wrapper)
             lengths = [len(s.completion.token_ids) for s in chunk]
             parts = [[None] * len(chunk) if t is None else t.split(lengths) for t in top]
@@ -92,21 +102,24 @@ class Teacher:
 
         off = self.model.model.disable_adapter() if self.shares_student else nullcontext()
         with off, self.model.attention():
-            if not self.shares_student:
-                return compute()
             self.model.model.eval()
-            return inside_forward(wrapper, self.model.model, compute)
+            return inside_forward(wrapper, self.model.model, compute) if self._sharded(wrapper) else compute()
+
+    def _sharded(self, wrapper: nn.Module) -> bool:
+        """Whether the weights are only whole inside the wrapper's forward. DDP's are; its forward would wait for all ranks."""
+        return self.shares_student and wrapper is not self.model.model and not isinstance(wrapper, DDP)
 
 
 def _tokens(scored: Scored) -> int:
     return len(scored.example.teacher_prompt) + len(scored.completion.token_ids) - 1
 
 
-def _chunks(scored: list[Scored], budget: int | None) -> Iterator[list[Scored]]:
+def _chunks(scored: list[Scored], budget: int | None, most: int) -> Iterator[list[Scored]]:
+    """budget: of tokens; without one, `most` sequences."""
     chunk: list[Scored] = []
     held = 0
     for s in scored:
-        if budget is not None and chunk and held + _tokens(s) > budget:
+        if chunk and (len(chunk) == most if budget is None else held + _tokens(s) > budget):
             yield chunk
             chunk, held = [], 0
         chunk.append(s)

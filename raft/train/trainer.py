@@ -20,7 +20,7 @@ from transformers.integrations.liger import apply_liger_kernel
 
 from raft.engines.base import Completion, Engine, Sampling, context_length, eos_ids
 from raft.errors import ConfigError, RunFolderError
-from raft.models import load_tokenizer
+from raft.models import load_model, load_tokenizer
 from raft.rows import Row, normalize_rows, read_rows
 from raft.runs import JsonlAppender, write_json
 from raft.train import fapm
@@ -33,7 +33,7 @@ from raft.train.data import Example, render
 from raft.train.flops import Flops, peak_flops
 from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, statistics, student_batch
 from raft.train.master import keep_masters
-from raft.train.model import LanguageModel, inside_forward, load_student
+from raft.train.model import LanguageModel, inside_forward
 from raft.train.packing import move
 from raft.train.progress import show_progress
 from raft.train.records import RolloutLog, Window, drop_after
@@ -73,7 +73,7 @@ class RAFTTrainer(Trainer):
         rows = None if train_dataset is None else _rows(train_dataset, "train_dataset")
         if isinstance(model, (str, os.PathLike)):
             tokenizer = processing_class or load_tokenizer(model)
-            loaded: Any = load_student(model, args)
+            loaded: Any = load_model(model, dtype=getattr(torch, args.param_dtype))
         else:
             loaded = model
             tokenizer = processing_class or load_tokenizer(loaded.config._name_or_path)
@@ -97,13 +97,26 @@ class RAFTTrainer(Trainer):
         )
         # The losses are divided by the whole accumulated batch below; the Trainer must not divide once more.
         self.model_accepts_loss_kwargs = True
+        if isinstance(model, (str, os.PathLike)):
+            self.student.use_flash_attention()
+        if self.is_deepspeed_enabled and args.max_tokens_per_micro_batch is not None:
+            raise ConfigError(
+                "max_tokens_per_micro_batch: expected none beside DeepSpeed, which counts the micro-batches itself"
+            )
+        if self.is_deepspeed_enabled and args.engine_weights == "shared":
+            raise ConfigError(
+                "engine_weights: expected copied beside DeepSpeed, which keeps the weights in its own memory"
+            )
         self._base: dict[str, Tensor] | None = None
         if args.preset.prunes:
             # Before any training: a resumed run loads its checkpoint later, in `train`.
             fapm.check_whole(loaded, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
             self._base = fapm.snapshot(loaded)
-        offload = args.teacher_offload
-        self.teacher = Teacher(self.student, teacher, offload=offload) if args.preset.distills else None
+        self.teacher = (
+            Teacher(self.student, teacher, device=args.device, offload=args.teacher_offload)
+            if args.preset.distills
+            else None
+        )
         self.engine, self._own_engine = engine, engine is None
         self.balance = Balance(
             args.ema_beta,
@@ -144,6 +157,9 @@ class RAFTTrainer(Trainer):
         self._score([s for units_of_micro in rows for row in units_of_micro for s in row.scored])
         packs = [[student_batch(chosen).to(device) for chosen in groups] for groups in self._packs(rows)]
         batches = [batch for chosen in packs for batch in chosen]
+        for batch in batches:
+            for s in batch.scored:
+                s.teacher = None  # the batch has it now, and goes with its step
         counts = [sum(len(b.sft_labels) for b in batches), sum(len(b.scored) for b in batches)]
         totals = self.accelerator.reduce(move(torch.tensor(counts), device), "sum")
         tokens, self._rollouts = totals.unbind()
@@ -200,6 +216,7 @@ class RAFTTrainer(Trainer):
                 more = batch is not packs[-1]
                 with self.accelerator.no_sync(model) if more else nullcontext():
                     total += super().training_step(model, {"batch": batch}, num_items_in_batch)
+        packs.clear()  # the Trainer holds the inputs until the next step's are there
         return total
 
     def compute_loss(
@@ -293,7 +310,8 @@ class RAFTTrainer(Trainer):
                 self.accelerator.unwrap_model(self.model),
                 self.processing_class,
                 max_model_len=self.args.max_length,
-                weights=self.args.engine_weights,
+                # DeepSpeed updates buffers of its own, of which the parameters are views.
+                weights="copied" if self.is_deepspeed_enabled else self.args.engine_weights,
                 gpu_memory_utilization=self.args.vllm_gpu_memory_utilization,
                 release_on_gpu=self._releases_cache,
             )
@@ -404,17 +422,16 @@ class RAFTTrainer(Trainer):
         try:
             result = super().train(checkpoint, *args, **kwargs)
             self._prune()
+            if self.engine is not None and not self._own_engine:
+                self.engine.refresh()  # pruning, or going back to the best weights, came after the last one
             return result
         finally:
             self._close()
 
     def _prune(self) -> None:
         """The post-step of method fapm. Checkpoints hold the weights before it, so a resumed run prunes once, like any other."""
-        if self._base is None:
-            return
-        fapm.prune_task_vector(self.student.inner, self._base, self.args.fapm_sparsity)
-        if self.engine is not None:
-            self.engine.refresh()
+        if self._base is not None:
+            fapm.prune_task_vector(self.student.inner, self._base, self.args.fapm_sparsity)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # First: the Trainer's own state file ends a checkpoint, and older ones are removed once it is there.
@@ -441,7 +458,12 @@ class RAFTTrainer(Trainer):
             )
         self.balance.load_state_dict(state["balance"])
         self.queue.load_state_dict(state["rollouts"])
-        self.window.load_state_dict(state["window"])
+        try:
+            self.window.load_state_dict(state["window"])
+        except KeyError as error:
+            raise RunFolderError(
+                f"{checkpoint}: written by another version of raft-distill, cannot be resumed"
+            ) from error
 
     @property
     def _state_name(self) -> str:
@@ -452,13 +474,15 @@ class RAFTTrainer(Trainer):
         return self.args.device.type == "cuda" if self.args.release_cache is None else self.args.release_cache
 
     def _close(self) -> None:
-        self._write_rollouts()
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-        if self._own_engine and self.engine is not None:
-            self.engine.close()
-            self.engine = None
+        try:
+            self._write_rollouts()
+        finally:  # after an error of the device it cannot be read
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+            if self._own_engine and self.engine is not None:
+                self.engine.close()
+                self.engine = None
 
 
 class _Steps(TrainerCallback):

@@ -92,6 +92,15 @@ def test_two_ranks_equal_one(tmp_path, more):
     }
 
 
+def test_ranks_whose_teachers_need_other_numbers_of_forwards(tmp_path):
+    """Under LoRA the teacher is the student, which DDP wraps; one rank's short rollouts fit into fewer forwards."""
+    settings = {
+        "lora": True, "short_on_rank": 1, "max_steps": 2, "per_device_train_batch_size": 4, "max_tokens_per_micro_batch": 248,
+    }  # fmt: skip
+    finish(start(tmp_path, settings, ranks=2))
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(tmp_path):
     process = start(tmp_path, {"method": "sft", "num_train_epochs": 2000}, ranks=2)
     wait_for(process, tmp_path / "metrics.jsonl", 3)

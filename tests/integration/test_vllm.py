@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Co
 
 from raft.engines import HFEngine, Sampling, VLLMEngine, make_engine
 from raft.errors import ConfigError, EngineError, InputError, ModelError
+from raft.train.model import LanguageModel
 from tests.tiny import build
 from tests.tiny import tokenizer as make_tokenizer
 
@@ -174,6 +175,34 @@ def test_adapters_that_cannot_be_merged_either_are_left_to_transformers(kind, tm
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], **kind))
     assert make_engine("auto", model, make_tokenizer(), **SMALL).name == "hf"
     assert "q_proj.base_layer has DoRA or a bias" in caplog.text
+
+
+def test_adapters_that_transformers_put_into_the_model_are_served_too(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = AutoModelForCausalLM.from_pretrained(build("qwen3", tmp_path))
+    model.add_adapter(peft.LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj"], init_lora_weights=False))
+    engine = VLLMEngine(model, make_tokenizer(), weights="shared", **SMALL)
+    try:
+        before = engine.generate(PROMPTS, GREEDY)
+        assert before == own(model)
+        train(model)
+        engine.refresh()
+        assert before != engine.generate(PROMPTS, GREEDY) == own(model)
+    finally:
+        engine.close()
+
+
+def test_other_adapters_than_lora_are_left_to_transformers(tmp_path, caplog):
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(build("qwen3", tmp_path))
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = peft.get_peft_model(base, config)
+    assert make_engine("auto", model, make_tokenizer(), **SMALL).name == "hf"
+    assert "PROMPT_TUNING adapters cannot be merged" in caplog.text
+    with pytest.raises(EngineError, match="PROMPT_TUNING adapters"):
+        make_engine("auto", model, make_tokenizer(), weights="shared", **SMALL)
+    with pytest.raises(ModelError, match="expected LoRA adapters or none, found virtual tokens"):
+        LanguageModel(model)
 
 
 def test_lora_can_be_copied_with_its_adapters_merged(tmp_path):

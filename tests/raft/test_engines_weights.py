@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from raft.engines.weights import CannotShare, CopiedWeights, SharedWeights, checkpoint_tensors, match
+from raft.engines.weights import CannotShare, CopiedWeights, OffGPU, SharedWeights, checkpoint_tensors, match
 from raft.errors import EngineError
 from tests.tiny import build
 
@@ -246,6 +246,40 @@ def test_lora_with_whole_modules_is_refused(tmp_path):
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]))
     with pytest.raises(EngineError, match="modules_to_save"):
         checkpoint_tensors(model)
+
+
+def test_parameters_give_up_their_memory_and_keep_their_hooks():
+    student = Student(vocab=100, width=16)
+    parameters = dict(student.named_parameters())
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    # DDP hangs its hooks on these nodes, and holds on to them.
+    nodes = [p.expand_as(p).grad_fn.next_functions[0][0] for p in parameters.values()]
+    student.q_proj.weight.data = student.head.weight.data[:16]  # a part of another's storage, which stays
+    before["q_proj.weight"] = before["head.weight"][:16]
+    away = OffGPU(parameters, device_type="cpu")
+    assert away.copies.keys() == parameters.keys() - {"q_proj.weight", "head.weight"}
+    for name, copy in away.copies.items():
+        assert torch.equal(copy, before[name])
+        assert parameters[name].untyped_storage().nbytes() == 0
+    student.k_proj.weight.data = away.copies["k_proj.weight"] + 1  # it has moved elsewhere
+    before["k_proj.weight"] = before["k_proj.weight"] + 1
+    away.restore()
+    away.restore()
+    for name, p in parameters.items():
+        assert torch.equal(p, before[name]), name
+    assert nodes == [p.expand_as(p).grad_fn.next_functions[0][0] for p in parameters.values()]
+
+
+def test_what_has_no_memory_moves_in_from_its_copy():
+    student = Student()
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    served = Served(student)
+    away = OffGPU(dict(student.named_parameters()), device_type="cpu")
+    SharedWeights(student, served, lambda tensors: fill(served, tensors), away.copies)
+    away.restore()
+    for name, parameter in student.named_parameters():
+        assert torch.equal(parameter, before[name])
+    assert torch.equal(served.head.weight[:10], before["head.weight"])
 
 
 def test_weights_that_are_no_plain_numbers_are_refused():

@@ -42,10 +42,17 @@ def test_rows_are_split_by_tokens_and_none_is_lost(sizes, budget, least):
         assert all(packs)  # no more packs than needed
 
 
-def test_a_pack_without_rows_has_a_token_and_no_loss():
+def test_a_pack_without_rows_has_a_token_and_no_loss(tmp_path):
     batch = student_batch([])
     assert batch.pack.tokens == 1
     assert not len(batch.sft_positions) and not len(batch.kl_positions) and batch.teacher is None
+    made = trainer(tmp_path)
+    with made.student.attention():
+        sft, kl = made._losses(made.model, batch)
+        (sft + kl.sum()).backward()
+    assert sft == 0 and not len(kl)
+    # Every parameter has its gradient: DDP would wait for one that has none.
+    assert all(p.grad is not None and not p.grad.any() for p in made.model.parameters())
 
 
 @pytest.fixture
@@ -121,6 +128,18 @@ def test_a_budget_that_the_longest_row_may_not_fit_into_is_refused(tmp_path):
         trainer(tmp_path, data=data, max_tokens_per_micro_batch=150)
     with pytest.raises(ConfigError, match="max_tokens_per_micro_batch: expected a whole number of at least 1, found 0"):
         trainer(tmp_path, max_tokens_per_micro_batch=0)
+
+
+def test_an_offloaded_teacher_is_there_only_while_it_is_asked(tmp_path):
+    """As on a GPU; here both memories are the same."""
+    teacher = trainer(tmp_path).teacher
+    teacher._home = {p: p.data.clone() for p in teacher.model.model.parameters()}
+    teacher._leave()
+    homes = {p: p.data_ptr() for p in teacher._home}
+    with pytest.raises(RuntimeError, match="out of memory"), teacher.present():
+        raise RuntimeError("out of memory")
+    assert {p: p.data_ptr() for p in teacher._home} == homes
+    assert not any(p.requires_grad for p in homes)
 
 
 @pytest.mark.parametrize(

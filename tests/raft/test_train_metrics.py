@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, ProgressCallback
 
-from raft.train.flops import Flops, peak_flops
+from raft.train.flops import Flops, named_peak, peak_flops
 from raft.train.model import LanguageModel
 from raft.train.packing import pack
 from raft.train.progress import Progress
@@ -37,6 +37,13 @@ def test_the_share_of_the_peak_is_left_open_where_nobody_knows_it(tmp_path):
     assert line["mfu"] is None and line["tflops"] > 0
     assert line["loss_kl"] is None and line["lambda"] is None and "student_entropy" not in line
     assert peak_flops(torch.device("cpu"), 2.0) == 2e12
+    named = {
+        "NVIDIA H200": 989e12,
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA RTX A1000": None,
+    }
+    assert {name: named_peak(name) for name in named} == named
 
 
 class Waits(TorchDispatchMode):

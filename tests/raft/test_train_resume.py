@@ -74,6 +74,16 @@ def test_nothing_to_resume_is_said(tmp_path):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    path = tmp_path / "checkpoint-1/raft_state.json"
+    state = json.loads(path.read_text())
+    del state["window"]["seconds"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(RunFolderError, match="checkpoint-1: written by another version"):
+        trainer(tmp_path, max_steps=2).train(resume_from_checkpoint=True)
+
+
 def test_a_fresh_run_starts_fresh(tmp_path):
     trainer(tmp_path, max_steps=2).train()
     before = exact(tmp_path / "metrics.jsonl")
