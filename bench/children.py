@@ -1,0 +1,170 @@
+"""A run of several providers by turns: what it is given, what it finds, and what it leaves out."""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import machine, records
+from bench.limits import Ceilings, ceilings
+from bench.turns import Child, Failed
+
+# GiB of memory on a CPU: a child that waits holds libraries, vLLM's cache, a small model and its optimizer; one works.
+WAITING_GIB, WORKING_GIB = 1.2, 7
+
+
+@dataclass
+class Run:
+    """A run: its circumstances, and what is left of it."""
+
+    device: str
+    device_name: str
+    limit: Ceilings
+    command: str
+    out: Path | None
+    state: str  # of the machine before the run
+    found: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)  # what was left out, and why
+    interrupted: bool = False
+    logs: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="raft-bench-")))  # the children's output
+
+    def say(self, line: str) -> None:
+        if line not in self.lines:
+            self.lines.append(line)
+        print(line, flush=True)
+
+    def clean(self) -> None:
+        """Removes the children's output, but for what a line about a failure points to."""
+        shutil.rmtree(self.logs / "bytecode" if self.lines else self.logs, ignore_errors=True)
+
+    def about(self) -> str:
+        versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
+        return f"{self.device_name}: {self.state}; {self.limit}; {versions}; commit {records.commit()}"
+
+
+@dataclass
+class Measured:
+    about: dict[str, Any]
+    turns: list[Any] = field(default_factory=list)  # the first one warms up
+    final: Any = None  # None where the run was interrupted before its end
+
+
+def prepare(args: argparse.Namespace, name: str, argv: Sequence[str]) -> Run:
+    """Settles device, threads and file names, and measures what the machine can do."""
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch finds no GPU here")
+    args.alone = args.alone or args.device == "cuda"
+    state = machine.state()  # before anything of ours runs
+    threads = args.threads or (1 if args.quick else torch.get_num_threads())
+    torch.set_num_threads(threads)
+    if args.threads or args.quick:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for the children
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    device_name = machine.device_name(args.device, threads)
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
+    limit = ceilings(args.device, dtype, args.quick)
+    run = Run(args.device, device_name, limit, command_of(name, argv), output(args, name, device_name), state)
+    print(run.about(), flush=True)
+    for missing, why in args.missing.items():
+        run.say(f"{missing}: left out, {why}")
+    return run
+
+
+def output(args: argparse.Namespace, name: str, device_name: str) -> Path | None:
+    if args.out or args.quick:
+        return args.out
+    short = re.sub(r"[^a-z0-9]+", "-", device_name.lower().removeprefix("nvidia ")) if args.device == "cuda" else "cpu"
+    return records.RESULTS / f"{name}-{short}.json"
+
+
+def command_of(name: str, argv: Sequence[str]) -> str:
+    """What gives these records again; where they were put is left out."""
+    kept = [word for before, word in zip(["", *argv], argv, strict=False) if before != "--out"]
+    return shlex.join(["python", "-m", "bench", name, *(word for word in kept if not word.startswith("--out"))])
+
+
+def measure_children(
+    names: Sequence[str],
+    work: str,  # "module:function" of a child
+    arguments: Callable[[str], tuple[Any, ...]],  # from a name
+    turns: Mapping[str, int],
+    run: Run,
+    *,
+    alone: bool = False,
+    prime: bool = True,
+    exact_memory: bool = False,
+) -> dict[str, Measured]:
+    """Starts a child a name, lets them take turns, and gives what they handed in. One that fails is left out.
+
+    alone: one works to its end before the next one starts. prime: where Python is told to write no bytecode, children
+    start before the others only to compile what they import. exact_memory: as of `Child`.
+    """
+    logs, bytecode = run.logs, run.logs / "bytecode"
+    free = machine.free_gib()
+    if not alone and len(names) > 1 and free is not None and free < WAITING_GIB * len(names) + WORKING_GIB:
+        run.say(f"{free:.0f} GiB are free, too little for {len(names)} processes side by side: one after the other")
+        alone = True
+    groups = [[name] for name in names] if alone else [list(names)]
+    found: dict[str, Measured] = {}
+    children: dict[str, Child] = {}
+
+    def attempt(action: Callable[[str], None], name: str) -> None:
+        try:
+            action(name)
+        except Failed as error:
+            run.say(f"{name}: left out, {error}")
+            print(f"its output: {logs / name}", flush=True)
+            children.pop(name).stop()
+            found.pop(name, None)
+
+    def begin(name: str) -> None:
+        began = time.monotonic()
+        children[name] = Child(
+            work, *arguments(name), log=str(logs / name), bytecode=str(bytecode), exact_memory=exact_memory
+        )
+        found[name] = Measured(children[name].ready())
+        print(f"{name}: ready after {time.monotonic() - began:.0f} s", flush=True)
+
+    def turn(name: str) -> None:
+        found[name].turns.append(children[name].turn())
+
+    def end(name: str) -> None:
+        found[name].final = children[name].finish()
+        del children[name]
+
+    try:
+        if prime and sys.dont_write_bytecode and not bytecode.exists():
+            # Who compiles a library first holds some 50 MiB more and starts later than those who find it compiled.
+            for name in {name.partition("-")[0]: name for name in reversed(names)}.values():
+                attempt(begin, name)
+                if name in children:
+                    children.pop(name).stop()
+            found.clear()
+        for group in groups:
+            for name in group:
+                attempt(begin, name)
+            for number in range(max((turns[name] for name in group), default=0)):
+                began = time.monotonic()
+                for name in [name for name in group if name in children]:
+                    attempt(turn, name)
+                    if name in children and len(found[name].turns) == turns[name]:
+                        attempt(end, name)
+                print(f"round {number} of {', '.join(group)}: {time.monotonic() - began:.1f} s", flush=True)
+    except KeyboardInterrupt:
+        run.interrupted = True
+        run.say("interrupted: what was measured before is kept")
+    finally:
+        for child in children.values():
+            child.stop()
+    return found

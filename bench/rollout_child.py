@@ -1,0 +1,48 @@
+"""One engine in a process of its own, beside the model whose weights it follows."""
+
+import time
+from typing import Any
+
+import torch
+
+from bench import memory
+from bench.probes import Stopwatch
+from bench.step_providers import SEED, make_engine
+from bench.turns import Desk
+from bench.work import Work, make_model, make_prompts, make_tokenizer, parameter_bytes
+from raft.engines import Sampling
+
+
+def rollout(desk: Desk, engine_name: str, work: Work, device: str, count: int, turns: int) -> dict[str, Any]:
+    """engine_name: shared | copied | hf. Gives the peak of its turns and what all parameters hold, in MiB."""
+    model, tokenizer = make_model(work, device, SEED), make_tokenizer(work)
+    prompts = make_prompts(work, count)
+    watch = Stopwatch(device)
+    memory.reset_peak(device)
+    began = time.monotonic()
+    engine = make_engine(engine_name, model, tokenizer, work, count)
+    constructed = time.monotonic() - began
+    desk.ready(
+        {
+            "weights": "own" if engine_name == "hf" else engine.weights.mode,
+            "construct_s": constructed,
+            "construct_peak_mib": memory.peak_mib(device),
+            "parameters": model.num_parameters(),
+            "student_mib": parameter_bytes(model) / 2**20,
+            "threads": torch.get_num_threads(),
+        }
+    )
+    memory.reset_peak(device)
+    for turn in range(turns):
+        desk.go()
+        began = watch.now()
+        completions = engine.generate(prompts, Sampling(max_tokens=work.rollout_most, seed=turn))
+        generated = watch.now() - began
+        with torch.no_grad():  # an optimizer writes every weight, however little it changes
+            torch._foreach_mul_(list(model.parameters()), 1.0)
+        began = watch.now()
+        engine.refresh()
+        refreshed = watch.now() - began
+        tokens = sum(len(completion.token_ids) for completion in completions)
+        desk.hand_in({"generate_s": generated, "refresh_s": refreshed, "tokens": tokens})
+    return {"peak_mib": memory.peak_mib(device), "parameter_mib": memory.parameter_mib()}

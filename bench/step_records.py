@@ -1,0 +1,152 @@
+"""The records of whole training steps, one a provider and model, and their table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bench.limits import Ceilings
+from bench.machine import versions
+from bench.records import commit, digits, number
+from bench.step_limits import floor_s
+from bench.work import Work, answer_tokens
+
+PARTS = ("rollout", "teacher", "forward_backward", "optimizer", "refresh", "other")
+COUNTS = ("completions", "completion", "longest")
+
+
+def step_record(
+    provider: str,
+    work: Work,
+    device: str,
+    about: dict[str, Any],  # what the child said when it was ready
+    final: dict[str, Any] | None,  # what it said at its end; None where it was interrupted
+    steps: Sequence[dict[str, Any]],  # as bench.train_child hands them in, without the warm-up
+    every: int,  # steps that one call of the engine feeds
+    limit: Ceilings,
+    command: str,
+) -> dict[str, Any]:
+    """Percentiles are over calls of the engine: each counts as the mean of the `every` steps that it feeds."""
+    cycles = [steps[i : i + every] for i in range(0, len(steps) - every + 1, every)]
+    totals = np.array([np.mean([step["seconds"] for step in cycle]) for cycle in cycles])
+    p20, p50, p80 = (float(1e3 * np.quantile(totals, q)) for q in (0.2, 0.5, 0.8))
+    seconds = _parts(cycles, totals)
+    tokens = _mean_tokens(steps) | {"answer": answer_tokens(work)}
+    floor = floor_s(work, about["parameters"], _item_bytes(work), tokens, about["weights"], limit)
+    memory = final or {"peak_mib": None, "parameter_mib": None}
+    return {
+        "op": "step",
+        "pass": "full",
+        "provider": provider,
+        "objective": about["objective"],
+        "generation": about["generation"],
+        "weights": about["weights"],
+        "device": device,
+        "model": work.name,
+        "parameters": about["parameters"],
+        "n": digits(tokens["real"]["student"]),
+        "h": work.config["hidden_size"],
+        "v": work.vocabulary,
+        "k": work.k,
+        "dtype": work.dtype,
+        "regime": "log-normal prompts and answers, geometric rollouts",
+        "batch": work.batch,
+        "steps_per_refresh": every,
+        "steps": len(steps),
+        "ms_p20": digits(p20),
+        "ms_p50": digits(p50),
+        "ms_p80": digits(p80),
+        "ms_per_1000_tokens": digits(1e3 * p50 / tokens["real"]["student"]),
+        "seconds": {name: digits(value) for name, value in seconds.items()},
+        "refresh_percent": digits(100 * seconds["refresh"] / sum(seconds.values())),
+        "tokens": {name: digits(value) for name, value in tokens["real"].items()},
+        "padding": {name: digits(value) for name, value in tokens["padding"].items()},
+        "rollout_length": digits(tokens["completion"] / max(tokens["completions"], 1)),
+        "peak_mib": None if memory["peak_mib"] is None else digits(memory["peak_mib"]),
+        "parameter_mib": memory["parameter_mib"],
+        "student_mib": about["student_mib"],
+        "floor_ms": {name: digits(1e3 * value) for name, value in floor.items()},
+        "percent_of_floor": digits(1e5 * sum(floor.values()) / p50),
+        "limit": {"gemm_tflops": digits(limit.flops / 1e12), "copy_gb_s": digits(limit.bandwidth / 1e9)},
+        "threads": about["threads"],
+        "versions": versions(),
+        "commit": commit(),
+        "command": command,
+    }
+
+
+def _parts(cycles: Sequence[Sequence[dict[str, Any]]], totals: np.ndarray) -> dict[str, float]:
+    """Seconds a step, means over the cycles between the 20th and the 80th percentile, so that they add up."""
+    low, high = np.quantile(totals, 0.2, method="lower"), np.quantile(totals, 0.8, method="higher")
+    kept = [step for cycle, total in zip(cycles, totals, strict=True) if low <= total <= high for step in cycle]
+    found = {name: float(np.mean([step["parts"].get(name, 0.0) for step in kept])) for name in PARTS[:-1]}
+    found["other"] = max(float(np.mean([step["seconds"] for step in kept])) - sum(found.values()), 0.0)
+    return found
+
+
+def _mean_tokens(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    counted = [step["tokens"] for step in steps]
+    means: dict[str, Any] = {name: float(np.mean([c[name] for c in counted])) for name in COUNTS}
+    for kind in ("real", "padding"):
+        means[kind] = {name: float(np.mean([c[kind][name] for c in counted])) for name in counted[0][kind]}
+    return means
+
+
+def _item_bytes(work: Work) -> int:
+    return {"float32": 4, "bfloat16": 2}[work.dtype]
+
+
+HEAD = (
+    "| provider | generation, weights | rollout | teacher | forward + backward | optimizer | refresh | other "
+    "| step p20 | step p50 | step p80 | student tokens | ms per 1000 | padding, % | % of floor | peak MiB |"
+)
+NOTES = """\
+Milliseconds a step; parts are means over the steps between the 20th and the 80th percentile. A step's work varies
+with its rows, and so do p20 and p80. With r4 and r16, which generate for 4 or 16 steps at once, a step is the mean of
+those. Student tokens are those of the sequences in its forward, means over steps, and "ms per 1000" is p50 over them.
+Padding is the share of what passes through the layers in rollouts, teacher and student together that belongs to no
+sequence; vLLM feeds none. Peak is that of the whole process from its start, libraries included; on a CPU it is
+resident memory, in a process of its own, which is not timed, and in which whatever is freed goes back to the system
+at once. "% of floor" is the floor (bench/step_limits.py) of the same tokens over p50.
+
+What differs in work: ours is CE on the answers and KL on the teacher's top-K of the rollouts, the teacher sees the
+answer. `trl-distillation` has no CE, its teacher sees the question only, and its divergence is over the full
+vocabulary (on a CPU TRL also projects its padding). `trl-sdft` has no CE and takes top-K on the student's ids from
+materialised logits; its teacher sees the answer. `-ce` adds the cross-entropy of the answers in a forward of its own:
+the same work as ours, as far as TRL goes. TRL generates with transformers where its colocated vLLM does not run. All
+train with the same model, rows, batch, dtype, sampling, cap of lengths and optimizer, log every step, and checkpoint
+gradients on a GPU alone; in bf16 ours keeps fp32 master weights and TRL does not. `-unpacked` pads whole sequences on
+the right; TRL pads prompts on the left and completions on the right, which is more. Packs are laid into padded rows
+for the attention alone, where that is SDPA: such padding passes through no layer and is not counted."""
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown: one table a model, one line a provider."""
+    parts = []
+    for model, found in by_model(records).items():
+        first = found[0]
+        parts.append(
+            f"**{model}**, {first['parameters'] / 1e6:,.1f} M parameters, H={first['h']} V={first['v']} "
+            f"K={first['k']}, {first['dtype']}, {first['batch']} rows a step, {first['device']}\n"
+        )
+        lines = [HEAD, "|---|---|" + "---:|" * 14]
+        for r in found:
+            times = [*(1e3 * r["seconds"][name] for name in PARTS), r["ms_p20"], r["ms_p50"], r["ms_p80"]]
+            cells = [r["provider"], f"{r['generation']}, {r['weights']}", *(number(t) for t in times)]
+            cells += [number(r["n"]), number(r["ms_per_1000_tokens"]), f"{padding_percent(r):.0f}"]
+            cells += [number(r["percent_of_floor"]), number(r["peak_mib"])]
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts).rstrip()
+
+
+def by_model(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for r in records:
+        found.setdefault(r["model"], []).append(r)
+    return found
+
+
+def padding_percent(record: dict[str, Any]) -> float:
+    padding, real = sum(record["padding"].values()), sum(record["tokens"].values())
+    return 100 * padding / max(padding + real, 1)

@@ -1,0 +1,170 @@
+"""A whole training step, part by part, of this trainer's variants and of TRL's trainers on the same rows.
+
+python -m bench train              on a CPU a model of 16M parameters, on a GPU the shapes of three models of 3B
+python -m bench train --quick      a minute, on a tiny model, without vLLM: that it runs, not how fast it is
+python -m bench train --providers ours-shared,trl-sdft --steps 48
+python -m bench train --records bench/results/train-cpu.json    table, goals and picture of an earlier run
+
+Each provider trains in a process of its own. On a CPU they take turns of a few steps, the first of which is not timed;
+on a GPU, where they would not fit side by side, they run one after the other (--alone does so on a CPU). On a CPU each
+then runs once more for its peak of memory. With all providers that takes some 40 minutes on two cores and 20 GiB.
+Writes train-<device>.json (records), .md (tables) and .svg to bench/results; --quick writes only where --out says.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import step_providers, step_records
+from bench.children import Run, measure_children, prepare
+from bench.records import number, write
+from bench.stacked import Bar, draw
+from bench.step_goals import best_ours, summary
+from bench.step_records import PARTS, by_model, step_record, table
+from bench.work import ON_GPU, WORKS, Work
+
+CHILD = "bench.train_child:train"
+TURN = 5  # steps of a turn, where a call of the engine feeds no more
+QUICK_TURN = 3
+UNTIMED = 1  # steps at the start of such a turn: a child that has waited has to fetch its memory again
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny model, few steps, one thread, no vLLM unless named"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    parser.add_argument("--models", default="", help=f"comma-separated, of {', '.join(WORKS)}")
+    parser.add_argument("--providers", default="", help="comma-separated, see bench/step_providers.py")
+    parser.add_argument("--steps", type=int, help="measured steps of each, at least (default: 16, quick 4)")
+    parser.add_argument("--threads", type=int, help="threads of a CPU run (default: torch's choice, quick 1)")
+    parser.add_argument("--alone", action="store_true", help="one provider after the other, not by turns")
+    parser.add_argument("--out", type=Path, help="the records; tables and picture go beside them")
+    parser.add_argument("--records", type=Path, help="measure nothing, show these")
+    args = parser.parse_args(argv)
+    args.steps = args.steps or (4 if args.quick else 16)
+    try:
+        args.providers = args.providers.split(",") if args.providers else step_providers.defaults(args.quick)
+        args.missing = {name: why for name in args.providers if (why := step_providers.check(name))}
+    except ValueError as error:
+        parser.error(f"--providers: {error}")
+    return args
+
+
+def main(argv: list[str]) -> int:
+    args = parse(argv)
+    if args.records:
+        found = json.loads(args.records.read_text())
+        print(table(found))
+        show(found, args.records)
+        return 0
+    run = prepare(args, "train", argv)
+    for work in chosen(args):
+        measure(work, args, run)
+    run.clean()
+    print(f"\n{table(run.found)}\n", flush=True)
+    if run.out is not None and run.found:
+        save(run)
+        print(f"records: {run.out}; tables: {run.out.with_suffix('.md').name}")
+    show(run.found, run.out)
+    return 130 if run.interrupted else 0
+
+
+def chosen(args: argparse.Namespace) -> list[Work]:
+    names = (
+        args.models.split(",")
+        if args.models
+        else ["quick"]
+        if args.quick
+        else ON_GPU
+        if args.device == "cuda"
+        else ["cpu"]
+    )
+    return [WORKS[name] for name in names]
+
+
+def measure(work: Work, args: argparse.Namespace, run: Run) -> None:
+    names = [name for name in args.providers if name not in args.missing]
+    every = {name: step_providers.steps_per_refresh(name) for name in names}
+    least = QUICK_TURN if args.quick else TURN
+    turn = {name: least if every[name] == 1 else every[name] for name in names}
+    untimed = {name: UNTIMED if every[name] == 1 else 0 for name in names}
+    # One turn to warm up, and two calls of the engine at least, however many steps each of them feeds.
+    least_turns = {name: 1 if every[name] == 1 else 2 for name in names}
+    turns = {name: 1 + max(least_turns[name], -(-args.steps // (turn[name] - untimed[name]))) for name in names}
+
+    def arguments(turns: Mapping[str, int]) -> Callable[[str], tuple[Any, ...]]:
+        return lambda name: (name, work, args.device, turn[name], turns[name])
+
+    timed = measure_children(names, CHILD, arguments(turns), turns, run, alone=args.alone, prime=not args.quick)
+    finals = {name: child.final for name, child in timed.items()}
+    if args.device == "cpu" and not args.quick and not run.interrupted:
+        once = dict.fromkeys(timed, 1)
+        again = measure_children(list(timed), CHILD, arguments(once), once, run, alone=True, exact_memory=True)
+        finals = {name: again[name].final if name in again else None for name in timed}
+    for name, child in timed.items():
+        steps = [step for taken in child.turns[1:] for step in taken[untimed[name] :]]
+        if len(steps) >= every[name]:
+            run.found.append(
+                step_record(
+                    name, work, run.device_name, child.about, finals[name], steps, every[name], run.limit, run.command
+                )
+            )
+
+
+def save(run: Run) -> None:
+    assert run.out is not None
+    write(run.out, json.dumps(run.found, indent=1) + "\n")
+    remarks = "\n".join(f"- {line}" for line in (*run.lines, *summary(run.found)))
+    parts = [run.about(), f"`{run.command}`", table(run.found), step_records.NOTES, remarks]
+    write(run.out.with_suffix(".md"), "\n\n".join(parts) + "\n")
+
+
+def show(found: list[dict[str, Any]], path: Path | None) -> None:
+    """Prints goals and ratios, and draws a picture a model beside the records."""
+    print("\n".join(summary(found)))
+    if path is None:
+        return
+    models = by_model(found)
+    for model, records in models.items():
+        target = path if len(models) == 1 else path.with_name(f"{path.stem}-{model.lower()}.json")
+        print(f"picture: {draw(bars(records), *titles(records), 'milliseconds a step', target)}")
+
+
+def bars(records: Sequence[dict[str, Any]]) -> list[Bar]:
+    return [
+        Bar(
+            label=r["provider"],
+            under=f"{r['generation']}, {r['weights']}",
+            parts={name: 1e3 * r["seconds"][name] for name in PARTS},
+            low=r["ms_p20"],
+            high=r["ms_p80"],
+            note=f"{number(r['ms_p50'])}" + ("" if r["peak_mib"] is None else f", {r['peak_mib'] / 1024:.2f} GiB"),
+            strong=r["provider"].startswith("ours"),
+        )
+        for r in records
+    ]
+
+
+def titles(records: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """What a reader should take away, and what was measured."""
+    first, named = records[0], {r["provider"]: r for r in records}
+    ours = best_ours(named)
+    peers = [r for name, r in named.items() if name.endswith("-ce")] or [
+        r for name, r in named.items() if name.startswith("trl")
+    ]
+    title = "One training step"
+    if ours and peers:
+        best = min(peers, key=lambda r: r["ms_p50"])
+        times = best["ms_p50"] / ours["ms_p50"]
+        title += f": {ours['provider']} is {times:.1f} times as fast as {best['provider']}"
+    where = (
+        f"{first['model']}, {first['dtype']}, {first['batch']} rows a step, {first['device']}; whisker p20 to p80, "
+        "behind it p50 and peak memory; work differs, see the table's notes"
+    )
+    return title, where
