@@ -2,7 +2,7 @@
 #   make demo [RUN=folder] [SEED=n]   refine, train and compare on the micro-world, in a fresh run folder
 #   make test [ARGS="-k rows"]        the tests
 #   make check                        style and types
-#   make bench [ARGS="kernels"]       benchmarks, and a quick look at each provider by pytest-benchmark
+#   make bench [ARGS="train"]         benchmarks (kernels, train, rollout), and a quick look at each provider by pytest-benchmark
 SHELL := /bin/bash
 RUN ?= runs/out/demo
 SEED ?= 0
