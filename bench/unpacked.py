@@ -21,6 +21,10 @@ class UnpackedModel(LanguageModel):
         super().__init__(model)
         self.rows = rows
 
+    @property
+    def shares_prompts(self) -> bool:
+        return False
+
     def hidden(self, batch: Pack) -> Tensor:
         """[L, H] hidden states in the order of the pack."""
         tokens = batch.input_ids[0]

@@ -22,15 +22,17 @@ class Unit:
 
     example: Example
     scored: tuple[Scored, ...] = ()
+    shares: bool = False  # one copy of the prompt for all
 
     @property
     def tokens(self) -> int:
         """Of the pack: the last token of each sequence predicts nothing and is left out."""
-        answer = len(self.example.prompt) + len(self.example.target) - 1
-        return answer + sum(len(self.example.prompt) + len(s.completion.token_ids) - 1 for s in self.scored)
+        prompt = len(self.example.prompt)
+        again = 0 if self.shares else prompt
+        return prompt + len(self.example.target) - 1 + sum(again + len(s.completion.token_ids) - 1 for s in self.scored)
 
 
-def units(micro: MicroBatch, mask_truncated: bool = False) -> list[Unit]:
+def units(micro: MicroBatch, mask_truncated: bool = False, shares: bool = False) -> list[Unit]:
     """The rows of a micro-batch. Rollouts without a token, and truncated ones if so asked, are left out of L_KL."""
 
     def counts(completion: Completion) -> bool:
@@ -39,7 +41,7 @@ def units(micro: MicroBatch, mask_truncated: bool = False) -> list[Unit]:
     if not micro.rollouts:
         return [Unit(example) for example in micro.examples]
     return [
-        Unit(example, tuple(s for s in scored if counts(s.completion)))
+        Unit(example, tuple(s for s in scored if counts(s.completion)), shares)
         for example, scored in zip(micro.examples, micro.rollouts, strict=True)
     ]
 

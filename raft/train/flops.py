@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from raft.train.packing import Span
+
 # Dense bf16 TFLOP/s by the makers' data sheets; the first whose words the device's name has. Others have to be given.
 PEAK_TFLOPS = {
     "H200": 989.0,
@@ -40,11 +42,11 @@ class Flops:
         # Forward and backward in forwards; frozen weights need no gradient of their own.
         self.training_share = 3.0 if all(p.requires_grad for p in weights) else 2.0
 
-    def forward(self, lengths: Iterable[int], positions: int) -> float:
-        """Of sequences of these lengths, with logits at `positions` places."""
-        lengths = list(lengths)
-        pairs = sum(n * (n + 1) / 2 for n in lengths)
-        return self.layers * sum(lengths) + self.attention * pairs + self.head * positions
+    def forward(self, spans: Iterable[Span], positions: int) -> float:
+        """Of a pack's tokens, with logits at `positions` places."""
+        spans = list(spans)
+        pairs = sum(n * (before + (n + 1) / 2) for before, n in spans)
+        return self.layers * sum(n for _, n in spans) + self.attention * pairs + self.head * positions
 
 
 def peak_flops(device: torch.device, peak_tflops: float | None = None) -> float | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from raft.train.batching import Unit
 from raft.train.config import RAFTConfig
 from raft.train.model import Head
-from raft.train.packing import Pack, move, pack
+from raft.train.packing import Pack, move, pack_turns
 from raft.train.rollout import Scored
 from raft_kernels import TopK, TopKMetrics, linear_cross_entropy, linear_topk, topk_kl, topk_metrics
 
@@ -36,15 +36,19 @@ class Batch:
         return replace(self, pack=self.pack.to(device), **moved)
 
 
+NOTHING: tuple[list[int], list[int]] = ([0], [])
 _TENSORS = ("sft_positions", "sft_labels", "kl_positions", "kl_weights", "kl_rollout")
 
 
-def student_batch(rows: Sequence[Unit]) -> Batch:
-    """Packs rows. Without any, one token takes their place: on every rank each forward must have its counterpart."""
+def student_batch(rows: Sequence[Unit], *, share: bool = False) -> Batch:
+    """Packs rows. Without any, one token takes their place: on every rank each forward must have its counterpart.
+
+    share: as of `pack_turns`.
+    """
     scored = tuple(s for row in rows for s in row.scored)
     answers = [(row.example.prompt, row.example.target) for row in rows]
     rollouts = [(s.example.prompt, s.completion.token_ids) for s in scored]
-    packed, positions = _pack_turns([*answers, *rollouts])
+    packed, positions = pack_turns([*answers, *rollouts] or [NOTHING], share=share)
     split = sum(len(target) for _, target in answers)
     lengths = torch.tensor([len(s.completion.token_ids) for s in scored], dtype=torch.int64)
     known = [s.teacher for s in scored if s.teacher is not None]
@@ -67,21 +71,10 @@ def _joined(parts: Sequence[TopK]) -> TopK:
     return TopK(torch.cat(indices), torch.cat(logits), None if partitions[0] is None else torch.cat(partitions))
 
 
-def teacher_pack(scored: Sequence[Scored]) -> tuple[Pack, Tensor]:
+def teacher_pack(scored: Sequence[Scored], *, share: bool = False) -> tuple[Pack, Tensor]:
     """The same rollouts behind the teacher's prompts: pack and [N] positions, in the order of `Batch.kl_positions`."""
-    return _pack_turns([(s.example.teacher_prompt, s.completion.token_ids) for s in scored])
-
-
-def _pack_turns(turns: Sequence[tuple[list[int], list[int]]]) -> tuple[Pack, Tensor]:
-    """Prompt + completion each, without the last token, which predicts nothing; and the positions that predict a completion."""
-    if not turns:
-        return pack([[0]]), torch.empty(0, dtype=torch.int64)
-    packed = pack([[*prompt, *completion[:-1]] for prompt, completion in turns])
-    positions = [
-        torch.arange(start + len(prompt) - 1, start + len(prompt) - 1 + len(completion))
-        for start, (prompt, completion) in zip(packed.starts, turns, strict=False)
-    ]
-    return packed, torch.cat(positions)
+    turns = [(s.example.teacher_prompt, s.completion.token_ids) for s in scored]
+    return pack_turns(turns or [NOTHING], share=share)
 
 
 def sft_sum(hidden: Tensor, head: Head, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from raft.engines.weights import peft_configs
 from raft.errors import ModelError
-from raft.train.packing import Pack, pack, packed_attention
+from raft.train.packing import NAME, Pack, pack, packed_attention
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,11 @@ class LanguageModel:
     def attention(self) -> Any:
         """Context of every forward and backward on packs."""
         return packed_attention(self.inner, self.packs)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether its attention can let several sequences of a pack see one copy of their prompt."""
+        return self.packs and self.inner.config._attn_implementation in ("sdpa", NAME)
 
     def use_flash_attention(self) -> None:
         """Packs through flash-attention's varlen kernels, where they can run; they know half precision on a GPU alone.

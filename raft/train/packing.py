@@ -3,20 +3,27 @@
 transformers (5.16 and later) reads restarted position ids without an attention mask as packed sequences and gives SDPA a
 block-diagonal mask: exact, but the attention then costs the square of the whole pack, and so does the mask. `packed_sdpa`
 puts each sequence into a row of its own for the attention alone: no mask, the causal kernels, and the square of each length.
-Padding at the end of a row needs no mask either, because no real token looks ahead.
+Padding at the end of a row needs no mask either, because no real token looks ahead. And rows may name a position of the
+pack more than once: the answer and the rollouts of a question can have one copy of it between them.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "raft_packed_sdpa"
+
+
+class Span(NamedTuple):
+    """Tokens that lie side by side in a pack."""
+
+    before: int  # tokens of its sequence that come first
+    tokens: int
 
 
 class Pack(NamedTuple):
@@ -24,18 +31,16 @@ class Pack(NamedTuple):
 
     input_ids: Tensor  # [1, L] int64
     position_ids: Tensor  # [1, L] int64, from 0 in each sequence
-    starts: list[int]  # S + 1 offsets, the last one is L
-    offsets: Tensor  # [S + 1] int32: `starts` where the model is
+    spans: tuple[Span, ...]  # what follows what; L tokens in all
+    offsets: (
+        Tensor  # [S + 1] int32: where each sequence starts, the last one is L; without meaning where prompts are shared
+    )
     rows: Tensor  # [S, longest] int64: position in the pack, 0 in the padding
     back: Tensor  # [L] int64: position in the flattened rows
 
     @property
     def tokens(self) -> int:
-        return self.starts[-1]
-
-    @property
-    def lengths(self) -> list[int]:
-        return [end - start for start, end in pairwise(self.starts)]
+        return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> "Pack":
         moved: list[Any] = [move(part, device) if isinstance(part, Tensor) else part for part in self]
@@ -69,20 +74,54 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
 
 def pack(sequences: Sequence[Sequence[int]]) -> Pack:
     """Packs token id sequences, none of them empty, in their order."""
-    lengths = torch.tensor([len(ids) for ids in sequences])
-    starts = torch.zeros(len(sequences) + 1, dtype=torch.int64)
-    torch.cumsum(lengths, 0, out=starts[1:])
-    longest = int(lengths.max())
-    column = torch.arange(longest)
-    real = column < lengths[:, None]
-    return Pack(
-        input_ids=torch.tensor([[token for ids in sequences for token in ids]]),
-        position_ids=column.expand(real.shape)[real][None],
-        starts=starts.tolist(),
-        offsets=starts.int(),
-        rows=torch.where(real, starts[:-1, None] + column, 0),
-        back=real.flatten().nonzero()[:, 0],
+    return pack_turns([(ids, ()) for ids in sequences], share=False)[0]
+
+
+def pack_turns(
+    turns: Sequence[tuple[Sequence[int], Sequence[int]]], *, share: bool
+) -> tuple[Pack, Tensor]:  # and [N] int64
+    """Packs prompts, none of them empty, with their completions; and the positions that predict the completions' tokens.
+
+    The last token of a completion predicts nothing and is left out. share: a prompt that several turns have is in the pack
+    once, and all of its completions see it there; the positions are in the order of the turns all the same.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, (prompt, _) in enumerate(turns):
+        groups.setdefault(tuple(prompt) if share else i, []).append(i)
+    ids: list[int] = []
+    spans: list[Span] = []
+    sequences: list[Tensor] = [torch.empty(0)] * len(turns)  # of each turn, positions in the pack
+    firsts: set[int] = set()
+    for members in groups.values():
+        firsts.add(members[0])
+        prompt = turns[members[0]][0]
+        shared = torch.arange(len(ids), len(ids) + len(prompt))
+        ids += prompt
+        spans.append(Span(0, len(prompt)))
+        for i in members:
+            own = turns[i][1][:-1]
+            sequences[i] = torch.cat((shared, torch.arange(len(ids), len(ids) + len(own))))
+            ids += own
+            spans.append(Span(len(prompt), len(own)))
+    longest = max(map(len, sequences))
+    rows = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    positions, back = torch.empty(len(ids), dtype=torch.int64), torch.empty(len(ids), dtype=torch.int64)
+    for i, sequence in enumerate(sequences):
+        skip = 0 if i in firsts else len(turns[i][0])  # a shared prompt's output is taken from the first of its turns
+        column = torch.arange(skip, len(sequence))
+        positions[sequence[skip:]] = column
+        back[sequence[skip:]] = i * longest + column
+    lengths = torch.tensor([0, *map(len, sequences)])
+    predicting = [s[len(prompt) - 1 :] for s, (prompt, whole) in zip(sequences, turns, strict=True) if len(whole)]
+    packed = Pack(
+        input_ids=torch.tensor([ids]),
+        position_ids=positions[None],
+        spans=tuple(spans),
+        offsets=lengths.cumsum(0).int(),
+        rows=rows,
+        back=back,
     )
+    return packed, torch.cat(predicting) if predicting else torch.empty(0, dtype=torch.int64)
 
 
 def packed_sdpa(

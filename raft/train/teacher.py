@@ -13,7 +13,7 @@ from raft.errors import ConfigError
 from raft.train.config import RAFTConfig
 from raft.train.losses import teacher_pack, teacher_topk
 from raft.train.model import LanguageModel, inside_forward
-from raft.train.packing import move
+from raft.train.packing import Span, move
 from raft.train.rollout import Scored
 from raft_kernels import TopK
 
@@ -71,28 +71,28 @@ class Teacher:
         for parameter, home in self._home.items():  # frozen, so there is nothing to copy back
             parameter.data = home
 
-    def score(self, scored: Iterable[Scored], args: RAFTConfig, wrapper: nn.Module) -> list[int]:
-        """Asks for the top-K of every rollout that has none yet, and gives the lengths of the sequences it read for it.
+    def score(self, scored: Iterable[Scored], args: RAFTConfig, wrapper: nn.Module) -> list[Span]:
+        """Asks for the top-K of every rollout that has none yet, and gives what it read for it.
 
         A forward takes as many as fit into `max_tokens_per_micro_batch`, or as many as a micro-batch has.
         """
-        read: list[int] = []
+        read: list[Span] = []
         most = args.per_device_train_batch_size * args.rollouts_per_prompt
         asked = [s for s in scored if s.teacher is None]
         alike = self._sharded(wrapper)  # every rank must take part in as many forwards: one
         for chunk in [asked] if alike else _chunks(asked, args.max_tokens_per_micro_batch, most):
-            top = self.topk(chunk, args, wrapper)
+            top, spans = self.topk(chunk, args, wrapper)
             lengths = [len(s.completion.token_ids) for s in chunk]
             parts = [[None] * len(chunk) if t is None else t.split(lengths) for t in top]
             for s, *part in zip(chunk, *parts, strict=True):
                 s.teacher = TopK(*part)
-            read += [_tokens(s) for s in chunk]
+            read += spans
         return read
 
     @torch.no_grad()
-    def topk(self, scored: list[Scored], args: RAFTConfig, wrapper: nn.Module) -> TopK:
+    def topk(self, scored: list[Scored], args: RAFTConfig, wrapper: nn.Module) -> tuple[TopK, tuple[Span, ...]]:
         """[N, K] at every token of the rollouts. `wrapper`: the student as the trainer wrapped it, used if the weights are its own."""
-        packed, positions = teacher_pack(scored)
+        packed, positions = teacher_pack(scored, share=self.model.shares_prompts)
         device = self.model.head().weight.device
         packed, positions = packed.to(device), move(positions, device)
 
@@ -103,7 +103,8 @@ class Teacher:
         off = self.model.model.disable_adapter() if self.shares_student else nullcontext()
         with off, self.model.attention():
             self.model.model.eval()
-            return inside_forward(wrapper, self.model.model, compute) if self._sharded(wrapper) else compute()
+            top = inside_forward(wrapper, self.model.model, compute) if self._sharded(wrapper) else compute()
+        return top, packed.spans
 
     def _sharded(self, wrapper: nn.Module) -> bool:
         """Whether the weights are only whole inside the wrapper's forward. DDP's are; its forward would wait for all ranks."""

@@ -34,7 +34,7 @@ from raft.train.flops import Flops, peak_flops
 from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, statistics, student_batch
 from raft.train.master import keep_masters
 from raft.train.model import LanguageModel, inside_forward
-from raft.train.packing import move
+from raft.train.packing import Span, move
 from raft.train.progress import show_progress
 from raft.train.records import RolloutLog, Window, drop_after
 from raft.train.rollout import RolloutQueue, Scored
@@ -153,9 +153,10 @@ class RAFTTrainer(Trainer):
             return [], None
         for micro in micros:
             self.window.add_drawn(micro)
-        rows = [units(micro, self.args.mask_truncated) for micro in micros]
+        share = self.student.shares_prompts
+        rows = [units(micro, self.args.mask_truncated, share) for micro in micros]
         self._score([s for units_of_micro in rows for row in units_of_micro for s in row.scored])
-        packs = [[student_batch(chosen).to(device) for chosen in groups] for groups in self._packs(rows)]
+        packs = [[student_batch(chosen, share=share).to(device) for chosen in groups] for groups in self._packs(rows)]
         batches = [batch for chosen in packs for batch in chosen]
         for batch in batches:
             for s in batch.scored:
@@ -186,7 +187,7 @@ class RAFTTrainer(Trainer):
         self.window.add(
             "flops",
             self._flops.forward(
-                [len(p) + len(c.token_ids) for p, c in zip(prompts, completions, strict=True)],
+                [Span(0, len(p) + len(c.token_ids)) for p, c in zip(prompts, completions, strict=True)],
                 sum(len(c.token_ids) for c in completions),
             ),
         )
@@ -200,10 +201,10 @@ class RAFTTrainer(Trainer):
             ahead = [units(micro, self.args.mask_truncated) for micro in self.queue]
             scored = [*scored, *(s for rows in ahead for row in rows for s in row.scored)]
         with self.clock.part("teacher"), self.accelerator.autocast(), self.teacher.present():
-            lengths = self.teacher.score(scored, self.args, self.model_wrapped)
+            spans = self.teacher.score(scored, self.args, self.model_wrapped)
         positions = sum(len(s.completion.token_ids) for s in scored)
-        self.window.add("teacher_tokens", sum(lengths))
-        self.window.add("flops", self._flops.forward(lengths, positions))
+        self.window.add("teacher_tokens", sum(span.tokens for span in spans))
+        self.window.add("flops", self._flops.forward(spans, positions))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -233,7 +234,7 @@ class RAFTTrainer(Trainer):
         batch: Batch = inputs["batch"]
         sft, kl = self._losses(model, batch)
         assert num_items_in_batch is not None
-        window, lengths = self.window, batch.pack.lengths
+        window = self.window
         loss = sft / num_items_in_batch
         window.add("loss_sft", loss)
         if self.args.preset.distills:
@@ -245,7 +246,7 @@ class RAFTTrainer(Trainer):
         window.add("loss", loss)
         window.add("packed_tokens", batch.pack.tokens)
         positions = len(batch.sft_positions) + len(batch.kl_positions)
-        window.add("flops", self._flops.training_share * self._flops.forward(lengths, positions))
+        window.add("flops", self._flops.training_share * self._flops.forward(batch.pack.spans, positions))
         loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 

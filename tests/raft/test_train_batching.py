@@ -60,8 +60,8 @@ def packed(monkeypatch):
     """Tokens of every pack that was trained on."""
     sizes, own = [], trainer_module.student_batch
 
-    def recorded(chosen):
-        batch = own(chosen)
+    def recorded(chosen, **options):
+        batch = own(chosen, **options)
         sizes.append(batch.pack.tokens)
         assert batch.pack.input_ids.numel() == sum(row.tokens for row in chosen)  # no padding
         return batch

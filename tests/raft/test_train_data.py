@@ -152,7 +152,8 @@ def test_packs_put_sequences_side_by_side(lengths):
     packed = pack(sequences)
     assert packed.input_ids.tolist() == [[token for s in sequences for token in s]]
     assert packed.position_ids.tolist() == [[t for n in lengths for t in range(n)]]
-    assert packed.starts == [sum(lengths[:i]) for i in range(len(lengths) + 1)] and packed.tokens == sum(lengths)
+    assert packed.offsets.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    assert packed.tokens == sum(lengths) == sum(span.tokens for span in packed.spans)
     rows = packed.input_ids[0][packed.rows]
     for row, sequence in zip(rows.tolist(), sequences, strict=True):
         assert row[: len(sequence)] == sequence

@@ -8,7 +8,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 from raft.train.flops import Flops, named_peak, peak_flops
 from raft.train.model import LanguageModel
-from raft.train.packing import pack
+from raft.train.packing import Span, pack
 from raft.train.progress import Progress
 from tests.golden.training import lines, load, trainer
 
@@ -89,6 +89,12 @@ def test_the_watch_sees_a_wait():
     assert waits.found == ["_local_scalar_dense"]
 
 
+def test_operations_of_a_shared_prompt_are_counted_once():
+    flops = Flops(load()[0])
+    whole, shared = flops.forward([Span(0, 5), Span(0, 5)], 0), flops.forward([Span(0, 3), Span(3, 2), Span(3, 2)], 0)
+    assert whole - shared == 3 * flops.layers + 6 * flops.attention
+
+
 @pytest.mark.parametrize("family", ["qwen3", "llama", "phi3"])
 def test_operations_are_those_that_torch_counts(family):
     model, _ = load(family)
@@ -101,11 +107,12 @@ def test_operations_are_those_that_torch_counts(family):
             language.head().logits(hidden[: length // 2])
     flops = Flops(model)
     positions = sum(length // 2 for length in lengths)
+    spans = [Span(0, length) for length in lengths]
     upper = flops.attention * sum(n * n - n * (n + 1) / 2 for n in lengths)
     norms = sum(
         p.numel() for n, p in model.named_parameters() if p.dim() == 1
     )  # counted by us as if they were products
-    ours = flops.forward(lengths, positions) + upper - 2 * norms * sum(lengths)
+    ours = flops.forward(spans, positions) + upper - 2 * norms * sum(lengths)
     assert ours == pytest.approx(counted.get_total_flops(), rel=1e-2)
 
 

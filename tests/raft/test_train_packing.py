@@ -10,7 +10,7 @@ from raft.errors import ModelError
 from raft.train.batching import Unit, units
 from raft.train.losses import kl_per_rollout, student_batch
 from raft.train.model import LanguageModel
-from raft.train.packing import NAME, pack
+from raft.train.packing import NAME, pack, pack_turns
 from tests.golden.training import load, trainer
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20], [5, 6, 7, 30, 31], [40, 41, 42, 43, 44, 45, 46]]
@@ -140,26 +140,66 @@ def test_what_is_no_causal_language_model_is_refused():
         LanguageModel(torch.nn.Linear(2, 2))
 
 
+TURNS = [([5, 6, 7], [8, 9, 10]), ([11], [12]), ([5, 6, 7], [13]), ([5, 6, 7], [14, 15, 16, 17, 18]), ([11], [])]
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [("qwen3", {}), ("llama", {}), ("smollm3", {}), ("phi3", {"sliding_window": 4})],
+)
+def test_turns_may_share_their_prompt(family, overrides):
+    """One copy of each prompt gives what copies of its own give every turn, in values and gradients."""
+    model, _ = load(family, **overrides)
+    language = LanguageModel(model.train())
+    assert language.shares_prompts
+    found = {}
+    with language.attention():
+        for share in (False, True):
+            packed, positions = pack_turns(TURNS, share=share)
+            hidden = language.hidden(packed)[positions]
+            assert len(hidden) == sum(len(completion) for _, completion in TURNS)
+            model.zero_grad()
+            (hidden * torch.linspace(-1, 1, len(hidden))[:, None]).sum().backward()
+            found[share] = (
+                packed.tokens,
+                hidden,
+                {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None},
+            )
+    assert (found[False][0], found[True][0]) == (3 + 2 + 1 + 3 + 3 + 4 + 1, 3 + 2 + 0 + 4 + 1)
+    torch.testing.assert_close(found[True][1], found[False][1], rtol=1e-4, atol=2e-5)
+    for name, gradient in found[True][2].items():
+        torch.testing.assert_close(
+            gradient, found[False][2][name], rtol=1e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_only_an_attention_that_can_shares_prompts():
+    model, _ = load()
+    model.set_attn_implementation("eager")
+    assert not LanguageModel(model).shares_prompts
+
+
+@pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("family", ["qwen3", "llama", "smollm3", "phi3"])
-def test_both_losses_of_a_pack_are_those_of_separate_forwards(family, tmp_path):
+def test_both_losses_of_a_pack_are_those_of_separate_forwards(family, share, tmp_path):
     """In fp32, to 1e-6."""
     made = trainer(tmp_path, family, per_device_train_batch_size=6, rollouts_per_prompt=2)
     micro = made.queue.take(iter([made.train_dataset[:6]]), 1, 0, 1, made._generate)[0]
-    rows = units(micro)
+    rows = units(micro, shares=share)
     made._score([s for row in rows for s in row.scored])
     with torch.no_grad(), made.student.attention():
-        batch = student_batch(rows)
+        batch = student_batch(rows, share=share)
         sft, kl = made._losses(made.model, batch)
         alone = []
         for row in rows:
             answer = student_batch([Unit(row.example)])
-            assert len(answer.pack.lengths) == 1
+            assert answer.pack.tokens == len(row.example.prompt) + len(row.example.target) - 1
             alone.append(made._losses(made.model, answer)[0])
             for s in row.scored:
                 pair = student_batch([Unit(row.example, (s,))])
                 hidden = made.student.hidden(pack([[*row.example.prompt, *s.completion.token_ids[:-1]]]))
                 here = replace(pair, kl_positions=torch.arange(len(row.example.prompt) - 1, len(hidden)))
                 alone.append(kl_per_rollout(hidden, made.student.head(), here, made.args)[0])
-    assert batch.pack.tokens == sum(batch.pack.lengths) == batch.pack.input_ids.numel()  # no padding
+    assert batch.pack.tokens == sum(row.tokens for row in rows)  # no padding
     torch.testing.assert_close(sft, torch.stack(alone[::3]).sum(), rtol=1e-6, atol=0)
     torch.testing.assert_close(kl.mean(), torch.stack([*alone[1::3], *alone[2::3]]).mean(), rtol=1e-6, atol=1e-6)

@@ -106,6 +106,6 @@ def test_the_engine_is_refreshed_before_it_is_asked_again(tmp_path):
         generate(prompts, sampling),
     )[1]
     made.train()
-    # Once before the first call, then after every second step.
-    assert refreshed == [1, 2] and made.engine.refreshed == 3
+    # Once before the first call, then after every second step, and when all is done.
+    assert refreshed == [1, 2] and made.engine.refreshed == 4
     assert not made.engine.closed, "an engine that was given is not the trainer's to close"

@@ -76,7 +76,8 @@ class Oracle:
         return {"loss": loss.item(), "loss_sft": sft.item(), "loss_kl": kl.item(), "lambda": weight}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-4)])
+# 2e-7: the norms of the layers compute in fp32 whatever the dtype, and a shared prompt sums gradients in another order.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 2e-7), (torch.float32, 2e-4)])
 @pytest.mark.parametrize(("n", "accumulation"), [(1, 1), (2, 1), (1, 3)])
 def test_two_steps_equal_the_oracle(tmp_path, dtype, tolerance, n, accumulation):
     lr = 0.02
