@@ -72,7 +72,7 @@ def test_killed_while_sharing_a_run_resumes_exactly(tmp_path):
         "num_train_epochs": 8, "save_strategy": "steps", "save_steps": 4, "steps_per_refresh": 2, "rollout_engine": "vllm",
         "engine_weights": "shared",
     }  # fmt: skip
-    finish(start(tmp_path / "whole", settings))
+    whole = start(tmp_path / "whole", settings)
     killed = tmp_path / "killed"
     process = start(killed, settings)
     wait_for(process, killed / "metrics.jsonl", 7)
@@ -80,6 +80,7 @@ def test_killed_while_sharing_a_run_resumes_exactly(tmp_path):
     process.wait()
     assert 7 <= (killed / "metrics.jsonl").read_text().count("\n") < 32
     finish(start(killed, settings, "resume"))
+    finish(whole)
     assert exact(killed / "metrics.jsonl") == exact(tmp_path / "whole/metrics.jsonl")
     assert lines(killed / "rollouts.jsonl") == lines(tmp_path / "whole/rollouts.jsonl")
     for name, tensor in weights(tmp_path / "whole").items():

@@ -47,7 +47,7 @@ def test_killed_in_the_middle_a_run_resumes_exactly(tmp_path):
     settings = {
         "num_train_epochs": 12, "save_strategy": "steps", "save_steps": 5, "steps_per_refresh": 2, "gradient_accumulation_steps": 2,
     }  # fmt: skip
-    finish(start(tmp_path / "whole", settings))
+    whole = start(tmp_path / "whole", settings)  # beside the others: most of their time is imports
     killed = tmp_path / "killed"
     process = start(killed, settings)
     metrics = killed / "metrics.jsonl"
@@ -59,6 +59,7 @@ def test_killed_in_the_middle_a_run_resumes_exactly(tmp_path):
     with open(metrics, "a") as file:
         file.write('{"step": 99, "lo')  # as if it had come in the middle of a line
     finish(start(killed, settings, "resume"))
+    finish(whole)
     assert exact(metrics) == exact(tmp_path / "whole/metrics.jsonl")
     assert lines(killed / "rollouts.jsonl") == lines(tmp_path / "whole/rollouts.jsonl")
     for name, tensor in weights(tmp_path / "whole").items():
@@ -74,10 +75,11 @@ def test_two_ranks_equal_one(tmp_path, more):
     """The same global batches and greedy rollouts: the same losses, lambda, weights and saved state, up to rounding."""
     settings = {"max_steps": 2, "rollout_temperature": 0.0, "train_sampling_strategy": "sequential", **more}
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(start(one, settings | {"per_device_train_batch_size": 4}))
+    first = start(one, settings | {"per_device_train_batch_size": 4})
     finish(
         start(two, settings | {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}, ranks=2)
     )
+    finish(first)
     for a, b in zip(exact(one / "metrics.jsonl"), exact(two / "metrics.jsonl"), strict=True):
         for name in ("loss", "loss_sft", "loss_kl", "lambda", "grad_norm", "tokens", "rollout_length", "teacher_mass"):
             assert b.get(name) == (None if a.get(name) is None else pytest.approx(a[name], rel=1e-4)), name
