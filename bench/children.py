@@ -48,7 +48,7 @@ class Run:
         shutil.rmtree(self.logs / "bytecode" if self.lines else self.logs, ignore_errors=True)
 
     def about(self) -> str:
-        versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
+        versions = ", ".join(f"{name} {version}" for name, version in records.versions(machine.PACKAGES).items())
         return f"{self.device_name}: {self.state}; {self.limit}; {versions}; commit {records.commit()}"
 
 

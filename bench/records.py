@@ -20,9 +20,9 @@ CASE = tuple(Case.__dataclass_fields__)
 
 
 @functools.cache
-def versions() -> dict[str, str]:
+def versions(packages: tuple[str, ...] = ("torch", "triton", "liger-kernel", "trl")) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("torch", "triton", "liger-kernel", "trl"):
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

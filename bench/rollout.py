@@ -10,7 +10,6 @@ Writes rollout-<device>.json (records), .md (tables) and .svg to bench/results; 
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ import numpy as np
 
 from bench.children import Measured, Run, measure_children, prepare
 from bench.goals import goal_line, ratio
-from bench.machine import versions
-from bench.records import commit, digits, number, write
-from bench.stacked import Bar, draw
+from bench.machine import PACKAGES
+from bench.publish import View
+from bench.records import commit, digits, number, versions
+from bench.stacked import Bar
 from bench.step_goals import memory_goals
 from bench.step_providers import vllm_installed
 from bench.step_records import by_model
@@ -61,24 +61,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     args = parse(argv)
     if args.records:
-        found = json.loads(args.records.read_text())
-        print(table(found))
-        show(found, args.records)
-        return 0
+        return VIEW.again(args.records)
     run = prepare(args, "rollout", argv)
     names = args.models.split(",") if args.models else ["quick"] if args.quick else None
     for name in names or (ON_GPU if args.device == "cuda" else ["cpu"]):
         measure(WORKS[name], args, run)
-    run.clean()
-    print(f"\n{table(run.found)}\n", flush=True)
-    if run.out is not None and run.found:
-        write(run.out, json.dumps(run.found, indent=1) + "\n")
-        remarks = "\n".join(f"- {line}" for line in (*run.lines, *summary(run.found)))
-        parts = [run.about(), f"`{run.command}`", table(run.found), NOTES, remarks]
-        write(run.out.with_suffix(".md"), "\n\n".join(parts) + "\n")
-        print(f"records: {run.out}; tables: {run.out.with_suffix('.md').name}")
-    show(run.found, run.out)
-    return 130 if run.interrupted else 0
+    return VIEW.publish(run)
 
 
 def measure(work: Work, args: argparse.Namespace, run: Run) -> None:
@@ -139,7 +127,7 @@ def rollout_records(
             "student_mib": about["student_mib"],
             "threads": about["threads"],
             "limit": {"gemm_tflops": digits(run.limit.flops / 1e12), "copy_gb_s": digits(run.limit.bandwidth / 1e9)},
-            "versions": versions(),
+            "versions": versions(PACKAGES),
             "commit": commit(),
             "command": run.command,
         }
@@ -210,17 +198,6 @@ def summary(records: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def show(found: list[dict[str, Any]], path: Path | None) -> None:
-    """Prints goals and ratios, and draws a picture a model beside the records."""
-    print("\n".join(summary(found)))
-    if path is None:
-        return
-    models = by_model(found)
-    for model, records in models.items():
-        target = path if len(models) == 1 else path.with_name(f"{path.stem}-{model.lower()}.json")
-        print(f"picture: {draw(bars(records), *titles(records), 'microseconds a token drawn', target)}")
-
-
 def bars(records: Sequence[dict[str, Any]]) -> list[Bar]:
     """Microseconds a token, since engines draw different tokens and so different numbers of them."""
     drawn = []
@@ -248,3 +225,6 @@ def titles(records: Sequence[dict[str, Any]]) -> tuple[str, str]:
         times = generate["vllm-shared"]["tokens_per_second"] / generate["hf"]["tokens_per_second"]
         title += f": vLLM on shared weights {times:.1f} times as fast as transformers"
     return title, f"{first['model']}, {first['dtype']}, {first['n']} prompts a call, {first['device']}; p20 to p80"
+
+
+VIEW = View(table, NOTES, summary, bars, titles, unit="microseconds a token drawn")

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from bench.limits import Ceilings
-from bench.machine import versions
-from bench.records import commit, digits, number
+from bench.machine import PACKAGES
+from bench.records import commit, digits, number, versions
 from bench.step_limits import floor_s
 from bench.work import Work, answer_tokens
 
@@ -69,7 +69,7 @@ def step_record(
         "percent_of_floor": digits(1e5 * sum(floor.values()) / p50),
         "limit": {"gemm_tflops": digits(limit.flops / 1e12), "copy_gb_s": digits(limit.bandwidth / 1e9)},
         "threads": about["threads"],
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "commit": commit(),
         "command": command,
     }

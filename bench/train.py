@@ -12,17 +12,17 @@ Writes train-<device>.json (records), .md (tables) and .svg to bench/results; --
 """
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import step_providers, step_records
+from bench import step_providers
 from bench.children import Run, measure_children, prepare
-from bench.records import number, write
-from bench.stacked import Bar, draw
+from bench.publish import View
+from bench.records import number
+from bench.stacked import Bar
 from bench.step_goals import best_ours, summary
-from bench.step_records import PARTS, by_model, step_record, table
+from bench.step_records import NOTES, PARTS, step_record, table
 from bench.work import ON_GPU, WORKS, Work
 
 CHILD = "bench.train_child:train"
@@ -59,20 +59,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     args = parse(argv)
     if args.records:
-        found = json.loads(args.records.read_text())
-        print(table(found))
-        show(found, args.records)
-        return 0
+        return VIEW.again(args.records)
     run = prepare(args, "train", argv)
     for work in chosen(args):
         measure(work, args, run)
-    run.clean()
-    print(f"\n{table(run.found)}\n", flush=True)
-    if run.out is not None and run.found:
-        save(run)
-        print(f"records: {run.out}; tables: {run.out.with_suffix('.md').name}")
-    show(run.found, run.out)
-    return 130 if run.interrupted else 0
+    return VIEW.publish(run)
 
 
 def chosen(args: argparse.Namespace) -> list[Work]:
@@ -117,25 +108,6 @@ def measure(work: Work, args: argparse.Namespace, run: Run) -> None:
             )
 
 
-def save(run: Run) -> None:
-    assert run.out is not None
-    write(run.out, json.dumps(run.found, indent=1) + "\n")
-    remarks = "\n".join(f"- {line}" for line in (*run.lines, *summary(run.found)))
-    parts = [run.about(), f"`{run.command}`", table(run.found), step_records.NOTES, remarks]
-    write(run.out.with_suffix(".md"), "\n\n".join(parts) + "\n")
-
-
-def show(found: list[dict[str, Any]], path: Path | None) -> None:
-    """Prints goals and ratios, and draws a picture a model beside the records."""
-    print("\n".join(summary(found)))
-    if path is None:
-        return
-    models = by_model(found)
-    for model, records in models.items():
-        target = path if len(models) == 1 else path.with_name(f"{path.stem}-{model.lower()}.json")
-        print(f"picture: {draw(bars(records), *titles(records), 'milliseconds a step', target)}")
-
-
 def bars(records: Sequence[dict[str, Any]]) -> list[Bar]:
     return [
         Bar(
@@ -168,3 +140,6 @@ def titles(records: Sequence[dict[str, Any]]) -> tuple[str, str]:
         "behind it p50 and peak memory; work differs, see the table's notes"
     )
     return title, where
+
+
+VIEW = View(table, NOTES, summary, bars, titles, unit="milliseconds a step")

@@ -23,6 +23,19 @@ if importlib.util.find_spec("hypothesis"):  # a machine that only runs the GPU t
     settings.load_profile("raft")
 
 
+@pytest.fixture
+def same_process():
+    """For tests of a run that sets the environment and the threads of the process that starts it."""
+    import torch
+
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not for_gpu:

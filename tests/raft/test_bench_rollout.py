@@ -1,33 +1,22 @@
 """The benchmark of the engines: its records hold what the contract names, and its goals follow from them."""
 
 import json
-import os
 from xml.etree import ElementTree
 
 import pytest
-import torch
 
 from bench import rollout
 from bench.children import Measured, Run
 from bench.limits import Ceilings
 from bench.work import WORKS, make_prompts
 
+pytestmark = pytest.mark.usefixtures("same_process")
+
 QUICK = WORKS["quick"]
 FIELDS = ["op", "provider", "device", "n", "h", "v", "k", "dtype", "regime", "pass", "ms_p20", "ms_p50", "ms_p80"]
 FIELDS += ["peak_mib", "versions", "commit", "command"]  # the contract; what follows is for the tables
 FIELDS += ["weights", "model", "parameters", "tokens", "tokens_per_second", "parameter_mib", "student_mib"]
 FIELDS += ["threads", "limit"]
-
-
-@pytest.fixture(autouse=True)
-def same_process():
-    """A run sets the environment and the threads of the process that starts it."""
-    environment, threads = dict(os.environ), torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    os.environ.update(environment)
 
 
 def test_prompts_are_mixed_and_the_same_for_all():

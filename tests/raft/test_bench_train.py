@@ -2,7 +2,6 @@
 the contract names, and goals follow from them."""
 
 import json
-import os
 import random
 import time
 from xml.etree import ElementTree
@@ -18,23 +17,14 @@ from bench.step_limits import floor_s
 from bench.step_providers import make
 from bench.work import WORKS, Lengths, answer_tokens, ends, make_model, make_rows, make_tokenizer
 
+pytestmark = pytest.mark.usefixtures("same_process")
+
 QUICK, CPU = WORKS["quick"], WORKS["cpu"]
 FIELDS = ["op", "provider", "device", "n", "h", "v", "k", "dtype", "regime", "pass", "ms_p20", "ms_p50", "ms_p80"]
 FIELDS += ["peak_mib", "versions", "commit", "command"]  # the contract; what follows is for the tables
 FIELDS += ["objective", "generation", "weights", "model", "parameters", "batch", "steps_per_refresh", "steps"]
 FIELDS += ["ms_per_1000_tokens", "seconds", "refresh_percent", "tokens", "padding", "rollout_length", "parameter_mib"]
 FIELDS += ["student_mib", "floor_ms", "percent_of_floor", "limit", "threads"]
-
-
-@pytest.fixture(autouse=True)
-def same_process():
-    """A run sets the environment and the threads of the process that starts it."""
-    environment, threads = dict(os.environ), torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    os.environ.update(environment)
 
 
 # The work

@@ -1,0 +1,55 @@
+"""What a run of engines or of steps leaves: records, tables with goals and the state of the machine, and pictures."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.children import Run
+from bench.records import write
+from bench.stacked import Bar, draw
+from bench.step_records import by_model
+
+Records = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class View:
+    """How the records of one benchmark are shown."""
+
+    table: Callable[[Records], str]
+    notes: str
+    summary: Callable[[Records], list[str]]  # goals and ratios
+    bars: Callable[[Records], list[Bar]]  # of one model
+    titles: Callable[[Records], tuple[str, str]]  # what a reader should take away, and what was measured
+    unit: str  # of the bars
+
+    def publish(self, run: Run) -> int:
+        """Prints and writes all that was found; gives the exit status."""
+        run.clean()
+        print(f"\n{self.table(run.found)}\n", flush=True)
+        if run.out is not None and run.found:
+            write(run.out, json.dumps(run.found, indent=1) + "\n")
+            remarks = "\n".join(f"- {line}" for line in (*run.lines, *self.summary(run.found)))
+            parts = [run.about(), f"`{run.command}`", self.table(run.found), self.notes, remarks]
+            write(run.out.with_suffix(".md"), "\n\n".join(parts) + "\n")
+            print(f"records: {run.out}; tables: {run.out.with_suffix('.md').name}")
+        self._show(run.found, run.out)
+        return 130 if run.interrupted else 0
+
+    def again(self, path: Path) -> int:
+        """Shows the records of an earlier run."""
+        found = json.loads(path.read_text())
+        print(self.table(found))
+        self._show(found, path)
+        return 0
+
+    def _show(self, found: list[dict[str, Any]], path: Path | None) -> None:
+        print("\n".join(self.summary(found)))
+        if path is None:
+            return
+        models = by_model(found)
+        for model, records in models.items():
+            target = path if len(models) == 1 else path.with_name(f"{path.stem}-{model.lower()}.json")
+            print(f"picture: {draw(self.bars(records), *self.titles(records), self.unit, target)}")
