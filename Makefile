@@ -1,11 +1,12 @@
 # The whole project on a machine with Python 3.11 or 3.12, make and a C compiler. Everything is installed into .venv, once.
 #   make demo [RUN=folder] [SEED=n]   refine, train and compare on the micro-world, in a fresh run folder
-#   make test [ARGS="-k rows"]        the tests
+#   make test [ARGS="-k rows"]        the tests, two files at a time (WORKERS=0: in one process, for a debugger)
 #   make check                        style and types
 #   make bench [ARGS="train"]         benchmarks (kernels, train, rollout), and a quick look at each provider by pytest-benchmark
 SHELL := /bin/bash
 RUN ?= runs/out/demo
 SEED ?= 0
+WORKERS ?= 2
 ARGS ?=
 BIN := .venv/bin
 
@@ -22,7 +23,7 @@ demo: venv
 	$(BIN)/raft demo --run $(RUN) --seed $(SEED) --overwrite
 
 test: venv
-	$(BIN)/python -m pytest -q --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -q --durations=15 --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)
 
 check: venv
 	$(BIN)/ruff check .

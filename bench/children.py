@@ -36,6 +36,7 @@ class Run:
     found: list[dict[str, Any]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)  # what was left out, and why
     interrupted: bool = False
+    failed: bool = False  # any child
     logs: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="raft-bench-")))  # the children's output
 
     def say(self, line: str) -> None:
@@ -44,8 +45,8 @@ class Run:
         print(line, flush=True)
 
     def clean(self) -> None:
-        """Removes the children's output, but for what a line about a failure points to."""
-        shutil.rmtree(self.logs / "bytecode" if self.lines else self.logs, ignore_errors=True)
+        """Removes the children's output, unless a line about a failure points to it."""
+        shutil.rmtree(self.logs / "bytecode" if self.failed else self.logs, ignore_errors=True)
 
     def about(self) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in records.versions(machine.PACKAGES).items())
@@ -123,6 +124,7 @@ def measure_children(
         try:
             action(name)
         except Failed as error:
+            run.failed = True
             run.say(f"{name}: left out, {error}")
             print(f"its output: {logs / name}", flush=True)
             children.pop(name).stop()

@@ -6,7 +6,7 @@ the model's parameter can simply BE that block. Training then writes where gener
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,15 +65,12 @@ class SharedWeights:
             for names in _by_storage(slices):
                 numbers = {name: copies.get(name, parameters[name].detach()) for name in names}
                 load(numbers)
-                for name in names:
-                    if not torch.equal(slices[name], numbers[name].to(slices[name].device)):
-                        raise CannotShare(f"the engine keeps {name} in another form")
+                _compare({name: slices[name] for name in names}, numbers)
                 for name in names:
                     parameters[name].data = slices[name]
                     moved.append(parameters[name])
         except BaseException:
-            for parameter in moved:
-                parameter.data = parameter.data.clone()
+            _move_out(moved)
             raise
         self._homes = {name: parameter.data_ptr() for name, parameter in parameters.items()}
         self._engine_homes = _addresses(engine_model)
@@ -82,8 +79,7 @@ class SharedWeights:
         """Raises CannotShare, the model with a copy of its own, if the engine has replaced its storage since."""
         now = _addresses(self._engine_model)
         if changed := [name for name, address in self._engine_homes.items() if now.get(name) != address]:
-            for parameter in named_weights(self._model).values():
-                parameter.data = parameter.data.clone()
+            _move_out(named_weights(self._model).values())
             raise CannotShare(f"the engine has repacked {changed[0]}")
 
     def refresh(self) -> None:
@@ -253,10 +249,20 @@ def rows_of(engine_model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str,
 def match(engine_model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`rows_of`, where the engine has loaded `tensors` by its own means before and holds the same numbers."""
     slices = rows_of(engine_model, tensors)
-    for name, rows in slices.items():
-        if not torch.equal(rows, tensors[name].to(rows)):
-            raise CannotShare(f"the engine keeps {name} in another form")
+    _compare(slices, tensors)
     return slices
+
+
+def _compare(slices: Mapping[str, Tensor], numbers: Mapping[str, Tensor]) -> None:
+    for name, rows in slices.items():
+        if not torch.equal(rows, numbers[name].to(rows)):
+            raise CannotShare(f"the engine keeps {name} in another form")
+
+
+def _move_out(parameters: Iterable[nn.Parameter]) -> None:
+    """Gives each a storage of its own."""
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()
 
 
 def _by_storage(slices: Mapping[str, Tensor]) -> list[list[str]]:

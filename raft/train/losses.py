@@ -100,9 +100,7 @@ def kl_per_rollout(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig) -
         divergence=args.divergence,
         beta=args.jsd_beta,
         tail=args.tail,
-        bias=head.bias,
-        logit_scale=head.scale,
-        softcap=head.softcap,
+        **head.options,
     )
     return tokens.new_zeros(len(batch.scored)).index_add(
         0, batch.kl_rollout, tokens * batch.kl_weights.to(tokens.dtype)
@@ -111,29 +109,14 @@ def kl_per_rollout(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig) -
 
 def teacher_topk(hidden: Tensor, head: Head, args: RAFTConfig) -> TopK:
     """[N, K] ids and logits of the teacher at N positions, with the log-partition at T for the mass that they cover."""
-    return linear_topk(
-        hidden,
-        head.weight,
-        args.top_k,
-        bias=head.bias,
-        logit_scale=head.scale,
-        softcap=head.softcap,
-        log_partition_at=args.temperature,
-    )
+    return linear_topk(hidden, head.weight, args.top_k, log_partition_at=args.temperature, **head.options)
 
 
 def statistics(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig) -> TopKMetrics:
     """[N] each: masses on the K tokens, entropies over them and top-1 agreement, at T. One more product with the head."""
     assert batch.teacher is not None
-    return topk_metrics(
-        hidden[batch.kl_positions],
-        head.weight,
-        batch.teacher,
-        temperature=args.temperature,
-        bias=head.bias,
-        logit_scale=head.scale,
-        softcap=head.softcap,
-    )
+    states = hidden[batch.kl_positions]
+    return topk_metrics(states, head.weight, batch.teacher, temperature=args.temperature, **head.options)
 
 
 def covered_mass(teacher: TopK, temperature: float) -> Tensor:

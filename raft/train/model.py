@@ -25,6 +25,11 @@ class Head:
     scale: float
     softcap: float | None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """All but the weight, by the names that the functions of `raft_kernels` have for it."""
+        return {"bias": self.bias, "logit_scale": self.scale, "softcap": self.softcap}
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, V] logits of [N, H] hidden states; for a few rows only."""
         logits = nn.functional.linear(hidden, self.weight, self.bias) * self.scale

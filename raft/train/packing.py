@@ -32,9 +32,8 @@ class Pack(NamedTuple):
     input_ids: Tensor  # [1, L] int64
     position_ids: Tensor  # [1, L] int64, from 0 in each sequence
     spans: tuple[Span, ...]  # what follows what; L tokens in all
-    offsets: (
-        Tensor  # [S + 1] int32: where each sequence starts, the last one is L; without meaning where prompts are shared
-    )
+    # [S + 1] int32: where each sequence starts, the last one is L; without meaning where prompts are shared
+    offsets: Tensor
     rows: Tensor  # [S, longest] int64: position in the pack, 0 in the padding
     back: Tensor  # [L] int64: position in the flattened rows
 

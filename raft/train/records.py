@@ -47,6 +47,9 @@ class Window:
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self._host: dict[str, float] = {}
         self._device: dict[str, Tensor] = {}
         self._seconds: dict[str, float] = {}  # of this rank, from before a checkpoint
@@ -89,7 +92,7 @@ class Window:
         ]
         sums = dict(zip(SUMS, reduce(torch.stack(columns)).tolist(), strict=True))
         line = Line(sums, self.steps, _sum(self._seconds, seconds))
-        self.__init__()  # type: ignore[misc]
+        self.clear()
         return line
 
     def state_dict(self, seconds: dict[str, float]) -> dict[str, Any]:
@@ -100,7 +103,7 @@ class Window:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """KeyError for a state that another version wrote."""
-        self.__init__()  # type: ignore[misc]
+        self.clear()
         self._host, self._seconds, self.steps = dict(state["totals"]), dict(state["seconds"]), state["steps"]
 
 

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.liger import apply_liger_kernel
 
-from raft.engines.base import Completion, Engine, Sampling, context_length, eos_ids
-from raft.errors import ConfigError, RunFolderError
+from raft.engines.base import Completion, Engine, Sampling, eos_ids
+from raft.errors import RunFolderError
 from raft.models import load_model, load_tokenizer
-from raft.rows import Row, normalize_rows, read_rows
 from raft.runs import JsonlAppender, write_json
 from raft.train import fapm
 from raft.train.balance import Balance
@@ -31,18 +30,18 @@ from raft.train.clock import Clock
 from raft.train.config import RAFTConfig
 from raft.train.data import Example, render
 from raft.train.flops import Flops, peak_flops
+from raft.train.inputs import check_deepspeed, check_settings, fit, render_evaluation, rows_from
 from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, statistics, student_batch
 from raft.train.master import keep_masters
 from raft.train.model import LanguageModel, inside_forward
 from raft.train.packing import Span, move
 from raft.train.progress import show_progress
 from raft.train.records import RolloutLog, Window, drop_after
+from raft.train.report import describe
 from raft.train.rollout import RolloutQueue, Scored
 from raft.train.teacher import Teacher
 
 logger = logging.getLogger(__name__)
-
-UNSUPPORTED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "model_init")
 
 
 class RAFTTrainer(Trainer):
@@ -69,8 +68,8 @@ class RAFTTrainer(Trainer):
         eval_dataset: Any = None,
         **trainer_kwargs: Any,
     ):
-        _check(args, trainer_kwargs)
-        rows = None if train_dataset is None else _rows(train_dataset, "train_dataset")
+        check_settings(args, trainer_kwargs)
+        rows = None if train_dataset is None else rows_from(train_dataset, "train_dataset")
         if isinstance(model, (str, os.PathLike)):
             tokenizer = processing_class or load_tokenizer(model)
             loaded: Any = load_model(model, dtype=getattr(torch, args.param_dtype))
@@ -79,13 +78,13 @@ class RAFTTrainer(Trainer):
             tokenizer = processing_class or load_tokenizer(loaded.config._name_or_path)
         self.student = LanguageModel(loaded)
         self.student.check()
-        _fit(args, self.student)
+        fit(args, self.student)
         ends = eos_ids(self.student.inner, tokenizer)
         self.cuts: Any
         examples, self.cuts = render(rows, tokenizer, args, ends) if rows is not None else (None, None)
         drawn = args.rollouts_per_prompt if args.preset.distills else 0
         check_budget(args.max_tokens_per_micro_batch, examples or [], drawn, args.rollout_max_tokens)
-        evaluated = _render_eval(eval_dataset, tokenizer, args, ends)
+        evaluated = render_evaluation(eval_dataset, tokenizer, args, ends)
         super().__init__(
             model=loaded,
             args=args,
@@ -99,14 +98,8 @@ class RAFTTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         if isinstance(model, (str, os.PathLike)):
             self.student.use_flash_attention()
-        if self.is_deepspeed_enabled and args.max_tokens_per_micro_batch is not None:
-            raise ConfigError(
-                "max_tokens_per_micro_batch: expected none beside DeepSpeed, which counts the micro-batches itself"
-            )
-        if self.is_deepspeed_enabled and args.engine_weights == "shared":
-            raise ConfigError(
-                "engine_weights: expected copied beside DeepSpeed, which keeps the weights in its own memory"
-            )
+        if self.is_deepspeed_enabled:
+            check_deepspeed(args)
         self._base: dict[str, Tensor] | None = None
         if args.preset.prunes:
             # Before any training: a resumed run loads its checkpoint later, in `train`.
@@ -242,7 +235,8 @@ class RAFTTrainer(Trainer):
             self._weight = self._weigh(batch, sft, kl)
             loss = loss + self._weight.to(kl.dtype) * divergence
             window.add("loss_kl", divergence)
-            self.rollout_log.add(self.state.global_step + 1, batch, kl)
+            if self.is_world_process_zero():
+                self.rollout_log.add(self.state.global_step + 1, batch, kl)
         window.add("loss", loss)
         window.add("packed_tokens", batch.pack.tokens)
         positions = len(batch.sft_positions) + len(batch.kl_positions)
@@ -300,9 +294,8 @@ class RAFTTrainer(Trainer):
     def begin(self) -> None:
         """Model, optimizer and checkpoint are in place: attach the engine, cut what a later life of this run wrote, report."""
         if self.args.use_liger_kernel and self.teacher is not None and not self.teacher.shares_student:
-            apply_liger_kernel(
-                self.teacher.model.model, self.args.liger_kernel_config
-            )  # the Trainer's is the student's
+            # The student's is the Trainer's to do.
+            apply_liger_kernel(self.teacher.model.model, self.args.liger_kernel_config)
         if self.args.preset.distills and self.engine is None:
             from raft.engines import make_engine
 
@@ -323,7 +316,9 @@ class RAFTTrainer(Trainer):
                 path = Path(self.args.output_dir, name)
                 drop_after(path, self.state.global_step)
                 self._files[name] = JsonlAppender(path)
-            print("\n".join(self.describe()), file=sys.stderr)
+            engine = getattr(self.engine, "name", "an engine")
+            lines = describe(self.args, self.train_dataset, self.cuts, self.state.max_steps, engine)
+            print("\n".join(lines), file=sys.stderr)
         self.clock.reset()
 
     def after_optimizer(self) -> None:
@@ -365,48 +360,8 @@ class RAFTTrainer(Trainer):
             logger.warning("lambda has reached its upper bound of %g by step %d", bound, self.state.global_step)
 
     def _write_rollouts(self) -> None:
-        lines = self.rollout_log.drain(self.processing_class.decode)
-        if "rollouts.jsonl" in self._files:
-            for line in lines:
-                self._files["rollouts.jsonl"].append(line)
-
-    def describe(self) -> list[str]:
-        """The settings that follow from others, a line each."""
-        args, examples = self.args, self.train_dataset
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        prompt, target = (sum(len(getattr(e, name)) for e in examples) / len(examples) for name in ("prompt", "target"))
-        tokens = batch * (prompt + target)
-        lines = [
-            (
-                f"raft: method {args.method} on {len(examples)} rows ({args.answer_target} answers), {self.state.max_steps} steps of {batch} rows "
-                f"({args.per_device_train_batch_size} x {args.gradient_accumulation_steps} micro-batches x {args.world_size} ranks)"
-            )
-        ]
-        if args.preset.distills:
-            most = tokens + batch * args.rollouts_per_prompt * (prompt + args.rollout_max_tokens)
-            drawn = batch // args.world_size * args.rollouts_per_prompt * args.steps_per_refresh
-            weight = (
-                f"fixed at {args.fixed_lambda:g}"
-                if args.fixed_lambda is not None
-                else f"by moving averages, beta {args.ema_beta:g}"
-            )
-            lines += [
-                (
-                    f"raft: {drawn} rollouts of at most {args.rollout_max_tokens} tokens a rank and refresh, "
-                    f"a refresh every {args.steps_per_refresh} steps, from {getattr(self.engine, 'name', 'an engine')}"
-                ),
-                (
-                    f"raft: {tokens:.0f} tokens a step for the answers, {most:.0f} at most with rollouts; "
-                    f"K {args.top_k}, T {args.temperature:g}, lambda {weight}"
-                ),
-            ]
-        else:
-            lines.append(f"raft: {tokens:.0f} tokens a step")
-        if self.cuts is not None and (self.cuts.targets or self.cuts.references):
-            lines.append(
-                f"raft: cut to fit: {self.cuts.targets} answers, {self.cuts.references} references of the teacher"
-            )
-        return lines
+        for line in self.rollout_log.drain(self.processing_class.decode):
+            self._files["rollouts.jsonl"].append(line)
 
     # ---- checkpoints ----
 
@@ -507,46 +462,3 @@ def _token_ids(packs: Sequence[Batch], device: torch.device) -> Tensor:
     if len(packs) == 1:
         return packs[0].pack.input_ids
     return torch.cat([torch.empty(1, 0, dtype=torch.int64, device=device), *(b.pack.input_ids for b in packs)], dim=1)
-
-
-def _render_eval(dataset: Any, tokenizer: Any, args: RAFTConfig, ends: tuple[int, ...]) -> Any:
-    if dataset is None:
-        return None
-    if isinstance(dataset, Mapping):
-        return {name: _render_eval(rows, tokenizer, args, ends) for name, rows in dataset.items()}
-    return render(_rows(dataset, "eval_dataset"), tokenizer, args, ends, rollouts=False)[0]
-
-
-def _rows(dataset: Any, name: str) -> list[Row]:
-    return (
-        read_rows(os.fspath(dataset))
-        if isinstance(dataset, (str, os.PathLike))
-        else normalize_rows(dataset, source=name)
-    )
-
-
-def _fit(args: RAFTConfig, student: LanguageModel) -> None:
-    """Lengths within the positions of the model, and settings that only its shape can prove wrong."""
-    config = student.inner.config.get_text_config()
-    args.max_length = context_length(config, args.max_length)
-    if args.teacher_max_length is not None:
-        args.teacher_max_length = context_length(config, args.teacher_max_length)
-    if not args.preset.distills:
-        return
-    if args.top_k > student.vocabulary:
-        raise ConfigError(f"top_k: expected at most {student.vocabulary}, the model's vocabulary, found {args.top_k}")
-    shortest = min(args.max_length, args.teacher_length)
-    if args.rollout_max_tokens >= shortest:
-        raise ConfigError(
-            f"rollout_max_tokens: expected less than the model's {shortest} positions, found {args.rollout_max_tokens}"
-        )
-
-
-def _check(args: RAFTConfig, trainer_kwargs: Mapping[str, Any]) -> None:
-    if not isinstance(args, RAFTConfig):
-        raise ConfigError(f"args: expected a RAFTConfig, found {type(args).__name__}")
-    if args.use_liger_kernel and args.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ConfigError("use_liger_kernel: expected false on a CPU, Liger's kernels need a GPU")
-    for name in UNSUPPORTED:
-        if trainer_kwargs.get(name) is not None:
-            raise ConfigError(f"{name}: not supported, this trainer renders its rows and computes its losses itself")

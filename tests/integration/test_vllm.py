@@ -44,6 +44,19 @@ def own(model, sampling=GREEDY, prompts=PROMPTS):
     return HFEngine(model, make_tokenizer(), max_model_len=384).generate(prompts, sampling)
 
 
+def follows(engine, model, rounds=1) -> None:
+    """After training and a refresh the engine's greedy tokens are the model's own, and not those from before."""
+    before = engine.generate(PROMPTS, GREEDY)
+    assert before == own(model)
+    for _ in range(rounds):
+        train(model)
+        engine.refresh()
+        after = engine.generate(PROMPTS, GREEDY)
+        assert after == own(model)
+        assert after != before
+        before = after
+
+
 class Started:
     """A model with its engine, and what the process was like before the engine started."""
 
@@ -81,20 +94,14 @@ def test_shared_weights_follow_the_training_without_a_copy(family, tied, lora, t
     engine = VLLMEngine(model, make_tokenizer(), weights="shared", **SMALL)
     try:
         assert engine.weights.mode == "shared"
-        seen = [engine.generate(PROMPTS, GREEDY)]
-        assert seen[0] == own(model)
-        for _ in range(2):
-            train(model)
-            engine.refresh()
-            seen.append(engine.generate(PROMPTS, GREEDY))
-            assert seen[-1] == own(model)
-            assert seen[-1] != seen[-2]
+        follows(engine, model, rounds=2)
         theirs = storages(engine._worker().model_runner.model)
         assert {p.untyped_storage().data_ptr() for n, p in model.named_parameters() if ".lora_" not in n} <= theirs
         if lora:
+            adapted = engine.generate(PROMPTS, GREEDY)
             with model.disable_adapter():
                 engine.refresh()
-                assert seen[-1] != engine.generate(PROMPTS, GREEDY) == own(model)
+                assert adapted != engine.generate(PROMPTS, GREEDY) == own(model)
     finally:
         engine.close()
 
@@ -106,9 +113,7 @@ def storages(model) -> set[int]:
 def test_biases_are_shared_as_well(tmp_path):
     started = Started(build("qwen2", tmp_path), weights="shared")
     try:
-        train(started.model)
-        started.engine.refresh()
-        assert started.engine.generate(PROMPTS, GREEDY) == own(started.model)
+        follows(started.engine, started.model)
         assert storages(started.model) == storages(started.engine._worker().model_runner.model)
     finally:
         started.engine.close()
@@ -161,9 +166,7 @@ def test_adapters_that_vllm_has_no_form_for_are_merged_into_a_copy(tmp_path, cap
     try:
         assert engine.weights.mode == "copied"
         assert "with merged adapters at each refresh" in caplog.text
-        train(model)
-        engine.refresh()
-        assert engine.generate(PROMPTS, GREEDY) == own(model)
+        follows(engine, model)
     finally:
         engine.close()
 
@@ -183,11 +186,7 @@ def test_adapters_that_transformers_put_into_the_model_are_served_too(tmp_path):
     model.add_adapter(peft.LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj"], init_lora_weights=False))
     engine = VLLMEngine(model, make_tokenizer(), weights="shared", **SMALL)
     try:
-        before = engine.generate(PROMPTS, GREEDY)
-        assert before == own(model)
-        train(model)
-        engine.refresh()
-        assert before != engine.generate(PROMPTS, GREEDY) == own(model)
+        follows(engine, model)
     finally:
         engine.close()
 
@@ -212,11 +211,7 @@ def test_lora_can_be_copied_with_its_adapters_merged(tmp_path):
     model = peft.get_peft_model(base, config)
     engine = VLLMEngine(model, make_tokenizer(), weights="copied", **SMALL)
     try:
-        before = engine.generate(PROMPTS, GREEDY)
-        assert before == own(model)
-        train(model)
-        engine.refresh()
-        assert before != engine.generate(PROMPTS, GREEDY) == own(model)
+        follows(engine, model)
     finally:
         engine.close()
 
@@ -243,9 +238,7 @@ def test_a_model_in_memory_that_vllm_keeps_in_another_form(caplog):
     try:
         assert (engine.name, engine.weights.mode) == ("vllm", "copied")
         assert "a copy of the weights at each refresh" in caplog.text
-        train(model)
-        engine.refresh()
-        assert engine.generate(PROMPTS, GREEDY) == own(model)
+        follows(engine, model)
     finally:
         engine.close()
 

@@ -1,6 +1,8 @@
 """The benchmark of the engines: its records hold what the contract names, and its goals follow from them."""
 
 import json
+import os
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -30,7 +32,8 @@ def made_up(name, weights, generate_s, refresh_s, peak, parameters, final=True):
     about |= {"student_mib": 0.5, "threads": 2}
     turns = [{"generate_s": s, "refresh_s": refresh_s, "tokens": 500} for s in (9.0, *generate_s)]
     child = Measured(about, turns, {"peak_mib": peak, "parameter_mib": parameters} if final else None)
-    run = Run("cpu", "cpu, 2 threads", Ceilings(1e11, 1e10), "python -m bench rollout", None, "idle")
+    logs = Path(os.devnull)
+    run = Run("cpu", "cpu, 2 threads", Ceilings(1e11, 1e10), "python -m bench rollout", None, "idle", logs=logs)
     return list(rollout.rollout_records(name, QUICK, child, child, 8, run))
 
 

@@ -1,0 +1,69 @@
+"""What the trainer is given: settings checked, lengths fitted to the model, rows read, all before any work starts."""
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from raft.engines.base import context_length
+from raft.errors import ConfigError
+from raft.rows import Row, normalize_rows, read_rows
+from raft.train.config import RAFTConfig
+from raft.train.data import Example, render
+from raft.train.model import LanguageModel
+
+UNSUPPORTED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "model_init")
+
+
+def check_settings(args: RAFTConfig, trainer_kwargs: Mapping[str, Any]) -> None:
+    if not isinstance(args, RAFTConfig):
+        raise ConfigError(f"args: expected a RAFTConfig, found {type(args).__name__}")
+    if args.use_liger_kernel and args.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError("use_liger_kernel: expected false on a CPU, Liger's kernels need a GPU")
+    for name in UNSUPPORTED:
+        if trainer_kwargs.get(name) is not None:
+            raise ConfigError(f"{name}: not supported, this trainer renders its rows and computes its losses itself")
+
+
+def check_deepspeed(args: RAFTConfig) -> None:
+    """Settings that do not go with DeepSpeed; whether it is there only the Trainer's own construction settles."""
+    if args.max_tokens_per_micro_batch is not None:
+        raise ConfigError(
+            "max_tokens_per_micro_batch: expected none beside DeepSpeed, which counts the micro-batches itself"
+        )
+    if args.engine_weights == "shared":
+        raise ConfigError("engine_weights: expected copied beside DeepSpeed, which keeps the weights in its own memory")
+
+
+def fit(args: RAFTConfig, student: LanguageModel) -> None:
+    """Cuts the lengths in `args` to the positions of the model, and refuses what only its shape can prove wrong."""
+    config = student.inner.config.get_text_config()
+    args.max_length = context_length(config, args.max_length)
+    if args.teacher_max_length is not None:
+        args.teacher_max_length = context_length(config, args.teacher_max_length)
+    if not args.preset.distills:
+        return
+    if args.top_k > student.vocabulary:
+        raise ConfigError(f"top_k: expected at most {student.vocabulary}, the model's vocabulary, found {args.top_k}")
+    shortest = min(args.max_length, args.teacher_length)
+    if args.rollout_max_tokens >= shortest:
+        raise ConfigError(
+            f"rollout_max_tokens: expected less than the model's {shortest} positions, found {args.rollout_max_tokens}"
+        )
+
+
+def rows_from(dataset: Iterable[Mapping[str, Any]] | str | os.PathLike[str], name: str) -> list[Row]:
+    """Rows of a file or in memory; `name` is what an error calls the latter."""
+    if isinstance(dataset, (str, os.PathLike)):
+        return read_rows(os.fspath(dataset))
+    return normalize_rows(dataset, source=name)
+
+
+def render_evaluation(
+    dataset: Any, tokenizer: Any, args: RAFTConfig, ends: Collection[int]
+) -> list[Example] | dict[str, Any] | None:
+    """Rows for eval_loss, or several named sets of them."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, Mapping):
+        return {name: render_evaluation(rows, tokenizer, args, ends) for name, rows in dataset.items()}
+    return render(rows_from(dataset, "eval_dataset"), tokenizer, args, ends, rollouts=False)[0]
