@@ -18,6 +18,7 @@ import torch
 from bench import machine, records
 from bench.limits import Ceilings, ceilings
 from bench.turns import Child, Failed
+from bench.work import ON_GPU, WORKS, Work
 
 # GiB of memory on a CPU: a child that waits holds libraries, vLLM's cache, a small model and its optimizer; one works.
 WAITING_GIB, WORKING_GIB = 1.2, 7
@@ -60,12 +61,31 @@ class Measured:
     final: Any = None  # None where the run was interrupted before its end
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every such run may be told."""
+    parser.add_argument("--quick", action="store_true", help="a tiny model, one thread, no vLLM unless named")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    parser.add_argument("--models", type=works, help=f"comma-separated, of {', '.join(WORKS)}")
+    parser.add_argument("--threads", type=int, help="threads of a CPU run (default: torch's choice, quick 1)")
+    parser.add_argument("--alone", action="store_true", help="one provider after the other, not by turns")
+    parser.add_argument("--out", type=Path, help="the records; tables and picture go beside them")
+    parser.add_argument("--records", type=Path, help="measure nothing, show these")
+
+
+def works(names: str) -> list[Work]:
+    if unknown := [name for name in names.split(",") if name not in WORKS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} unknown; there are {', '.join(WORKS)}")
+    return [WORKS[name] for name in names.split(",")]
+
+
 def prepare(args: argparse.Namespace, name: str, argv: Sequence[str]) -> Run:
-    """Settles device, threads and file names, and measures what the machine can do."""
+    """Settles device, models, threads and file names, and measures what the machine can do."""
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch finds no GPU here")
     args.alone = args.alone or args.device == "cuda"
+    default = ["quick"] if args.quick else ON_GPU if args.device == "cuda" else ["cpu"]
+    args.models = args.models or [WORKS[name] for name in default]
     state = machine.state()  # before anything of ours runs
     threads = args.threads or (1 if args.quick else torch.get_num_threads())
     torch.set_num_threads(threads)

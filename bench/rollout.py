@@ -11,21 +11,20 @@ Writes rollout-<device>.json (records), .md (tables) and .svg to bench/results; 
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.children import Measured, Run, measure_children, prepare
+from bench.children import Measured, Run, add_arguments, measure_children, prepare
 from bench.goals import goal_line, ratio
 from bench.machine import PACKAGES
 from bench.publish import View
 from bench.records import commit, digits, number, versions
 from bench.stacked import Bar
 from bench.step_goals import memory_goals
-from bench.step_providers import vllm_installed
 from bench.step_records import by_model
-from bench.work import ON_GPU, WORKS, Work
+from bench.step_setup import vllm_installed
+from bench.work import Work
 
 ENGINES = {"vllm-shared": "shared", "vllm-copied": "copied", "hf": "hf"}
 CHILD = "bench.rollout_child:rollout"
@@ -36,16 +35,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench rollout", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a tiny model, one thread, no vLLM unless named")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
-    parser.add_argument("--models", default="", help=f"comma-separated, of {', '.join(WORKS)}")
+    add_arguments(parser)
     parser.add_argument("--providers", default="", help=f"comma-separated, of {', '.join(ENGINES)}")
     parser.add_argument("--prompts", type=int, help="prompts of a call (default: 64, quick 8)")
     parser.add_argument("--reps", type=int, help="measured calls of each (default: 10, quick 3)")
-    parser.add_argument("--threads", type=int, help="threads of a CPU run (default: torch's choice, quick 1)")
-    parser.add_argument("--alone", action="store_true", help="one engine after the other, not by turns")
-    parser.add_argument("--out", type=Path, help="the records; tables and picture go beside them")
-    parser.add_argument("--records", type=Path, help="measure nothing, show these")
     args = parser.parse_args(argv)
     args.prompts = args.prompts or (8 if args.quick else 64)
     args.reps = args.reps or (3 if args.quick else 10)
@@ -63,9 +56,8 @@ def main(argv: list[str]) -> int:
     if args.records:
         return VIEW.again(args.records)
     run = prepare(args, "rollout", argv)
-    names = args.models.split(",") if args.models else ["quick"] if args.quick else None
-    for name in names or (ON_GPU if args.device == "cuda" else ["cpu"]):
-        measure(WORKS[name], args, run)
+    for work in args.models:
+        measure(work, args, run)
     return VIEW.publish(run)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from bench import memory
+from bench.our_steps import make_engine
 from bench.probes import Stopwatch
-from bench.step_providers import SEED, make_engine
+from bench.step_setup import SEED
 from bench.turns import Desk
 from bench.work import Work, make_model, make_prompts, make_tokenizer, parameter_bytes
 from raft.engines import Sampling

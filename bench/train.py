@@ -13,17 +13,16 @@ Writes train-<device>.json (records), .md (tables) and .svg to bench/results; --
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bench import step_providers
-from bench.children import Run, measure_children, prepare
+from bench.children import Run, add_arguments, measure_children, prepare
 from bench.publish import View
 from bench.records import number
 from bench.stacked import Bar
 from bench.step_goals import best_ours, summary
 from bench.step_records import NOTES, PARTS, step_record, table
-from bench.work import ON_GPU, WORKS, Work
+from bench.work import Work
 
 CHILD = "bench.train_child:train"
 TURN = 5  # steps of a turn, where a call of the engine feeds no more
@@ -35,17 +34,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="a tiny model, few steps, one thread, no vLLM unless named"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
-    parser.add_argument("--models", default="", help=f"comma-separated, of {', '.join(WORKS)}")
+    add_arguments(parser)
     parser.add_argument("--providers", default="", help="comma-separated, see bench/step_providers.py")
     parser.add_argument("--steps", type=int, help="measured steps of each, at least (default: 16, quick 4)")
-    parser.add_argument("--threads", type=int, help="threads of a CPU run (default: torch's choice, quick 1)")
-    parser.add_argument("--alone", action="store_true", help="one provider after the other, not by turns")
-    parser.add_argument("--out", type=Path, help="the records; tables and picture go beside them")
-    parser.add_argument("--records", type=Path, help="measure nothing, show these")
     args = parser.parse_args(argv)
     args.steps = args.steps or (4 if args.quick else 16)
     try:
@@ -61,22 +52,9 @@ def main(argv: list[str]) -> int:
     if args.records:
         return VIEW.again(args.records)
     run = prepare(args, "train", argv)
-    for work in chosen(args):
+    for work in args.models:
         measure(work, args, run)
     return VIEW.publish(run)
-
-
-def chosen(args: argparse.Namespace) -> list[Work]:
-    names = (
-        args.models.split(",")
-        if args.models
-        else ["quick"]
-        if args.quick
-        else ON_GPU
-        if args.device == "cuda"
-        else ["cpu"]
-    )
-    return [WORKS[name] for name in names]
 
 
 def measure(work: Work, args: argparse.Namespace, run: Run) -> None:

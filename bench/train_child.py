@@ -8,7 +8,8 @@ import torch
 from transformers import TrainerCallback
 
 from bench import memory
-from bench.step_providers import Setup, make
+from bench.step_providers import make
+from bench.step_setup import Setup
 from bench.turns import Desk
 from bench.work import Work, parameter_bytes
 

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from bench.probes import Stopwatch, Tokens, around
 from bench.providers import reason
-from bench.step_providers import SEED, Setup, shared_settings, vllm_installed, watch_generate
+from bench.step_setup import SEED, Setup, shared_settings, vllm_installed, watch_generate
 from bench.work import Work, make_model, make_rows, make_tokenizer
 from raft.prompts import teacher as teacher_template
 

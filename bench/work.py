@@ -153,7 +153,7 @@ WORKS: dict[str, Work] = {
         },
     ),
 }
-ON_GPU = ("smollm3-3b", "llama-3.2-3b", "phi-4-mini")
+ON_GPU = ["smollm3-3b", "llama-3.2-3b", "phi-4-mini"]
 
 
 def ends(work: Work) -> int:

@@ -87,6 +87,9 @@ def test_wrong_words_on_the_command_line_are_named(capsys):
     with pytest.raises(SystemExit):
         train.parse(["--providers", "ours-hf,apex"])
     assert "--providers: apex unknown; there are ours-shared, ours-copied" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train.parse(["--models", "cpu,gpt-2"])
+    assert "--models: gpt-2 unknown; there are quick, cpu, smollm3-3b" in capsys.readouterr().err
 
 
 def losses(name, folder, steps=2):

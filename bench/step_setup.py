@@ -1,0 +1,65 @@
+"""What a measured trainer is, whoever made it, and the settings that all of them get."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.probes import Stopwatch, Tokens, around
+from bench.work import Work
+
+LEARNING_RATE = 1e-6  # low, so that the lengths of rollouts stay what they were
+SEED = 0
+
+
+@dataclass
+class Setup:
+    """A trainer that is ready to train, and what is known of it."""
+
+    trainer: Any
+    model: Any
+    tokens: Tokens
+    watch: Stopwatch
+    seconds: Callable[[], dict[str, float]]  # by part, of the step that was logged last
+    generation: str
+    weights: str
+    objective: str
+
+
+def vllm_installed() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
+def shared_settings(work: Work, device: str, folder: Path, steps: int) -> dict[str, Any]:
+    """Of transformers.TrainingArguments, the same for all."""
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": work.batch,
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": 0.01,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": device == "cpu",
+        "bf16": device == "cuda",
+        # A GPU's models need it at these lengths; TRL turns it on by itself.
+        "gradient_checkpointing": device == "cuda",
+        "dataloader_pin_memory": False,
+        "seed": SEED,
+    }
+
+
+def watch_generate(model: Any, tokens: Tokens) -> None:
+    """Tells what the model's own `generate` feeds from what the training does."""
+
+    def flagged(generate: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with tokens.generating():
+                return generate(*args, **kwargs)
+
+        return run
+
+    around(model, "generate", flagged)
