@@ -28,7 +28,7 @@ _SHAPE: dict[str, Any] = {
     # Five times the usual spread: logits lie far apart, so engines that round differently agree on the best token.
     "initializer_range": 0.1,
 }
-# Qwen2 is here for its biases, Phi-3 for projections that are fused in the checkpoint.
+# Qwen2 is here for its biases, Phi-3 for projections that are fused in the checkpoint, Qwen3-MoE for its experts.
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
@@ -41,6 +41,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "no_rope_layer_interval": 4,
     },
     "phi3": {"model_type": "phi3", "tie_word_embeddings": False},
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        "tie_word_embeddings": False,
+        "head_dim": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+    },
 }
 
 

@@ -33,20 +33,28 @@ class Flops:
         config = model.config.get_text_config()
         head = model.get_output_embeddings().weight
         embeddings = {id(head), id(model.get_input_embeddings().weight)}
-        weights = [p for n, p in model.named_parameters() if id(p) not in embeddings and ".lora_" not in n]
-        self.layers = 2 * sum(p.numel() for p in weights)
+        weights = {n: p for n, p in model.named_parameters() if id(p) not in embeddings and ".lora_" not in n}
+        routed = _routed_share(config)
+        self.layers = 2 * sum(p.numel() * (routed if ".experts." in n else 1) for n, p in weights.items())
         self.head = 2 * head.numel()
         heads = config.num_attention_heads
         width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
         self.attention = 4 * config.num_hidden_layers * width
         # Forward and backward in forwards; frozen weights need no gradient of their own.
-        self.training_share = 3.0 if all(p.requires_grad for p in weights) else 2.0
+        self.training_share = 3.0 if all(p.requires_grad for p in weights.values()) else 2.0
 
     def forward(self, spans: Iterable[Span], positions: int) -> float:
         """Of a pack's tokens, with logits at `positions` places."""
         spans = list(spans)
         pairs = sum(n * (before + (n + 1) / 2) for before, n in spans)
         return self.layers * sum(n for _, n in spans) + self.attention * pairs + self.head * positions
+
+
+def _routed_share(config: Any) -> float:
+    """Of a mixture's experts, those that see a token."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next((found for name in names if (found := getattr(config, name, None))), None)
+    return config.num_experts_per_tok / experts if experts else 1.0
 
 
 def peak_flops(device: torch.device, peak_tflops: float | None = None) -> float | None:

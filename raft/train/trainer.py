@@ -29,6 +29,7 @@ from raft.train.checkpoint import last_checkpoint, read_state, state_name
 from raft.train.clock import Clock
 from raft.train.config import RAFTConfig
 from raft.train.data import Example, render
+from raft.train.describe import describe
 from raft.train.flops import Flops, peak_flops
 from raft.train.inputs import check_deepspeed, check_settings, fit, render_evaluation, rows_from
 from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, statistics, student_batch
@@ -37,7 +38,6 @@ from raft.train.model import LanguageModel, inside_forward
 from raft.train.packing import Span, move
 from raft.train.progress import show_progress
 from raft.train.records import RolloutLog, Window, drop_after
-from raft.train.report import describe
 from raft.train.rollout import RolloutQueue, Scored
 from raft.train.teacher import Teacher
 
@@ -207,8 +207,9 @@ class RAFTTrainer(Trainer):
         # Around the backward too: gradient checkpointing runs the attention again there.
         with self.clock.part("forward_backward"), self.student.attention():
             for batch in packs:
-                more = batch is not packs[-1]
-                with self.accelerator.no_sync(model) if more else nullcontext():
+                # In earlier micro-batches the Trainer holds the reduction back itself; FSDP2 would not keep that beyond ours.
+                held = batch is not packs[-1] and self.accelerator.sync_gradients
+                with self.accelerator.no_sync(model) if held else nullcontext():
                     total += super().training_step(model, {"batch": batch}, num_items_in_batch)
         packs.clear()  # the Trainer holds the inputs until the next step's are there
         return total

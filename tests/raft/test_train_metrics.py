@@ -95,10 +95,11 @@ def test_operations_of_a_shared_prompt_are_counted_once():
     assert whole - shared == 3 * flops.layers + 6 * flops.attention
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama", "phi3"])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "phi3", "qwen3_moe"])
 def test_operations_are_those_that_torch_counts(family):
     model, _ = load(family)
     model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")  # torch does not count grouped products
     lengths = [40, 3, 17]
     language = LanguageModel(model)
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
