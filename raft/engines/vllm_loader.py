@@ -71,12 +71,9 @@ class StudentLoader(BaseModelLoader):
         for module in model.modules():
             # The CPU build would repack the weight of every Linear for oneDNN and delete the original.
             module._cpu_skip_gemm_dispatch = True
-        loaded: set[str] | None = set()
 
         def load(tensors: Mapping[str, Tensor]) -> None:
-            nonlocal loaded
-            names = model.load_weights(iter(tensors.items()))
-            loaded = None if names is None or loaded is None else loaded | set(names)
+            model.load_weights(iter(tensors.items()))
 
         if handover.wanted != "copied":
             try:
@@ -85,9 +82,7 @@ class StudentLoader(BaseModelLoader):
                 _refuse_or_log(handover, error)
                 handover.waiting.restore()
         if handover.weights is None:
-            load(checkpoint_tensors(handover.model))
-        if loaded is not None and (missing := {name for name, _ in model.named_parameters()} - loaded):
-            raise EngineError(f"the model lacks {len(missing)} weights that vLLM needs, the first is {min(missing)}")
+            _fill(model, checkpoint_tensors(handover.model))
 
     def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> nn.Module:
         model = super().load_model(vllm_config, model_config, prefix)
@@ -118,14 +113,31 @@ def _refuse_or_log(handover: Handover, reason: CannotShare) -> None:
     log.info("vLLM gets a copy of the weights at each refresh (%s)", reason)
 
 
-def _copied(model: nn.Module, engine_model: Any) -> CopiedWeights:
-    slices: Mapping[str, Tensor] | None = None
-    try:
-        slices = match(engine_model, checkpoint_tensors(model))
-    except CannotShare as error:
-        log.debug("and loads it by its own rules (%s)", error)
+@torch.no_grad()
+def _fill(engine_model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Loads all weights, and finds out by the numbers whether any is missing: what vLLM reports has other names at times."""
+    parameters = {name: p for name, p in engine_model.named_parameters() if p.is_floating_point()}
+    for parameter in parameters.values():
+        parameter.fill_(torch.nan)
+    engine_model.load_weights(iter(tensors.items()))
+    if missing := [name for name, parameter in parameters.items() if parameter.isnan().any()]:
+        raise EngineError(f"the model lacks {len(missing)} weights that vLLM needs, the first is {missing[0]}")
 
+
+def _copied(model: nn.Module, engine_model: Any) -> CopiedWeights:
     def load(tensors: Mapping[str, Tensor]) -> None:
         engine_model.load_weights(iter(tensors.items()))
 
-    return CopiedWeights(model, slices, load)
+    tensors = checkpoint_tensors(model)
+    try:
+        return CopiedWeights(model, match(engine_model, tensors), load)
+    except CannotShare as error:
+        log.debug("and loads it by its own rules (%s)", error)
+    # Those rules are for the form before vLLM made the weights ready for its kernels: where that is another one, loading
+    # the same numbers again changes them.
+    before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in engine_model.named_parameters()}
+    load(tensors)
+    for name, parameter in engine_model.named_parameters():
+        if not torch.equal(before[name], parameter.detach().cpu()):
+            raise EngineError(f"vLLM has packed {name} for its kernels, where no refresh can reach it; use engine 'hf'")
+    return CopiedWeights(model, None, load)

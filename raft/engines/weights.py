@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from raft.errors import EngineError
 
@@ -117,9 +118,11 @@ class CopiedWeights:
 
 @torch.no_grad()
 def checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Names and tensors as a checkpoint has them: shards gathered, LoRA adapters merged, no copy without need."""
+    """Names and tensors as a checkpoint has them: shards gathered, LoRA adapters merged, experts one by one; no copy
+    without need."""
     check_plain(model)
-    return _merged(base_model(model))
+    base: Any = base_model(model)
+    return revert_weight_conversion(base, _merged(base))
 
 
 def check_plain(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from raft.engines import HFEngine, Sampling, VLLMEngine, make_engine
+from raft.engines.weights import checkpoint_tensors
 from raft.errors import ConfigError, EngineError, InputError, ModelError
 from raft.train.model import LanguageModel
 from tests.tiny import build
@@ -241,6 +242,32 @@ def test_a_model_in_memory_that_vllm_keeps_in_another_form(caplog):
         follows(engine, model)
     finally:
         engine.close()
+
+
+def test_experts_that_vllm_packs_are_left_to_transformers(tmp_path, caplog):
+    """On a CPU it packs them for its kernels: a refresh that loads them as they are would give other tokens."""
+    model = AutoModelForCausalLM.from_pretrained(build("qwen3_moe", tmp_path))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    engine = make_engine("auto", model, make_tokenizer(), **SMALL)
+    assert engine.name == "hf"
+    assert "has packed model.layers.0.mlp.experts" in caplog.text
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    with pytest.raises(EngineError, match=r"weights='shared' is not possible: .*experts"):
+        VLLMEngine(model, make_tokenizer(), weights="shared", **SMALL)
+
+
+def test_a_weight_that_vllm_needs_and_does_not_get(tmp_path, monkeypatch):
+    from raft.engines import vllm_loader
+
+    def without_a_projection(model):
+        tensors = checkpoint_tensors(model)
+        del tensors["model.layers.1.self_attn.k_proj.weight"]
+        return tensors
+
+    monkeypatch.setattr(vllm_loader, "checkpoint_tensors", without_a_projection)
+    model = AutoModelForCausalLM.from_pretrained(build("llama", tmp_path))
+    with pytest.raises(EngineError, match=r"lacks 1 weights .* model.layers.1.self_attn.qkv_proj.weight"):
+        VLLMEngine(model, make_tokenizer(), weights="copied", **SMALL)
 
 
 def test_a_folder_is_read_once(tmp_path):
