@@ -18,7 +18,9 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
 CASES = [(f, m) for f in ("qwen3", "llama", "smollm3", "phi3") for m in ("raft", "sft")]
 
 
-@pytest.mark.parametrize(("family", "method"), [*CASES, ("llama", "sdft"), ("llama", "on_policy")])
+@pytest.mark.parametrize(
+    ("family", "method"), [*CASES, ("llama", "sdft"), ("llama", "on_policy"), ("qwen3_moe", "raft")]
+)
 def test_every_method_learns_in_every_family(tmp_path, family, method):
     data = [{**row, "rewritten": row["answer"]} for row in rows(4)]
     made = trainer(

@@ -37,6 +37,7 @@ def separate(language):
         ("llama", {}),
         ("smollm3", {}),
         ("phi3", {}),
+        ("qwen3_moe", {}),
         ("phi3", {"sliding_window": 4}),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
     ],
