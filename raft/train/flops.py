@@ -54,7 +54,8 @@ def _routed_share(config: Any) -> float:
     """Of a mixture's experts, those that see a token."""
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     experts = next((found for name in names if (found := getattr(config, name, None))), None)
-    return config.num_experts_per_tok / experts if experts else 1.0
+    used = getattr(config, "num_experts_per_tok", None)
+    return used / experts if used and experts else 1.0
 
 
 def peak_flops(device: torch.device, peak_tflops: float | None = None) -> float | None:
