@@ -77,7 +77,8 @@ class ServedAdapter:
         """Layer -> A [rank, in] and B [out, rank] with B @ A what the active adapters add, their scales within B."""
         pairs = {}
         for name, layer in lora_layers(self._model):
-            active = [] if layer.disable_adapters else [a for a in layer.active_adapters if a in layer.scaling]
+            added = [a for a in layer.active_adapters if a in layer.scaling and a not in layer.merged_adapters]
+            active = [] if layer.disable_adapters else added
             if active:
                 downs = [layer.lora_A[a].weight.detach() for a in active]
                 ups = [layer.lora_B[a].weight.detach() * layer.scaling[a] for a in active]

@@ -316,8 +316,15 @@ def _cpu_cache_bytes(config: PretrainedConfig, item_bytes: int, max_model_len: i
 def _config_of(model: PreTrainedModel) -> PretrainedConfig:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = copy.deepcopy(base.config)
+    # vLLM goes by the setting alone, the model by its tensors.
+    config.tie_word_embeddings = _tied(base)
     config.architectures = [type(base).__name__.removeprefix("FSDP")]  # fully_shard puts that prefix in front
     return config
+
+
+def _tied(model: Any) -> bool:
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def _generation_config(path: str | Path) -> GenerationConfig | None:

@@ -74,6 +74,7 @@ class SharedWeights:
             _move_out(moved)
             raise
         self._homes = {name: parameter.data_ptr() for name, parameter in parameters.items()}
+        self._adapted = has_adapters(model)
         self._engine_homes = _addresses(engine_model)
 
     def check_engine(self) -> None:
@@ -89,8 +90,12 @@ class SharedWeights:
         if moved := [name for name, address in now.items() if address != self._homes.get(name)]:
             raise EngineError(
                 f"{len(moved)} of {len(self._homes)} parameters no longer live in the engine's storage, the first is "
-                f"{moved[0]!r}: something replaced them (param.data = ..., model.to(...), FSDP, DeepSpeed, LoRA); "
+                f"{moved[0]!r}: something replaced them (param.data = ..., model.to(...), FSDP, DeepSpeed); "
                 "build the engine after that, or with weights='copied'"
+            )
+        if has_adapters(self._model) and not self._adapted:
+            raise EngineError(
+                "the model got LoRA adapters after this engine was built, which it does not see; build it anew"
             )
 
 
@@ -180,7 +185,12 @@ def _merged(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         path, _, leaf = name.rpartition(".")
         if path.endswith(".base_layer"):
-            layer: Any = model.get_submodule(path.removesuffix(".base_layer"))
+            above = path.removesuffix(".base_layer")
+            layer: Any = model.get_submodule(above)
+            if above.endswith(".base_layer") or getattr(layer, "parameter_name", "weight") != "weight":
+                raise EngineError(
+                    f"the adapter of {name} is not on a layer's weight, and not merged here; use engine 'hf'"
+                )
             if getattr(layer, "lora_variant", None) or any(getattr(layer, "lora_bias", {}).values()):
                 raise EngineError(
                     f"the adapter of {path} has DoRA or a bias, which is not merged here; use engine 'hf'"
@@ -188,7 +198,7 @@ def _merged(model: nn.Module) -> dict[str, Tensor]:
             whole = _whole(tensor)
             if leaf == "weight" and not getattr(layer, "disable_adapters", False):
                 for adapter in layer.active_adapters:
-                    if adapter in layer.scaling:
+                    if adapter in layer.scaling and adapter not in layer.merged_adapters:
                         whole = whole + layer.get_delta_weight(adapter).to(whole.dtype)
             merged[name.replace(".base_layer.", ".")] = whole
         elif ".modules_to_save." in name or ".original_module." in name:
@@ -202,6 +212,10 @@ def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters by their names in a checkpoint: tied ones once, those of LoRA adapters not at all."""
     named = base_model(model).named_parameters()
     return {name.replace(".base_layer.", "."): p for name, p in named if ".lora_" not in name}
+
+
+def has_adapters(model: nn.Module) -> bool:
+    return any(".lora_" in name for name, _ in base_model(model).named_parameters())
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -243,7 +257,7 @@ def rows_of(engine_model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str,
         if row != theirs.shape[0] and not hasattr(_module_of(engine_model, name), "num_embeddings_padded"):
             raise CannotShare(f"the engine's {name} has {theirs.shape[0] - row} rows more than the model gives")
     # A tied head is there under two names with one storage.
-    placed = {tensors[name].data_ptr() for name in slices}
+    placed = {tensors[name].data_ptr() for name in slices} - {0}  # 0: its memory was given up
     if missing := [name for name, t in tensors.items() if name not in slices and t.data_ptr() not in placed]:
         raise CannotShare(f"the engine has no parameter for {missing[0]}")
     return slices

@@ -154,6 +154,10 @@ class RAFTConfig(TrainingArguments):
         _one_of("param_dtype", self.param_dtype, ("float32", "bfloat16"))
         _one_of("rollout_engine", self.rollout_engine, ("auto", "vllm", "hf"))
         _one_of("engine_weights", self.engine_weights, ("auto", "shared", "copied"))
+        if self.rollout_engine == "hf" and self.engine_weights != "auto":
+            raise ConfigError(
+                f"engine_weights: expected auto beside rollout_engine='hf', which is the model itself, found {self.engine_weights!r}"
+            )
         for name in ("top_k", "rollouts_per_prompt", "rollout_max_tokens", "steps_per_refresh", "max_length"):
             _whole(name, getattr(self, name), 1)
         for name in ("teacher_max_length", "max_tokens_per_micro_batch"):

@@ -4,6 +4,9 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import torch
+from torch import nn
+
 from raft.engines.base import context_length
 from raft.errors import ConfigError
 from raft.rows import Row, normalize_rows, read_rows
@@ -32,6 +35,14 @@ def check_deepspeed(args: RAFTConfig) -> None:
         )
     if args.engine_weights == "shared":
         raise ConfigError("engine_weights: expected copied beside DeepSpeed, which keeps the weights in its own memory")
+
+
+def check_fsdp(args: RAFTConfig, model: nn.Module) -> None:
+    """Whether updates of bf16 weights would round away: FSDP keeps full precision only where it casts down itself."""
+    if not (args.bf16 or args.fp16) and any(p.dtype == torch.bfloat16 for p in model.parameters() if p.requires_grad):
+        raise ConfigError(
+            "bf16: expected true beside FSDP and bf16 parameters, which have no fp32 master weights otherwise"
+        )
 
 
 def fit(args: RAFTConfig, student: LanguageModel) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from raft.engines.weights import peft_configs
 from raft.errors import ConfigError
 from raft.train.config import RAFTConfig
 from raft.train.losses import teacher_pack, teacher_topk
@@ -31,13 +33,18 @@ class Teacher:
     ):
         """offload: its weights stay in CPU memory and are on the device within `present` only."""
         self._home: dict[nn.Parameter, Tensor] = {}  # under offload: the weights in CPU memory
-        self.shares_student = teacher is None and hasattr(student.model, "disable_adapter")
+        self.shares_student = teacher is None and bool(peft_configs(student.model))
         if self.shares_student:
             self.model = student
             return
         if teacher is None:
             own: Any = copy.deepcopy(student.model)
         elif isinstance(teacher, nn.Module):
+            if not {id(p) for p in teacher.parameters()}.isdisjoint(id(p) for p in student.model.parameters()):
+                raise ConfigError(
+                    "teacher: expected a model apart from the student, found one with the same parameters; "
+                    "without a teacher, the student as it is now becomes one"
+                )
             own = teacher
         else:
             from raft.models import load_model
@@ -79,7 +86,7 @@ class Teacher:
         read: list[Span] = []
         most = args.per_device_train_batch_size * args.rollouts_per_prompt
         asked = [s for s in scored if s.teacher is None]
-        alike = self._sharded(wrapper)  # every rank must take part in as many forwards: one
+        alike = self.is_sharded(wrapper)  # every rank must take part in as many forwards: one
         for chunk in [asked] if alike else _chunks(asked, args.max_tokens_per_micro_batch, most):
             top, spans = self.topk(chunk, args, wrapper)
             lengths = [len(s.completion.token_ids) for s in chunk]
@@ -100,15 +107,32 @@ class Teacher:
             hidden = self.model.hidden(packed)[positions]
             return teacher_topk(hidden, self.model.head(), args)
 
-        off = self.model.model.disable_adapter() if self.shares_student else nullcontext()
-        with off, self.model.attention():
+        with adapters_off(self.model.model) if self.shares_student else nullcontext(), self.model.attention():
             self.model.model.eval()
-            top = inside_forward(wrapper, self.model.model, compute) if self._sharded(wrapper) else compute()
+            top = inside_forward(wrapper, self.model.model, compute) if self.is_sharded(wrapper) else compute()
         return top, packed.spans
 
-    def _sharded(self, wrapper: nn.Module) -> bool:
-        """Whether the weights are only whole inside the wrapper's forward. DDP's are; its forward would wait for all ranks."""
-        return self.shares_student and wrapper is not self.model.model and not isinstance(wrapper, DDP)
+    def is_sharded(self, wrapper: nn.Module) -> bool:
+        """Whether the weights are only whole inside the wrapper's forward, in which then every rank must take part.
+
+        FSDP2 shards the model in place. DDP's weights are always whole; its forward would wait for all ranks.
+        """
+        wrapped = wrapper is not self.model.model or isinstance(wrapper, FSDPModule)
+        return self.shares_student and wrapped and not isinstance(wrapper, DDP)
+
+
+@contextmanager
+def adapters_off(model: Any) -> Iterator[None]:
+    """Within it a model with LoRA is its base, whether peft wraps it or transformers has put the adapters into it."""
+    if hasattr(model, "disable_adapter"):
+        with model.disable_adapter():
+            yield
+        return
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
 
 
 def _tokens(scored: Scored) -> int:

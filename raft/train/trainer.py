@@ -31,7 +31,7 @@ from raft.train.config import RAFTConfig
 from raft.train.data import Example, render
 from raft.train.describe import describe
 from raft.train.flops import Flops, peak_flops
-from raft.train.inputs import check_deepspeed, check_settings, fit, render_evaluation, rows_from
+from raft.train.inputs import check_deepspeed, check_fsdp, check_settings, fit, render_evaluation, rows_from
 from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, statistics, student_batch
 from raft.train.master import keep_masters
 from raft.train.model import LanguageModel, inside_forward
@@ -79,7 +79,7 @@ class RAFTTrainer(Trainer):
         self.student = LanguageModel(loaded)
         self.student.check()
         fit(args, self.student)
-        ends = eos_ids(self.student.inner, tokenizer)
+        self._ends = ends = eos_ids(self.student.inner, tokenizer)
         self.cuts: Any
         examples, self.cuts = render(rows, tokenizer, args, ends) if rows is not None else (None, None)
         drawn = args.rollouts_per_prompt if args.preset.distills else 0
@@ -100,6 +100,8 @@ class RAFTTrainer(Trainer):
             self.student.use_flash_attention()
         if self.is_deepspeed_enabled:
             check_deepspeed(args)
+        if self.is_fsdp_enabled:
+            check_fsdp(args, loaded)
         self._base: dict[str, Tensor] | None = None
         if args.preset.prunes:
             # Before any training: a resumed run loads its checkpoint later, in `train`.
@@ -188,7 +190,9 @@ class RAFTTrainer(Trainer):
 
     def _score(self, scored: list[Scored]) -> None:
         """Asks the teacher for this step; for all steps of the refresh where it has to come from the CPU for it."""
-        if self.teacher is None or all(s.teacher is not None for s in scored):
+        if self.teacher is None:
+            return
+        if not self.teacher.is_sharded(self.model_wrapped) and all(s.teacher is not None for s in scored):
             return
         if self.args.teacher_offload:
             ahead = [units(micro, self.args.mask_truncated) for micro in self.queue]
@@ -282,11 +286,26 @@ class RAFTTrainer(Trainer):
             sft, _ = self._losses(model, batch)
         return sft / len(batch.sft_labels), None, None
 
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in transformers; eval_dataset: rows as in the constructor."""
+        return super().evaluate(self._rendered(eval_dataset), *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, metrics only; test_dataset: rows as in the constructor."""
+        return super().predict(self._rendered(test_dataset), *args, **kwargs)
+
+    def _rendered(self, dataset: Any) -> Any:
+        # The Trainer calls `evaluate` again for each of several sets, by its name or with what is rendered already.
+        if isinstance(self.eval_dataset, dict) and isinstance(dataset, str) and dataset in self.eval_dataset:
+            return dataset
+        if isinstance(dataset, list) and dataset and isinstance(dataset[0], Example):
+            return dataset
+        return render_evaluation(dataset, self.processing_class, self.args, self._ends)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        fresh = self.optimizer is None
-        optimizer = super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)  # the one that was given to the trainer, if any
         # FSDP and DeepSpeed keep parameters of their own in full precision.
-        if fresh and not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and (count := keep_masters(optimizer)):
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and (count := keep_masters(optimizer)):
             logger.info("%d bf16 parameters have fp32 master weights in the optimizer", count)
         return optimizer
 
@@ -366,11 +385,13 @@ class RAFTTrainer(Trainer):
 
     # ---- checkpoints ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """As in transformers. True resumes from the last whole checkpoint: a kill may have left a part of a newer one."""
         checkpoint: str | None = None
-        if isinstance(resume_from_checkpoint, str):
-            checkpoint = resume_from_checkpoint
+        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
+            checkpoint = os.fspath(resume_from_checkpoint)
         elif resume_from_checkpoint:
             checkpoint = last_checkpoint(self.args.output_dir)
             if checkpoint is None:

@@ -60,9 +60,9 @@ class ValidationCallback(TrainerCallback):
         return whole > 0 and abs(epoch - whole) < 1e-6 and whole % self.every_epochs == 0
 
     def _validate(self, state: TrainerState) -> None:
+        self.engine.refresh()  # on every rank: together they gather what is sharded
         if not state.is_world_process_zero or any(line["step"] == state.global_step for line in read_jsonl(self.path)):
             return
-        self.engine.refresh()
         scores = self.evaluate(self.items, self.engine, self.sampling)["scores"]
         with JsonlAppender(self.path) as file:
             file.append(

@@ -256,6 +256,31 @@ def test_experts_that_vllm_packs_are_left_to_transformers(tmp_path, caplog):
         VLLMEngine(model, make_tokenizer(), weights="shared", **SMALL)
 
 
+def test_a_head_that_is_not_tied_whatever_the_setting_says(tmp_path):
+    """vLLM goes by the setting; left alone it would take the embeddings for the head."""
+    model = AutoModelForCausalLM.from_pretrained(build("qwen3", tmp_path, tie_word_embeddings=True))
+    torch.manual_seed(1)
+    model.lm_head.weight = torch.nn.Parameter(0.1 * torch.randn_like(model.lm_head.weight))
+    engine = VLLMEngine(model, make_tokenizer(), weights="shared", **SMALL)
+    try:
+        follows(engine, model)
+    finally:
+        engine.close()
+
+
+def test_adapters_that_come_after_the_engine_are_noticed(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = AutoModelForCausalLM.from_pretrained(build("llama", tmp_path))
+    engine = VLLMEngine(model, make_tokenizer(), weights="shared", **SMALL)
+    try:
+        engine.refresh()
+        peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"]))
+        with pytest.raises(EngineError, match="got LoRA adapters after this engine was built"):
+            engine.refresh()
+    finally:
+        engine.close()
+
+
 def test_a_weight_that_vllm_needs_and_does_not_get(tmp_path, monkeypatch):
     from raft.engines import vllm_loader
 

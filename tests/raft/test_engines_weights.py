@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -291,3 +292,44 @@ def test_weights_that_are_no_plain_numbers_are_refused():
     student.k_proj.weight.ds_id = 3
     with pytest.raises(EngineError, match=r"k_proj\.weight is partitioned by DeepSpeed ZeRO-3"):
         checkpoint_tensors(student)
+
+
+def adapted(tmp_path, **settings):
+    peft = pytest.importorskip("peft")
+    model = AutoModelForCausalLM.from_pretrained(build("qwen3_moe", tmp_path))
+    return peft.get_peft_model(model, peft.LoraConfig(r=4, init_lora_weights=False, **settings))
+
+
+def test_experts_are_named_as_in_a_checkpoint(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(build("qwen3_moe", tmp_path))
+    tensors = checkpoint_tensors(model)
+    assert tensors.keys() == load_file(tmp_path / "model.safetensors").keys()
+    ours = model.model.layers[1].mlp.experts.down_proj[3]
+    assert torch.equal(tensors["model.layers.1.mlp.experts.3.down_proj.weight"], ours)
+
+
+def test_adapters_of_experts_are_refused(tmp_path):
+    model = adapted(tmp_path, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"])
+    with pytest.raises(EngineError, match=r"gate_up_proj is not on a layer's weight"):
+        checkpoint_tensors(model)
+
+
+def test_an_adapter_that_is_merged_already_counts_once(tmp_path):
+    model = adapted(tmp_path, target_modules=["q_proj", "v_proj"])
+    before = checkpoint_tensors(model)
+    model.merge_adapter()
+    after = checkpoint_tensors(model)
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-5, atol=1e-6)
+
+
+def test_memory_that_was_given_up_is_no_home_for_another_weight():
+    """On a GPU all numbers wait elsewhere while vLLM starts; a head without a place there was taken for a tied one."""
+    student = Student()
+    served = Served(student)
+    del served.head
+    off = OffGPU(dict(student.named_parameters()), device_type="cpu")
+    with pytest.raises(CannotShare, match=r"no parameter for head.weight"):
+        SharedWeights(student, served, lambda tensors: fill(served, tensors), off.copies)
+    off.restore()

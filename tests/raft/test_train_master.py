@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from raft.train.master import keep_masters
-from tests.golden.training import exact, lines, rows, trainer
+from raft.train.trainer import RAFTTrainer
+from tests.golden.training import config, exact, lines, load, rows, trainer
 
 
 def descend(parameter, steps, masters):
@@ -83,3 +84,13 @@ def test_a_bf16_model_trains_like_its_fp32_twin_and_resumes_exactly(tmp_path):
     full.train()
     sft = [lines(tmp_path / name / "metrics.jsonl")[0]["loss_sft"] for name in ("half", "full")]
     assert sft[0] == pytest.approx(sft[1], rel=0.02)
+
+
+def test_an_optimizer_that_is_given_keeps_masters_too(tmp_path):
+    model, tokenizer = load(dtype=torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-6)
+    args = config(tmp_path, method="sft", learning_rate=5e-6, max_steps=2)
+    made = RAFTTrainer(model, args, rows(), processing_class=tokenizer, optimizers=(optimizer, None))
+    made.train()
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert all(p.dtype == torch.float32 for p in held) and model.dtype == torch.bfloat16

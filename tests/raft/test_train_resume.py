@@ -99,3 +99,10 @@ def test_lines_of_later_steps_and_a_torn_one_are_dropped(tmp_path):
     drop_after(path, 9)
     drop_after(tmp_path / "none.jsonl", 1)
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 3]
+
+
+def test_a_checkpoint_may_be_named_by_a_path(tmp_path):
+    trainer(tmp_path, num_train_epochs=2, save_strategy="epoch").train()
+    made = trainer(tmp_path, num_train_epochs=2, save_strategy="epoch")
+    made.train(resume_from_checkpoint=tmp_path / "checkpoint-4")
+    assert made.engine.calls, "the last one would have left nothing to train"
