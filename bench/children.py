@@ -61,8 +61,11 @@ class Measured:
     final: Any = None  # None where the run was interrupted before its end
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every such run may be told."""
+def make_parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    """Of a command, with what every such run may be told."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m bench {name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model, one thread, no vLLM unless named")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     parser.add_argument("--models", type=works, help=f"comma-separated, of {', '.join(WORKS)}")
@@ -70,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alone", action="store_true", help="one provider after the other, not by turns")
     parser.add_argument("--out", type=Path, help="the records; tables and picture go beside them")
     parser.add_argument("--records", type=Path, help="measure nothing, show these")
+    return parser
 
 
 def works(names: str) -> list[Work]:

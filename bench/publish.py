@@ -1,22 +1,24 @@
-"""What a run of engines or of steps leaves: records, tables with goals and the state of the machine, and pictures."""
+"""The way of a benchmark of engines or of steps, and what it leaves: records, tables with goals, and pictures."""
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.children import Run
+from bench.children import Run, prepare
 from bench.records import write
 from bench.stacked import Bar, draw
 from bench.step_records import by_model
+from bench.work import Work
 
 Records = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class View:
-    """How the records of one benchmark are shown."""
+    """How one benchmark runs, and how its records are shown."""
 
     table: Callable[[Records], str]
     notes: str
@@ -24,6 +26,21 @@ class View:
     bars: Callable[[Records], list[Bar]]  # of one model
     titles: Callable[[Records], tuple[str, str]]  # what a reader should take away, and what was measured
     unit: str  # of the bars
+
+    def run(
+        self,
+        name: str,
+        args: argparse.Namespace,
+        argv: Sequence[str],
+        measure: Callable[[Work, argparse.Namespace, Run], None],
+    ) -> int:
+        """The command: measures every model and publishes, or shows what was measured before; gives the exit status."""
+        if args.records:
+            return self.again(args.records)
+        run = prepare(args, name, argv)
+        for work in args.models:
+            measure(work, args, run)
+        return self.publish(run)
 
     def publish(self, run: Run) -> int:
         """Prints and writes all that was found; gives the exit status."""

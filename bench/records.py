@@ -16,11 +16,12 @@ from bench.measure import Measured
 from bench.providers import NO_LOSS
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "triton", "liger-kernel", "trl")
 CASE = tuple(Case.__dataclass_fields__)
 
 
 @functools.cache
-def versions(packages: tuple[str, ...] = ("torch", "triton", "liger-kernel", "trl")) -> dict[str, str]:
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -74,8 +75,15 @@ def record(
         "percent_of_floor": None if loss == NO_LOSS else digits(100 * floor / measured.ms_p50),
         "union_fraction": digits(union_fraction),
         "covered_mass": digits(covered_mass),
+        **origin(limit, command),
+    }
+
+
+def origin(limit: Ceilings, command: str, packages: tuple[str, ...] = PACKAGES) -> dict:
+    """What every record ends with: the machine's ceilings, and what it takes to measure again."""
+    return {
         "limit": {"gemm_tflops": digits(limit.flops / 1e12), "copy_gb_s": digits(limit.bandwidth / 1e9)},
-        "versions": versions(),
+        "versions": versions(packages),
         "commit": commit(),
         "command": command,
     }

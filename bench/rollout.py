@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.children import Measured, Run, add_arguments, measure_children, prepare
+from bench.children import Measured, Run, make_parser, measure_children
 from bench.goals import goal_line, ratio
 from bench.machine import PACKAGES
 from bench.publish import View
-from bench.records import commit, digits, number, versions
+from bench.records import digits, number, origin
 from bench.stacked import Bar
 from bench.step_goals import memory_goals
 from bench.step_records import by_model
@@ -32,10 +32,7 @@ PASSES = ("construct", "generate", "refresh")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench rollout", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
+    parser = make_parser("rollout", __doc__)
     parser.add_argument("--providers", default="", help=f"comma-separated, of {', '.join(ENGINES)}")
     parser.add_argument("--prompts", type=int, help="prompts of a call (default: 64, quick 8)")
     parser.add_argument("--reps", type=int, help="measured calls of each (default: 10, quick 3)")
@@ -52,13 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    args = parse(argv)
-    if args.records:
-        return VIEW.again(args.records)
-    run = prepare(args, "rollout", argv)
-    for work in args.models:
-        measure(work, args, run)
-    return VIEW.publish(run)
+    return VIEW.run("rollout", parse(argv), argv, measure)
 
 
 def measure(work: Work, args: argparse.Namespace, run: Run) -> None:
@@ -118,10 +109,7 @@ def rollout_records(
             "parameter_mib": held["parameter_mib"],
             "student_mib": about["student_mib"],
             "threads": about["threads"],
-            "limit": {"gemm_tflops": digits(run.limit.flops / 1e12), "copy_gb_s": digits(run.limit.bandwidth / 1e9)},
-            "versions": versions(PACKAGES),
-            "commit": commit(),
-            "command": run.command,
+            **origin(run.limit, run.command, PACKAGES),
         }
 
 

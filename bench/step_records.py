@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.limits import Ceilings
 from bench.machine import PACKAGES
-from bench.records import commit, digits, number, versions
+from bench.records import digits, number, origin
 from bench.step_limits import floor_s
 from bench.work import Work, answer_tokens
 
@@ -67,11 +67,8 @@ def step_record(
         "student_mib": about["student_mib"],
         "floor_ms": {name: digits(1e3 * value) for name, value in floor.items()},
         "percent_of_floor": digits(1e5 * sum(floor.values()) / p50),
-        "limit": {"gemm_tflops": digits(limit.flops / 1e12), "copy_gb_s": digits(limit.bandwidth / 1e9)},
         "threads": about["threads"],
-        "versions": versions(PACKAGES),
-        "commit": commit(),
-        "command": command,
+        **origin(limit, command, PACKAGES),
     }
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench import step_providers
-from bench.children import Run, add_arguments, measure_children, prepare
+from bench.children import Run, make_parser, measure_children
 from bench.publish import View
 from bench.records import number
 from bench.stacked import Bar
@@ -31,10 +31,7 @@ UNTIMED = 1  # steps at the start of such a turn: a child that has waited has to
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
+    parser = make_parser("train", __doc__)
     parser.add_argument("--providers", default="", help="comma-separated, see bench/step_providers.py")
     parser.add_argument("--steps", type=int, help="measured steps of each, at least (default: 16, quick 4)")
     args = parser.parse_args(argv)
@@ -48,13 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    args = parse(argv)
-    if args.records:
-        return VIEW.again(args.records)
-    run = prepare(args, "train", argv)
-    for work in args.models:
-        measure(work, args, run)
-    return VIEW.publish(run)
+    return VIEW.run("train", parse(argv), argv, measure)
 
 
 def measure(work: Work, args: argparse.Namespace, run: Run) -> None:

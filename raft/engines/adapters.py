@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raft.engines.weights import CannotShare, base_model
+from raft.engines.weights import CannotShare, added_adapters, base_model, special_adapter
 from raft.errors import EngineError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM has kernels
@@ -77,9 +77,7 @@ class ServedAdapter:
         """Layer -> A [rank, in] and B [out, rank] with B @ A what the active adapters add, their scales within B."""
         pairs = {}
         for name, layer in lora_layers(self._model):
-            added = [a for a in layer.active_adapters if a in layer.scaling and a not in layer.merged_adapters]
-            active = [] if layer.disable_adapters else added
-            if active:
+            if active := added_adapters(layer):
                 downs = [layer.lora_A[a].weight.detach() for a in active]
                 ups = [layer.lora_B[a].weight.detach() * layer.scaling[a] for a in active]
                 pairs[name] = torch.cat(downs).contiguous(), torch.cat(ups, dim=1).contiguous()
@@ -96,8 +94,4 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _reason_not_to_serve(layer: Any) -> str | None:
     if not isinstance(layer.base_layer, nn.Linear):
         return f"is a {type(layer.base_layer).__name__} with an adapter, vLLM takes them on linear layers"
-    if variants := getattr(layer, "lora_variant", None):  # DoRA, aLoRA and others
-        return f"has a {type(next(iter(variants.values()))).__name__} adapter"
-    if any(getattr(layer, "lora_bias", {}).values()):
-        return "has an adapter with a bias"
-    return None
+    return special_adapter(layer)

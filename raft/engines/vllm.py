@@ -36,7 +36,7 @@ from raft.engines.base import (
     request_seed,
 )
 from raft.engines.host import discard_pages, fit_threads, own_random_state, undisturbed
-from raft.engines.weights import CannotShare, OwnWeights, check_plain, peft_configs
+from raft.engines.weights import CannotShare, OwnWeights, base_model, check_plain, peft_configs
 from raft.errors import ConfigError, EngineError
 
 log = logging.getLogger(__name__)
@@ -314,7 +314,7 @@ def _cpu_cache_bytes(config: PretrainedConfig, item_bytes: int, max_model_len: i
 
 
 def _config_of(model: PreTrainedModel) -> PretrainedConfig:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = base_model(model)
     config = copy.deepcopy(base.config)
     # vLLM goes by the setting alone, the model by its tensors.
     config.tie_word_embeddings = _tied(base)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,13 +72,9 @@ class StudentLoader(BaseModelLoader):
         for module in model.modules():
             # The CPU build would repack the weight of every Linear for oneDNN and delete the original.
             module._cpu_skip_gemm_dispatch = True
-
-        def load(tensors: Mapping[str, Tensor]) -> None:
-            model.load_weights(iter(tensors.items()))
-
         if handover.wanted != "copied":
             try:
-                handover.weights = SharedWeights(handover.model, model, load, handover.waiting.copies)
+                handover.weights = SharedWeights(handover.model, model, partial(_load, model), handover.waiting.copies)
             except CannotShare as error:
                 _refuse_or_log(handover, error)
                 handover.waiting.restore()
@@ -113,21 +110,23 @@ def _refuse_or_log(handover: Handover, reason: CannotShare) -> None:
     log.info("vLLM gets a copy of the weights at each refresh (%s)", reason)
 
 
+def _load(engine_model: Any, tensors: Mapping[str, Tensor]) -> None:
+    engine_model.load_weights(iter(tensors.items()))
+
+
 @torch.no_grad()
 def _fill(engine_model: Any, tensors: Mapping[str, Tensor]) -> None:
     """Loads all weights, and finds out by the numbers whether any is missing: what vLLM reports has other names at times."""
     parameters = {name: p for name, p in engine_model.named_parameters() if p.is_floating_point()}
     for parameter in parameters.values():
         parameter.fill_(torch.nan)
-    engine_model.load_weights(iter(tensors.items()))
+    _load(engine_model, tensors)
     if missing := [name for name, parameter in parameters.items() if parameter.isnan().any()]:
         raise EngineError(f"the model lacks {len(missing)} weights that vLLM needs, the first is {missing[0]}")
 
 
 def _copied(model: nn.Module, engine_model: Any) -> CopiedWeights:
-    def load(tensors: Mapping[str, Tensor]) -> None:
-        engine_model.load_weights(iter(tensors.items()))
-
+    load = partial(_load, engine_model)
     tensors = checkpoint_tensors(model)
     try:
         return CopiedWeights(model, match(engine_model, tensors), load)

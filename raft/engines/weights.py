@@ -93,7 +93,7 @@ class SharedWeights:
                 f"{moved[0]!r}: something replaced them (param.data = ..., model.to(...), FSDP, DeepSpeed); "
                 "build the engine after that, or with weights='copied'"
             )
-        if has_adapters(self._model) and not self._adapted:
+        if not self._adapted and has_adapters(self._model):
             raise EngineError(
                 "the model got LoRA adapters after this engine was built, which it does not see; build it anew"
             )
@@ -191,21 +191,35 @@ def _merged(model: nn.Module) -> dict[str, Tensor]:
                 raise EngineError(
                     f"the adapter of {name} is not on a layer's weight, and not merged here; use engine 'hf'"
                 )
-            if getattr(layer, "lora_variant", None) or any(getattr(layer, "lora_bias", {}).values()):
+            if special_adapter(layer):
                 raise EngineError(
                     f"the adapter of {path} has DoRA or a bias, which is not merged here; use engine 'hf'"
                 )
             whole = _whole(tensor)
-            if leaf == "weight" and not getattr(layer, "disable_adapters", False):
-                for adapter in layer.active_adapters:
-                    if adapter in layer.scaling and adapter not in layer.merged_adapters:
-                        whole = whole + layer.get_delta_weight(adapter).to(whole.dtype)
+            for adapter in added_adapters(layer) if leaf == "weight" else ():
+                whole = whole + layer.get_delta_weight(adapter).to(whole.dtype)
             merged[name.replace(".base_layer.", ".")] = whole
         elif ".modules_to_save." in name or ".original_module." in name:
             raise EngineError(f"LoRA with modules_to_save ({name}) is not supported by this engine; use engine 'hf'")
         elif ".lora_" not in name:
             merged[name] = _whole(tensor)
     return merged
+
+
+def added_adapters(layer: Any) -> list[str]:
+    """Adapters of a LoRA layer that it adds to its base: switched on, and not merged into the base already."""
+    if layer.disable_adapters:
+        return []
+    return [a for a in layer.active_adapters if a in layer.scaling and a not in layer.merged_adapters]
+
+
+def special_adapter(layer: Any) -> str | None:
+    """What a LoRA layer has beside B @ A, if anything."""
+    if variants := getattr(layer, "lora_variant", None):  # DoRA, aLoRA and others
+        return f"has a {type(next(iter(variants.values()))).__name__} adapter"
+    if any(getattr(layer, "lora_bias", {}).values()):
+        return "has an adapter with a bias"
+    return None
 
 
 def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -144,6 +144,17 @@ class RAFTConfig(TrainingArguments):
     def teacher_length(self) -> int:
         return self.max_length if self.teacher_max_length is None else self.teacher_max_length
 
+    def check_deepspeed(self) -> None:
+        """Settings that do not go with DeepSpeed, which may also come from the launcher."""
+        if self.max_tokens_per_micro_batch is not None:
+            raise ConfigError(
+                "max_tokens_per_micro_batch: expected none beside DeepSpeed, which counts the micro-batches itself"
+            )
+        if self.engine_weights == "shared":
+            raise ConfigError(
+                "engine_weights: expected copied beside DeepSpeed, which keeps the weights in its own memory"
+            )
+
     def _check_raft(self) -> None:
         method = get_method(self.method)
         _one_of("target", self.target, (None, "fused", "raw", "rewritten"))
@@ -166,10 +177,8 @@ class RAFTConfig(TrainingArguments):
         _number("vllm_gpu_memory_utilization", self.vllm_gpu_memory_utilization, low=0.0, high=1.0, open_low=True)
         if self.peak_tflops is not None:
             _number("peak_tflops", self.peak_tflops, low=0.0, open_low=True)
-        if self.max_tokens_per_micro_batch is not None and self.deepspeed:
-            raise ConfigError(
-                "max_tokens_per_micro_batch: expected none beside deepspeed, which counts the micro-batches itself"
-            )
+        if self.deepspeed:
+            self.check_deepspeed()
         _whole("log_rollouts", self.log_rollouts, -1)
         _number("temperature", self.temperature, low=0.0, open_low=True)
         _number("jsd_beta", self.jsd_beta, low=0.0, high=1.0, open_low=True, open_high=True)

@@ -27,16 +27,6 @@ def check_settings(args: RAFTConfig, trainer_kwargs: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}: not supported, this trainer renders its rows and computes its losses itself")
 
 
-def check_deepspeed(args: RAFTConfig) -> None:
-    """Settings that do not go with DeepSpeed; whether it is there only the Trainer's own construction settles."""
-    if args.max_tokens_per_micro_batch is not None:
-        raise ConfigError(
-            "max_tokens_per_micro_batch: expected none beside DeepSpeed, which counts the micro-batches itself"
-        )
-    if args.engine_weights == "shared":
-        raise ConfigError("engine_weights: expected copied beside DeepSpeed, which keeps the weights in its own memory")
-
-
 def check_fsdp(args: RAFTConfig, model: nn.Module) -> None:
     """Whether updates of bf16 weights would round away: FSDP keeps full precision only where it casts down itself."""
     if not (args.bf16 or args.fp16) and any(p.dtype == torch.bfloat16 for p in model.parameters() if p.requires_grad):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available
 
-from raft.engines.weights import peft_configs
+from raft.engines.weights import base_model, peft_configs
 from raft.errors import ModelError
 from raft.train.packing import NAME, Pack, pack, packed_attention
 
@@ -45,8 +45,7 @@ class LanguageModel:
 
     def __init__(self, model: nn.Module):
         self.model: Any = model
-        base: Any = getattr(model, "get_base_model", None)
-        self.inner: Any = self.model if base is None else base()
+        self.inner: Any = base_model(model)
         config: Any = getattr(self.inner, "config", None)
         if not hasattr(self.inner, "get_output_embeddings") or config is None or config.is_encoder_decoder:
             raise ModelError(f"{type(self.inner).__name__}: expected a causal language model of transformers")

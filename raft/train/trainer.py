@@ -31,7 +31,7 @@ from raft.train.config import RAFTConfig
 from raft.train.data import Example, render
 from raft.train.describe import describe
 from raft.train.flops import Flops, peak_flops
-from raft.train.inputs import check_deepspeed, check_fsdp, check_settings, fit, render_evaluation, rows_from
+from raft.train.inputs import check_fsdp, check_settings, fit, render_evaluation, rows_from
 from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, statistics, student_batch
 from raft.train.master import keep_masters
 from raft.train.model import LanguageModel, inside_forward
@@ -99,7 +99,7 @@ class RAFTTrainer(Trainer):
         if isinstance(model, (str, os.PathLike)):
             self.student.use_flash_attention()
         if self.is_deepspeed_enabled:
-            check_deepspeed(args)
+            args.check_deepspeed()
         if self.is_fsdp_enabled:
             check_fsdp(args, loaded)
         self._base: dict[str, Tensor] | None = None

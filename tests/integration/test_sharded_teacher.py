@@ -1,12 +1,13 @@
 """Two ranks with FSDP2 shards of a LoRA model: the teacher is the base, also where a rank has nothing to score."""
 
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.ranks import torchrun
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -16,11 +17,7 @@ def test_the_teacher_of_a_sharded_model(tmp_path):
     pytest.importorskip("peft")
     from tests.tiny import build
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    command = [*launcher, "-m", "tests.integration.test_sharded_teacher", build("qwen3", tmp_path), tmp_path / "out"]
+    command = torchrun("tests.integration.test_sharded_teacher", build("qwen3", tmp_path), tmp_path / "out")
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(re.findall(r"rank \d: .*? met", done.stdout)) == ["rank 0: 2 equal, met", "rank 1: 0 equal, met"]

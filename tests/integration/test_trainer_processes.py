@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from tests.golden.training import checkpoint, exact, lines
+from tests.ranks import torchrun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def start(folder, settings, *words, ranks=1):
-    run = [sys.executable, "-m"]
-    if ranks > 1:
-        run += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    command = [*run, "tests.golden.child", str(folder), str(checkpoint()), json.dumps(settings), *words]
+    child = ("tests.golden.child", str(folder), str(checkpoint()), json.dumps(settings), *words)
+    command = [sys.executable, "-m", *child] if ranks == 1 else torchrun(*child, ranks=ranks)
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

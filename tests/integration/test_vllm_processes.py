@@ -3,12 +3,13 @@
 import copy
 import random
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.ranks import torchrun
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -19,11 +20,7 @@ def test_engines_follow_ddp_and_fsdp2(tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
     from tests.tiny import build
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    command = [*launcher, "-m", "tests.integration.test_vllm_processes", build("qwen3", tmp_path)]
+    command = torchrun("tests.integration.test_vllm_processes", build("qwen3", tmp_path))
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     # Two processes write to one pipe: a line of one may begin before the other's has ended.
