@@ -15,6 +15,9 @@ from torch import Tensor
 # Elements of the [tokens, width] buffer. Small enough for the memory of a laptop, large enough to fill a GPU.
 CPU_BUDGET = 1 << 24
 CUDA_BUDGET = 1 << 27
+# The teacher's on a GPU: half as many chunks read the head half as often, and its 1 GiB is gone when the student's
+# backward pass takes more.
+CUDA_TEACHER_BUDGET = 1 << 28
 # Elements of a slice of the head that is being converted to fp32.
 CAST_BUDGET = 1 << 22
 CUDA_CAST_BUDGET = 1 << 27
@@ -29,9 +32,10 @@ def walk(
     width: int,
     like: Tensor,
     dtype: torch.dtype,
+    cuda_budget: int | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Pairs of a slice of the n tokens and an empty buffer (its tokens, width). All buffers share their memory."""
-    budget = CUDA_BUDGET if like.device.type == "cuda" else CPU_BUDGET
+    budget = (cuda_budget or CUDA_BUDGET) if like.device.type == "cuda" else CPU_BUDGET
     parts = -(-n // max(1, budget // width))
     buffer = like.new_empty((-(-n // max(1, parts)), width), dtype=dtype)
     for i in range(parts):

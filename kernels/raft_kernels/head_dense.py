@@ -81,9 +81,10 @@ def forward(
     indices: Tensor,  # (N, K) int32
     mask: Tensor | None,  # (N,) bool
     rest_at: float | None,
+    _lists: list[Tensor],
 ) -> Tensor:  # (N, K), or (N, K + 1) with rest_at
     n, k = indices.shape
-    z = hidden.new_empty((n, k + (rest_at is not None)), dtype=head.dtype)
+    z = hidden.new_empty((n, k if rest_at is None else k + 1), dtype=head.dtype)
     for rows, buffer in walk(n, head.vocab, hidden, head.dtype):
         ids = masked_ids(indices, mask, head.vocab, rows).long()
         selected_logits(head, buffer, masked(hidden, mask, rows), ids, rest_at, z[rows])
@@ -99,6 +100,7 @@ def backward(
     mask: Tensor | None,  # (N,) bool
     needs: list[bool],  # hidden, weight, bias
     rest_at: float | None,
+    _lists: list[Tensor],
 ) -> Gradients:
     n, k = indices.shape
     need_hidden, need_weight, need_bias = needs

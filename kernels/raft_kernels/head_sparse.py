@@ -103,6 +103,7 @@ def forward(
     indices: Tensor,  # (N, K) int32
     mask: Tensor | None,  # (N,) bool
     _rest_at: None,
+    _lists: list[Tensor],
 ) -> Tensor:  # (N, K)
     n, k = indices.shape
     z = hidden.new_empty((n, k), dtype=head.dtype)
@@ -123,6 +124,7 @@ def backward(
     mask: Tensor | None,  # (N,) bool
     needs: list[bool],  # hidden, weight, bias
     _rest_at: None,
+    _lists: list[Tensor],
 ) -> Gradients:
     n, k = indices.shape
     need_hidden, need_weight, need_bias = needs

@@ -4,7 +4,8 @@
 With `rest_at` = T there is one more column, the logit of all other tokens together at temperature T:
     z_rest = T logsumexp_{v not in ids} (z_v / T),  dz_rest / dz_v = exp((z_v - z_rest) / T)
 Three ways: over unions of ids on a GPU (gpu/selected.py), single rows of the head on a CPU (head_sparse.py), and dense
-chunks everywhere else (head_dense.py), where K is a large part of V and wherever z_rest is wanted.
+chunks everywhere else (head_dense.py), where K is a large part of V and wherever z_rest is wanted. The unions are
+listed once (gpu/union.py), for the forward pass and the gradient by the hidden states.
 """
 
 from types import ModuleType
@@ -13,15 +14,19 @@ import torch
 from torch import Tensor
 
 from . import head_dense, head_sparse
-from .head import Head, accumulate_dtype
+from .head import Head, accumulate_dtype, masked_ids
 
 # How many times larger than K the vocabulary has to be before a product over unions of ids beats a dense one on a GPU.
 UNION_RATIO = 8
 
 
+def _over_unions(backend: str, vocab: int, k: int, rest: bool) -> bool:
+    return backend == "triton" and not rest and vocab >= UNION_RATIO * k
+
+
 def _way(head: Head, k: int, rest: bool) -> ModuleType:
     """The module whose `forward` and `backward` do the work."""
-    if not rest and head.backend == "triton" and head.vocab >= UNION_RATIO * k:
+    if _over_unions(head.backend, head.vocab, k, rest):
         from .gpu import selected as union
 
         return union
@@ -30,7 +35,6 @@ def _way(head: Head, k: int, rest: bool) -> ModuleType:
     return head_dense
 
 
-@torch.library.custom_op("raft_kernels::selected_logits", mutates_args=())
 def selected_logits(
     hidden: Tensor,  # (N, H)
     weight: Tensor,  # (V, H)
@@ -43,17 +47,67 @@ def selected_logits(
     operands: torch.dtype,
     rest_at: float | None,
     backend: str,
+    sparse_gradient: bool = False,
 ) -> Tensor:  # (N, K), or (N, K + 1) with rest_at; fp32, or fp64 for fp64
+    """`sparse_gradient`: many of the entries of dz will be 0, so that it pays to list anew the ids that are left."""
+    lists = []
+    if _over_unions(backend, vocab, indices.shape[1], rest_at is not None):
+        wide = max(hidden.element_size(), weight.element_size()) > operands.itemsize
+        lists = id_lists(indices, mask, vocab, operands, wide)
+    settings = (vocab, logit_scale, softcap, operands, rest_at, backend, sparse_gradient)
+    return _selected_logits(hidden, weight, bias, indices, mask, lists, *settings)
+
+
+@torch.library.custom_op("raft_kernels::id_lists", mutates_args=())
+def id_lists(
+    indices: Tensor,  # (N, K) int32
+    mask: Tensor | None,  # (N,) bool
+    vocab: int,
+    operands: torch.dtype,
+    wide: bool,  # as of gpu.configs.launch
+) -> list[Tensor]:
+    """The three fields of gpu/union.py's Lists, for the tiles of tokens of the forward product."""
+    from .gpu import selected, union
+
+    live = None if mask is None else mask.unsqueeze(1).expand_as(indices)
+    with torch.cuda.device_of(indices):
+        ids = masked_ids(indices, mask, vocab)
+        return list(union.of_tokens(ids, live, vocab, selected.token_tile(operands, wide)))
+
+
+@id_lists.register_fake
+def _(indices, mask, vocab, operands, wide):
+    from .gpu import selected, union
+
+    return list(union.empty(indices, vocab, selected.token_tile(operands, wide)))
+
+
+@torch.library.custom_op("raft_kernels::selected_logits", mutates_args=())
+def _selected_logits(
+    hidden: Tensor,  # (N, H)
+    weight: Tensor,  # (V, H)
+    bias: Tensor | None,  # (V,)
+    indices: Tensor,  # (N, K) int32
+    mask: Tensor | None,  # (N,) bool
+    lists: list[Tensor],  # of id_lists; none on the other ways
+    vocab: int,
+    logit_scale: float,
+    softcap: float | None,
+    operands: torch.dtype,
+    rest_at: float | None,
+    backend: str,
+    sparse_gradient: bool,
+) -> Tensor:
     head = Head(weight, bias, vocab, logit_scale, softcap, operands, backend)
     way = _way(head, indices.shape[1], rest_at is not None)
     with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
-        return way.forward(head, hidden, indices, mask, rest_at)
+        return way.forward(head, hidden, indices, mask, rest_at, lists)
 
 
-@selected_logits.register_fake
-def _(hidden, weight, bias, indices, mask, vocab, logit_scale, softcap, operands, rest_at, backend):
+@_selected_logits.register_fake
+def _(hidden, weight, bias, indices, mask, lists, vocab, logit_scale, softcap, operands, rest_at, backend, *_rest):
     n, k = indices.shape
-    return hidden.new_empty((n, k + (rest_at is not None)), dtype=accumulate_dtype(operands))
+    return hidden.new_empty((n, k if rest_at is None else k + 1), dtype=accumulate_dtype(operands))
 
 
 @torch.library.custom_op("raft_kernels::selected_logits_backward", mutates_args=())
@@ -65,6 +119,7 @@ def _selected_logits_backward(
     bias: Tensor | None,  # (V,)
     indices: Tensor,  # (N, K) int32
     mask: Tensor | None,  # (N,) bool
+    lists: list[Tensor],
     needs: list[bool],  # hidden, weight, bias
     vocab: int,
     logit_scale: float,
@@ -72,6 +127,7 @@ def _selected_logits_backward(
     operands: torch.dtype,
     rest_at: float | None,
     backend: str,
+    sparse_gradient: bool,
 ) -> list[Tensor]:
     """The gradients that are needed, in the order hidden, weight, bias."""
     head = Head(weight, bias, vocab, logit_scale, softcap, operands, backend)
@@ -80,32 +136,33 @@ def _selected_logits_backward(
         dz = dz.masked_fill(~mask.unsqueeze(1), 0)
     way = _way(head, indices.shape[1], rest_at is not None)
     with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
-        grads = way.backward(head, dz, z, hidden, indices, mask, needs, rest_at)
+        grads = way.backward(head, dz, z, hidden, indices, mask, needs, rest_at, [] if sparse_gradient else lists)
     inputs = zip(grads, (hidden, weight, bias), strict=True)
     return [g.to(x.dtype) for g, x in inputs if g is not None and x is not None]
 
 
 @_selected_logits_backward.register_fake
-def _(dz, z, hidden, weight, bias, indices, mask, needs, *_rest):
+def _(dz, z, hidden, weight, bias, indices, mask, lists, needs, *_rest):
     inputs = zip((hidden, weight, bias), needs, strict=True)
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x, need in inputs if need]
 
 
 def _setup_context(ctx, inputs, output):
-    hidden, weight, bias, indices, mask, *settings = inputs
-    _, _, softcap, _, rest_at, _ = settings
+    hidden, weight, bias, indices, mask, lists, *settings = inputs
+    _, _, softcap, _, rest_at, _, sparse_gradient = settings
     ctx.set_materialize_grads(False)
     z = output if softcap is not None or rest_at is not None else None
-    ctx.save_for_backward(z, hidden, weight, bias, indices, mask)
-    ctx.settings = settings
+    ctx.save_for_backward(z, hidden, weight, bias, indices, mask, *([] if sparse_gradient else lists))
+    ctx.settings, ctx.lists = settings, len(lists)
 
 
 def _backward(ctx, dz):
     needs = list(ctx.needs_input_grad[:3])
     if dz is None:
-        return (None,) * 11
-    grads = iter(_selected_logits_backward(dz, *ctx.saved_tensors, needs, *ctx.settings))
-    return (*(next(grads) if need else None for need in needs), *(None,) * 8)
+        return (*(None,) * 5, [None] * ctx.lists, *(None,) * 7)
+    z, hidden, weight, bias, indices, mask, *lists = ctx.saved_tensors
+    grads = iter(_selected_logits_backward(dz, z, hidden, weight, bias, indices, mask, lists, needs, *ctx.settings))
+    return (*(next(grads) if need else None for need in needs), None, None, [None] * ctx.lists, *(None,) * 7)
 
 
-selected_logits.register_autograd(_backward, setup_context=_setup_context)
+_selected_logits.register_autograd(_backward, setup_context=_setup_context)

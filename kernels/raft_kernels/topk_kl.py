@@ -116,6 +116,7 @@ def topk_kl(
         operands,
         temperature if bucket else None,
         backend,
+        sparse_gradient=skip_below > 0,
     )
     if part is not None:
         z = summed(z, own, part)

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from raft_kernels.divergence import DIVERGENCES
-from raft_kernels.gpu import configs, divergence, project, select, selected
+from raft_kernels.gpu import configs, divergence, project, scatter, select, selected
 
 CHIPS = (80, 90, 100)
 # What one program can use, in bytes.
@@ -63,7 +63,7 @@ def products(chip: int) -> list[Variant]:
 def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[Variant]:
     p, cores = POINTER[stored], operands != torch.float32
     name = f"{operands} of {stored}"
-    sizes = dict.fromkeys(("n", "h", "capacity", "tiles", "stride_xn", "stride_wv"), "i32")
+    sizes = dict.fromkeys(("n", "h", "capacity", "width", "tiles", "stride_xn", "stride_wv"), "i32")
     types = {"x": p, "w": p, "ids": "*i32", "sizes": "*i32", "y": "*fp32", **sizes}
     constants = {"stride_xh": 1, "stride_wh": 1, "OPERAND": selected.TRITON_DTYPE[operands], "LONG": False}
     config = configs.launch("product", operands, wide=stored.itemsize > operands.itemsize, chip=chip)
@@ -82,6 +82,17 @@ def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[V
     kernel = selected.hidden_gradient_kernel
     found.append(variant(f"hidden_gradient {name}", kernel, types, by_hidden, config, cores))
 
+    types = {
+        "columns": "*i32",
+        "dy": "*fp32",
+        "d": d,
+        "sizes": "*i32",
+        **dict.fromkeys(("k", "capacity", "width"), "i32"),
+    }
+    blocks = {"TILE": config["BLOCK_N"], "BLOCK_U": config["BLOCK_U"]}
+    launched = configs.launch("scatter_columns")
+    found.append(variant(f"scatter_columns {name}", scatter.scatter_columns_kernel, types, blocks, launched))
+
     sizes = dict.fromkeys(("n", "h", "width", "rows", "tiles", "stride_xn"), "i32")
     types = {"d": d, "x": p, "tokens": "*i32", "sizes": "*i32", "dw": p, **sizes}
     config = configs.launch("weight_gradient", operand, precision, wide=wide, chip=chip)
@@ -92,7 +103,8 @@ def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[V
     types = {"indices": "*i32", "dy": "*fp32", "d": d, "used": "*i1"}
     types |= dict.fromkeys(("n", "k", "first", "width"), "i32")
     blocks = {"BLOCK_V": config["BLOCK_V"]}
-    found.append(variant(f"scatter {name}", selected.scatter_kernel, types, blocks, configs.launch("scatter")))
+    launched = configs.launch("scatter_tiles")
+    found.append(variant(f"scatter_tiles {name}", scatter.scatter_tiles_kernel, types, blocks, launched))
     return found
 
 

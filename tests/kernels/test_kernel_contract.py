@@ -24,7 +24,7 @@ from raft_kernels import (
 )
 from raft_kernels import cross_entropy as ce
 from raft_kernels.divergence import topk_divergence
-from raft_kernels.selected import _selected_logits_backward, selected_logits
+from raft_kernels.selected import _selected_logits, _selected_logits_backward, id_lists
 
 BACKEND = "triton" if dispatch.INTERPRETED else "torch"
 TAILS = ["renormalize", "bucket"]
@@ -125,8 +125,13 @@ def test_operators_are_well_formed(way, tail):
     torch.library.opcheck(topk._linear_topk, top_args)
     teacher = linear_topk(*c.teacher, K, softcap=9.0)
     rest_at = 1.5 if tail == "bucket" else None
-    args = (*leaves(c.student), teacher.indices, None, V, *settings, rest_at, BACKEND)
-    torch.library.opcheck(selected_logits, args)
+    lists = []
+    if dispatch.INTERPRETED and rest_at is None:
+        torch.library.opcheck(id_lists, (teacher.indices, torch.rand(N) > 0.3, V, torch.float32, False))
+        lists = id_lists(teacher.indices, None, V, torch.float32, False)
+    for sparse in (False, True):
+        args = (*leaves(c.student), teacher.indices, None, lists, V, *settings, rest_at, BACKEND, sparse)
+        torch.library.opcheck(_selected_logits, args)
     z = torch.randn(N, K, requires_grad=True)
     torch.library.opcheck(topk_divergence, (z, teacher.logits, None, 1.5, 1.5, "forward", 0.5, 2.25, 0.0, BACKEND))
     labels = torch.randint(0, V, (N,))
@@ -148,12 +153,12 @@ def test_no_value_is_read_back_to_the_host(monkeypatch, tail, dtype):
     top = topk._linear_topk._init_fn(hidden, weight, bias, mask, k, v, 0.5, 9.0, dtype, 1.5, "torch")
     indices, logits, _ = top
     rest_at = 1.5 if tail == "bucket" else None
-    settings = (v, 0.5, 9.0, dtype, rest_at, "torch")
-    z = selected_logits._init_fn(hidden, weight, bias, indices, mask, *settings)
+    settings = (v, 0.5, 9.0, dtype, rest_at, "torch", False)
+    z = _selected_logits._init_fn(hidden, weight, bias, indices, mask, [], *settings)
     t = torch.cat([logits, logits[:, :1]], dim=1) if rest_at else logits
     _, dz = topk_divergence._init_fn(z, t, mask, 1.5, 1.5, "jsd", 0.5, 2.25, 0.1, "torch")
     needs = [True, True, True]
-    grads = _selected_logits_backward._init_fn(dz, z, hidden, weight, bias, indices, mask, needs, *settings)
+    grads = _selected_logits_backward._init_fn(dz, z, hidden, weight, bias, indices, mask, [], needs, *settings)
     assert [g.shape for g in grads] == [hidden.shape, weight.shape, bias.shape]
     loss, partition = ce._chunked._init_fn(hidden, weight, bias, labels, 9.0, dtype)
     ce._chunked_backward._init_fn(loss, partition, hidden, weight, bias, labels, needs, 9.0, dtype)

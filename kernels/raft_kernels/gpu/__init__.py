@@ -3,6 +3,7 @@
     select.py      the K largest of each row of logits, and its log-partition
     project.py     hidden @ weight.T with the maxima of groups of ids in the same pass (alternative to cuBLAS)
     union.py       which head rows a tile of tokens needs, which tokens a tile of ids needs
+    scatter.py     gradients of logits as an operand of these products, written only where it is read
     selected.py    products of a tile with the rows that it needs: student logits, and both gradients
     divergence.py  softmaxes, divergence and its gradient, one pass over [N, K]
     configs.py     tile sizes per operation, dtype and chip

@@ -68,8 +68,10 @@ def launch(
         return {"ELEMENTS": 4096, "num_warps": 4}
     if kernel == "candidates":
         return {"BLOCK_K": 64, "num_warps": 4}
-    if kernel == "scatter":
-        return {"BLOCK_K": 512, "num_warps": 4}
+    if kernel == "scatter_columns":
+        return {"BLOCK_K": 512, "ZEROS": 2048, "num_warps": 4}
+    if kernel == "scatter_tiles":
+        return {"BLOCK_K": 64, "num_warps": 4}
     half = operands in (torch.bfloat16, torch.float16)
     kind = "wide" if half and wide else "half" if half else precision
     chip = capability() if chip is None else chip

@@ -20,6 +20,7 @@ from ..dispatch import INTERPRETED
 from ..head import Gradients, Head, masked_ids
 from . import union
 from .configs import launch
+from .scatter import scatter_columns, scatter_tiles
 
 TRITON_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 # Elements of the [tokens, union] and [tokens, ids] workspaces.
@@ -41,10 +42,11 @@ def product_kernel(
     w,  # (V, H)
     ids,  # (tiles, U) int32
     sizes,  # (tiles,) int32
-    y,  # (n, U) fp32
+    y,  # (n, width) fp32, width a multiple of BLOCK_U: what lies beyond the tile's ids is written and never read
     n,
     h,
     capacity,
+    width,
     tiles,
     stride_xn,
     stride_xh,
@@ -69,7 +71,8 @@ def product_kernel(
         return
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = first + tl.arange(0, BLOCK_U)
-    # Lanes past an end repeat the last row in use and are not stored: no mask in the loop, and nothing foreign is read.
+    # Lanes past an end repeat the last row in use: no mask in the loop, and nothing foreign is read. A mask of columns
+    # in the store would cost its width: 128 single stores a thread instead of 32 of 16 bytes.
     v = tl.load(ids + tile.to(tl.int64) * capacity + tl.minimum(columns, size - 1)).to(tl.int64)
     x_rows = x + tl.minimum(rows, n - 1).to(tl.int64)[:, None] * stride_xn
     w_rows = w + v[:, None] * stride_wv
@@ -85,14 +88,17 @@ def product_kernel(
             a = tl.load(x_rows + i[None, :] * stride_xh, mask=i[None, :] < h, other=0.0)
             b = tl.load(w_rows + i[None, :] * stride_wh, mask=i[None, :] < h, other=0.0)
         acc = tl.dot(as_operand(a, OPERAND), tl.trans(as_operand(b, OPERAND)), acc, input_precision="ieee")
-    y_tile = y + (tile * BLOCK_N).to(tl.int64) * capacity + first
-    at = tl.arange(0, BLOCK_N)[:, None] * capacity + tl.arange(0, BLOCK_U)[None, :]
-    tl.store(y_tile + at, acc, mask=(rows[:, None] < n) & (columns[None, :] < size))
+    y_tile = y + (tile * BLOCK_N).to(tl.int64) * width + first
+    # Two halves, so that the way into 16-byte stores, through shared memory, spills nothing on sm_100.
+    left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_N, 2, BLOCK_U // 2)), (0, 2, 1)))
+    at = tl.arange(0, BLOCK_N)[:, None] * width + tl.arange(0, BLOCK_U // 2)[None, :]
+    tl.store(y_tile + at, left, mask=rows[:, None] < n)
+    tl.store(y_tile + at + BLOCK_U // 2, right, mask=rows[:, None] < n)
 
 
 @triton.jit(do_not_specialize=["n", "tiles"])
 def hidden_gradient_kernel(
-    d,  # (n, width), 0 outside the tile's ids; width > a multiple of BLOCK_U that holds U
+    d,  # (n, width), width a multiple of BLOCK_U; of a row, the blocks that hold the tile's ids are read
     w,  # (V, H)
     ids,  # (tiles, U) int32
     sizes,  # (tiles,) int32
@@ -131,36 +137,9 @@ def hidden_gradient_kernel(
     tl.store(dx + (tile * BLOCK_N).to(tl.int64) * h + at, acc.to(dx.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["n", "first"])
-def scatter_kernel(
-    indices,  # (N, K) int32
-    dy,  # (N, K) fp32
-    d,  # (N, width), 0: written
-    used,  # (tiles, N) bool, false: written
-    n,
-    k,
-    first,
-    width,
-    BLOCK_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """The part of dloss/dy for ids in first..first + width, dense, and which tiles of BLOCK_V ids each token has.
-
-    Program: one token. Ids are unique within a row; several lanes may write the same `true`.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    for start in range(0, k, BLOCK_K):
-        lane = start + tl.arange(0, BLOCK_K)
-        v = tl.load(indices + row * k + lane, mask=lane < k, other=-1) - first
-        value = tl.load(dy + row * k + lane, mask=lane < k, other=0.0)
-        mine = (v >= 0) & (v < width) & (value != 0.0)
-        tl.store(d + row * width + v, value.to(d.dtype.element_ty), mask=mine)
-        tl.store(used + (v // BLOCK_V).to(tl.int64) * n + row, tl.full((BLOCK_K,), 1, tl.int1), mask=mine)
-
-
 @triton.jit(do_not_specialize=["n", "rows", "tiles"])
 def weight_gradient_kernel(
-    d,  # (N, width), width = tiles * BLOCK_V
+    d,  # (N, width), width = tiles * BLOCK_V; of a tile, the rows of its tokens are read
     x,  # (N, H)
     tokens,  # (tiles, N) int32
     sizes,  # (tiles,) int32
@@ -205,9 +184,9 @@ def weight_gradient_kernel(
     tl.store(dw + (tile * BLOCK_V).to(tl.int64) * h + at, acc.to(dw.dtype.element_ty), mask=mask)
 
 
-def _tokens(capacity: int, vocab: int, tile: int) -> int:
-    """Tokens of a chunk, whole tiles: the workspace, and the lists of their tiles at some 20 bytes an id, stay bounded."""
-    return max(1, min(BUDGET // (capacity * tile), BUDGET // 8 // vocab)) * tile
+def _tokens(width: int, tile: int) -> int:
+    """Tokens of a chunk: whole tiles in a workspace of a bounded number of elements."""
+    return max(1, BUDGET // (width * tile)) * tile
 
 
 def _wide(operands: torch.dtype, *stored: Tensor) -> bool:
@@ -237,9 +216,10 @@ def forward(
     indices: Tensor,  # (N, K) int32
     mask: Tensor | None,  # (N,) bool
     _rest_at: None,
+    lists: list[Tensor],  # the fields of union.Lists
 ) -> Tensor:  # (N, K) fp32
     ids = masked_ids(indices, mask, head.vocab)
-    y = selected_products(head, hidden, ids, mask)
+    y = selected_products(head, hidden, union.Lists(*lists), mask)
     return head.transform_(y if head.bias is None else y.add_(head.bias[ids]))
 
 
@@ -252,10 +232,12 @@ def backward(
     mask: Tensor | None,  # (N,) bool
     needs: list[bool],  # hidden, weight, bias
     _rest_at: None,
+    lists: list[Tensor],  # as in forward; none: those of the entries of dz that are not 0
 ) -> Gradients:
     dy = head.by_y(dz, z)
     need_hidden, need_weight, need_bias = needs
-    grad_hidden = hidden_gradient(head, dy, hidden, indices) if need_hidden else None
+    kept = union.Lists(*lists) if lists else None
+    grad_hidden = hidden_gradient(head, dy, hidden, indices, kept) if need_hidden else None
     if grad_hidden is not None and mask is not None:
         # Their own entries are 0, but 0 times an infinite row of the head that a neighbour uses is not.
         grad_hidden.masked_fill_(~mask.unsqueeze(1), 0)
@@ -264,34 +246,40 @@ def backward(
     return grad_hidden, *weight_gradient(head, dy, hidden, indices, need_weight, need_bias)
 
 
+def token_tile(operands: torch.dtype, wide: bool) -> int:
+    """How many neighbouring tokens share a list of ids in the forward product."""
+    return launch("product", operands, wide=wide)["BLOCK_N"]
+
+
 def selected_products(
     head: Head,
     hidden: Tensor,  # (N, H)
-    indices: Tensor,  # (N, K) int32
+    lists: union.Lists,
     mask: Tensor | None,  # (N,) bool
 ) -> Tensor:  # (N, K) fp32: y before bias; 0 at masked tokens
-    n, k = indices.shape
+    n, k = lists.columns.shape
     h = hidden.shape[1]
     y = hidden.new_empty((n, k), dtype=torch.float32)
     config = launch("product", head.operands, wide=_wide(head.operands, hidden, head.weight))
-    tile = config["BLOCK_N"]
-    capacity = min(head.vocab, tile * k)
-    live = None if mask is None else mask.unsqueeze(1).expand(n, k)
-    step = _tokens(capacity, head.vocab, tile)
-    workspace = hidden.new_empty((min(n, step), capacity), dtype=torch.float32)
+    tile, block = config["BLOCK_N"], config["BLOCK_U"]
+    capacity = lists.members.shape[1]
+    width = triton.cdiv(capacity, block) * block
+    step = _tokens(width, tile)
+    workspace = hidden.new_empty((min(n, step), width), dtype=torch.float32)
     for rows in _chunks(n, step):
         x = hidden[rows]
-        ids, place = union.of_tokens(indices[rows], None if live is None else live[rows], head.vocab, tile)
-        tiles = len(ids.sizes)
-        product_kernel[(tiles * triton.cdiv(capacity, config["BLOCK_U"]),)](
+        members, sizes = _of_chunk(lists, rows, tile)
+        tiles = len(sizes)
+        product_kernel[(tiles * (width // block),)](
             x,
             head.weight,
-            ids.members,
-            ids.sizes,
+            members,
+            sizes,
             workspace,
             len(x),
             h,
             capacity,
+            width,
             tiles,
             *x.stride(),
             *head.weight.stride(),
@@ -300,40 +288,48 @@ def selected_products(
             LONG=_long(x, head.weight),
             **config,
         )
-        found = workspace[: len(x)].gather(1, place.clamp_max(capacity - 1))
-        y[rows] = found if live is None else found.masked_fill(~live[rows], 0)
+        # Entries that are not in use point behind the list.
+        found = workspace[: len(x)].gather(1, lists.columns[rows].clamp_max(capacity - 1).long())
+        y[rows] = found if mask is None else found.masked_fill(~mask[rows].unsqueeze(1), 0)
     return y
+
+
+def _of_chunk(lists: union.Lists, rows: slice, tile: int) -> tuple[Tensor, Tensor]:
+    """Members and sizes of the tiles of a chunk of tokens."""
+    tiles = slice(rows.start // tile, triton.cdiv(rows.stop, tile))
+    return lists.members[tiles], lists.sizes[tiles]
 
 
 def hidden_gradient(
     head: Head,
-    dy: Tensor,  # (N, K) fp32 dloss/dy at the ids; entries of 0 cost nothing
+    dy: Tensor,  # (N, K) fp32 dloss/dy at the ids
     hidden: Tensor,  # (N, H)
     indices: Tensor,  # (N, K) int32
+    lists: union.Lists | None,  # of the forward pass; None: of the entries of dy that are not 0
 ) -> Tensor:  # (N, H), dtype of hidden
-    n, k = indices.shape
-    h = hidden.shape[1]
+    n, h = hidden.shape
     dx = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     operand, precision = gradient_operand(head.operands)
     config = launch("hidden_gradient", operand, precision, wide=_wide(operand, head.weight))
-    tile = config["BLOCK_N"]
-    capacity = min(head.vocab, tile * k)
-    # Rows of D are whole blocks, and one spare column for entries of 0; 16-byte steps, so that loads are wide.
-    spare = triton.cdiv(capacity, config["BLOCK_U"]) * config["BLOCK_U"]
-    width = spare + 16
-    step = _tokens(spare, head.vocab, tile)
+    tile, block = config["BLOCK_N"], config["BLOCK_U"]
+    if lists is None or tile != token_tile(head.operands, _wide(head.operands, hidden, head.weight)):
+        lists = union.of_tokens(indices, dy != 0, head.vocab, tile)
+    capacity = lists.members.shape[1]
+    width = triton.cdiv(capacity, block) * block
+    step = _tokens(width, tile)
+    dy = dy.contiguous()
     workspace = dy.new_empty((min(n, step), width), dtype=operand)
     for rows in _chunks(n, step):
         part = dx[rows]
-        ids, place = union.of_tokens(indices[rows], dy[rows] != 0, head.vocab, tile)
-        tiles = len(ids.sizes)
-        d = workspace[: len(part)].zero_()
-        d.scatter_(1, torch.where(place < capacity, place, spare), dy[rows].to(operand))
+        members, sizes = _of_chunk(lists, rows, tile)
+        tiles = len(sizes)
+        d = workspace[: len(part)]
+        scatter_columns(lists.columns[rows], dy[rows], sizes, d, capacity, tile, block)
         hidden_gradient_kernel[(tiles * triton.cdiv(h, config["BLOCK_H"]),)](
             d,
             head.weight,
-            ids.members,
-            ids.sizes,
+            members,
+            sizes,
             part,
             len(part),
             h,
@@ -357,7 +353,7 @@ def weight_gradient(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor | None, Tensor | None]:  # (V, H), dtype of the head; (V,) fp32
-    n, k = indices.shape
+    n = len(indices)
     vocab, h = head.weight.shape
     indices, dy = indices.contiguous(), dy.contiguous()
     dw = torch.empty_like(head.weight, memory_format=torch.contiguous_format) if need_weight else None
@@ -371,10 +367,11 @@ def weight_gradient(
         rows = part.stop - part.start
         tiles = triton.cdiv(rows, tile)
         width = tiles * tile
-        d = workspace[: n * width].view(n, width).zero_()
+        d = workspace[: n * width].view(n, width)
+        if db is not None:
+            d.zero_()  # the sum reads all of it; heads with a bias are few
         used = torch.zeros((tiles, n), dtype=torch.bool, device=dy.device)
-        if n:
-            scatter_kernel[(n,)](indices, dy, d, used, n, k, part.start, width, BLOCK_V=tile, **launch("scatter"))
+        scatter_tiles(indices, dy, d, used, part.start, tile)
         if db is not None:
             db[part] = d[:, :rows].sum(0, dtype=torch.float32)
         if dw is None:

@@ -6,7 +6,7 @@ spares the pass over the buffer that finds them.
 
 from torch import Tensor
 
-from ..head import Head, masked, walk
+from ..head import CUDA_TEACHER_BUDGET, Head, masked, walk
 from . import project, select
 
 
@@ -23,7 +23,7 @@ def linear_topk(
     fused = project.suits(head, hidden, k, log_partition_at)
     g = select.group_size(head.vocab, k)
     width = -(-head.vocab // 64) * 64  # rows that start at multiples of 16 bytes are read 16 bytes at a time
-    for rows, buffer in walk(len(hidden), width, hidden, head.dtype):
+    for rows, buffer in walk(len(hidden), width, hidden, head.dtype, CUDA_TEACHER_BUDGET):
         x = masked(hidden, mask, rows)
         if fused:
             maxima, partition = project.logits_and_maxima(head, x, g, buffer), None

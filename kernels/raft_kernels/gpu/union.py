@@ -11,10 +11,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# (tile, id) pairs that are counted at once: lists are built in some 20 bytes a pair.
+BUDGET = 1 << 24
+
 
 class Union(NamedTuple):
     members: Tensor  # (tiles, capacity) int32: the members in use by a tile, ascending, then 0
     sizes: Tensor  # (tiles,) int32
+
+
+class Lists(NamedTuple):
+    """The ids in use by each tile of neighbouring tokens, and where each entry of a token is in its tile's list."""
+
+    members: Tensor  # (tiles, capacity) int32, as in Union
+    sizes: Tensor  # (tiles,) int32
+    columns: Tensor  # (N, K) int32; `capacity` where an entry is not in use
 
 
 def compact(
@@ -34,21 +45,41 @@ def compact(
     return Union(members[:, :capacity].contiguous(), sizes), rank - 1
 
 
-def of_tokens(
-    indices: Tensor,  # (n, K) int32
-    live: Tensor | None,  # (n, K) bool; none: all
+def empty(
+    indices: Tensor,  # (N, K) int32
     vocab: int,
     tile: int,
-) -> tuple[Union, Tensor]:  # and (n, K) int64: the column of each entry in its tile's list; `capacity` where not live
-    """The ids in use by each tile of `tile` neighbouring tokens."""
+) -> Lists:
+    """Lists to be written, of the shapes that `of_tokens` gives."""
     n, k = indices.shape
-    tiles = -(-n // tile)
-    capacity = min(vocab, tile * k)
-    ids = indices.long()
-    if live is not None:
-        ids = torch.where(live, ids, vocab)
-    padded = torch.nn.functional.pad(ids, (0, 0, 0, tiles * tile - n), value=vocab).view(tiles, tile * k)
-    used = torch.zeros((tiles, vocab + 1), dtype=torch.bool, device=ids.device).scatter_(1, padded, True)
-    union, place = compact(used[:, :vocab], capacity)
-    place = torch.nn.functional.pad(place, (0, 1), value=capacity)
-    return union, place.gather(1, padded).view(tiles * tile, k)[:n].long()
+    tiles = (n + tile - 1) // tile
+    new = indices.new_empty
+    return Lists(new((tiles, min(vocab, tile * k))), new((tiles,)), new((n, k)))
+
+
+def of_tokens(
+    indices: Tensor,  # (N, K) int32
+    live: Tensor | None,  # (N, K) bool: the entries in use; none: all
+    vocab: int,
+    tile: int,
+) -> Lists:
+    """The ids in use by each tile of `tile` neighbouring tokens."""
+    lists = empty(indices, vocab, tile)
+    capacity = lists.members.shape[1]
+    step = max(1, BUDGET // vocab)
+    for first in range(0, len(lists.sizes), step):
+        tiles = slice(first, first + step)
+        rows = slice(first * tile, (first + step) * tile)
+        members, sizes, columns = (lists.members[tiles], lists.sizes[tiles], lists.columns[rows])
+        ids = indices[rows].long()
+        if live is not None:
+            ids = torch.where(live[rows], ids, vocab)
+        n, k = ids.shape
+        ids = torch.nn.functional.pad(ids, (0, 0, 0, len(sizes) * tile - n), value=vocab).view(len(sizes), tile * k)
+        used = torch.zeros((len(sizes), vocab + 1), dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+        found, place = compact(used[:, :vocab], capacity)
+        place = torch.nn.functional.pad(place, (0, 1), value=capacity)
+        members.copy_(found.members)
+        sizes.copy_(found.sizes)
+        columns.copy_(place.gather(1, ids).view(-1, k)[:n])
+    return lists
