@@ -1,19 +1,30 @@
-"""python -m bench kernels|rollout|train [--quick] ...: runs a benchmark, prints its table and writes its records."""
+"""python -m bench kernels|rollout|train|... [options]: runs a benchmark, prints its table and writes its records."""
 
 import importlib
 import os
 import sys
 
-BENCHMARKS = ("kernels", "rollout", "train", "tune")
+# Command -> its module; the same name but for those that a module of plain functions has.
+COMMANDS = {
+    "kernels": "kernels",
+    "rollout": "rollout",
+    "train": "train",
+    "tune": "tune",
+    "profile": "profile",
+    "tests": "device_tests",
+    "machine": "machine",
+    "gpu": "gpu",
+    "records": "archive",
+}
 
 
 def main(argv: list[str]) -> int:
-    if not argv or argv[0] not in BENCHMARKS:
-        print(f"usage: python -m bench {{{','.join(BENCHMARKS)}}} [options]; --help after the name lists them")
+    if not argv or argv[0] not in COMMANDS:
+        print(f"usage: python -m bench {{{','.join(COMMANDS)}}} [options]; --help after the name lists them")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     # The memory profiler of torch logs every start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
+    return importlib.import_module(f"bench.{COMMANDS[argv[0]]}").main(argv[1:])
 
 
 if __name__ == "__main__":

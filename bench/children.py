@@ -2,14 +2,12 @@
 
 import argparse
 import os
-import re
-import shlex
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +68,7 @@ def make_parser(name: str, about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     parser.add_argument("--models", type=works, help=f"comma-separated, of {', '.join(WORKS)}")
     parser.add_argument("--threads", type=int, help="threads of a CPU run (default: torch's choice, quick 1)")
+    parser.add_argument("--rollout-tokens", type=int, help="a rollout's most, in place of the model's own")
     parser.add_argument("--alone", action="store_true", help="one provider after the other, not by turns")
     parser.add_argument("--out", type=Path, help="the records; tables and picture go beside them")
     parser.add_argument("--records", type=Path, help="measure nothing, show these")
@@ -90,6 +89,8 @@ def prepare(args: argparse.Namespace, name: str, argv: Sequence[str]) -> Run:
     args.alone = args.alone or args.device == "cuda"
     default = ["quick"] if args.quick else ON_GPU if args.device == "cuda" else ["cpu"]
     args.models = args.models or [WORKS[name] for name in default]
+    if args.rollout_tokens:
+        args.models = [replace(work, rollout_most=args.rollout_tokens) for work in args.models]
     state = machine.state()  # before anything of ours runs
     threads = args.threads or (1 if args.quick else torch.get_num_threads())
     torch.set_num_threads(threads)
@@ -99,24 +100,12 @@ def prepare(args: argparse.Namespace, name: str, argv: Sequence[str]) -> Run:
     device_name = machine.device_name(args.device, threads)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     limit = ceilings(args.device, dtype, args.quick)
-    run = Run(args.device, device_name, limit, command_of(name, argv), output(args, name, device_name), state)
+    out = records.path_of(name, device=args.device, device_name=device_name, out=args.out, quick=args.quick)
+    run = Run(args.device, device_name, limit, records.command_of(name, argv), out, state)
     print(run.about(), flush=True)
     for missing, why in args.missing.items():
         run.say(f"{missing}: left out, {why}")
     return run
-
-
-def output(args: argparse.Namespace, name: str, device_name: str) -> Path | None:
-    if args.out or args.quick:
-        return args.out
-    short = re.sub(r"[^a-z0-9]+", "-", device_name.lower().removeprefix("nvidia ")) if args.device == "cuda" else "cpu"
-    return records.RESULTS / f"{name}-{short}.json"
-
-
-def command_of(name: str, argv: Sequence[str]) -> str:
-    """What gives these records again; where they were put is left out."""
-    kept = [word for before, word in zip(["", *argv], argv, strict=False) if before != "--out"]
-    return shlex.join(["python", "-m", "bench", name, *(word for word in kept if not word.startswith("--out"))])
 
 
 def measure_children(

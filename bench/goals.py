@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from bench.cases import CPU, CUDA, Case
-from bench.providers import OURS
+from bench.providers import OURS, is_ours
 from bench.records import by_case
 
 FULL = ("linear_topk_kl", "full")
@@ -48,13 +48,20 @@ def goals(case: Case, records: Sequence[dict]) -> Iterator[str]:
         yield goal_line(">= 2.5", ratio(full.get("trl"), ours, "ms_p50"), "x faster than TRL")
         yield goal_line("<= 0.6", ratio(ours, full.get("torch"), "peak_mib"), "of naive torch top-K", "peak ")
     if replace(case, regime=CUDA.regime) == CUDA:
-        peers = [r for name, r in full.items() if name != OURS]
+        peers = [r for name, r in full.items() if not is_ours(name)]
         best = min(peers, key=lambda r: r["ms_p50"], default=None)
         named = f" ({best['provider']}, {best['ms_p50']:.1f} ms)" if best else ""
-        yield goal_line("<= 32", ours["ms_p50"] if ours else None, "ms")
+        yield goal_line(f"<= {_milliseconds(case, records)}", ours["ms_p50"] if ours else None, "ms")
         yield goal_line("<= 0.5", ratio(ours, best, "ms_p50"), f"of the best peer{named}")
         yield goal_line("<= 2.1", ours["peak_mib"] / 1024 if ours else None, "GiB", "peak ")
-        yield goal_line("<= 1.15", ratio(teacher.get(OURS), teacher.get("gemm"), "ms_p50"), "x bare GEMM", "teacher ")
+        yield goal_line("<= 1.1", ratio(teacher.get(OURS), teacher.get("gemm"), "ms_p50"), "x bare GEMM", "teacher ")
+
+
+def _milliseconds(case: Case, records: Sequence[dict]) -> int:
+    """Of the whole loss, on an H200; an H100 has its arithmetic and less of its bandwidth."""
+    if case.regime != CUDA.regime:
+        return 22
+    return 33 if any("H100" in r["device"] for r in records) else 30
 
 
 def ratio(above: dict | None, below: dict | None, key: str) -> float | None:

@@ -11,21 +11,22 @@ Sizes, sweep, dtype and regime of your own are part of the name; --quick writes 
 
 import argparse
 import json
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from bench import cases, plot, providers, records
+from bench import cases, lost, plot, providers, records, tune
 from bench.cases import Case
 from bench.goals import summary
 from bench.limits import ceilings
 from bench.run import Run
+from bench.variants import using
 
 SIZES = {"n": "tokens", "h": "hidden size", "v": "vocabulary", "k": "ids of the teacher that are kept"}
+TUNED = f"{providers.OURS}:tuned"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -45,15 +46,27 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="threads of a CPU run (default: torch's choice)")
     parser.add_argument("--providers", default="", help=f"comma-separated, of {', '.join(providers.MAKERS)}")
+    parser.add_argument(
+        "--tuned",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        help="records of `bench tune` (default: this device's in bench/results): its winners beside what ships",
+    )
+    parser.add_argument("--name", help="of the records, in place of what was asked for")
+    parser.add_argument("--plain", action="store_true", help="no picture")
     parser.add_argument("--out", type=Path, help="the records; tables and picture go beside them")
     parser.add_argument("--records", type=Path, help="measure nothing, show these")
+    # Said by this program to itself: go on with the records that are there, without these providers.
+    parser.add_argument("--without", default="", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     named = args.providers.split(",") if args.providers else list(providers.MAKERS)
     unknown = sorted(set(named) - set(providers.MAKERS))
     if unknown:
         parser.error(f"--providers: {', '.join(unknown)} unknown; there are {', '.join(providers.MAKERS)}")
     args.named = bool(args.providers)
-    args.providers = [name for name in providers.MAKERS if name in named]
+    args.without = args.without.split(",") if args.without else []
+    args.providers = [name for name in providers.MAKERS if name in named and name not in args.without]
     args.reps = args.reps or (3 if args.quick else 20 if args.device == "cuda" else 5)
     args.sizes = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
     if args.sizes and args.sweep in ("axes", "full"):
@@ -76,12 +89,9 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
 
 
 def output(args: argparse.Namespace, device_name: str) -> Path | None:
-    if args.out or args.quick:
-        return args.out
-    short = re.sub(r"[^a-z0-9]+", "-", device_name.lower().removeprefix("nvidia ")) if args.device == "cuda" else "cpu"
-    own = [*(f"{name}{value}" for name, value in args.sizes.items()), args.sweep, args.dtype, args.regime]
-    parts = ["kernels", short, *(word for word in own if word)]
-    return records.RESULTS / ("-".join(parts) + ".json")
+    own = [args.name] if args.name else [f"{size}{value}" for size, value in args.sizes.items()]
+    own += [] if args.name else [word for word in (args.sweep, args.dtype, args.regime) if word]
+    return records.path_of("kernels", *own, device=args.device, device_name=device_name, out=args.out, quick=args.quick)
 
 
 def main(argv: list[str]) -> int:
@@ -89,7 +99,7 @@ def main(argv: list[str]) -> int:
     if args.records:
         found = json.loads(args.records.read_text())
         print(records.table(found))
-        show(found, args.records)
+        show(found, args.records, args.plain)
         return 0
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -101,7 +111,7 @@ def main(argv: list[str]) -> int:
         args.device,
         device_name,
         ceilings(args.device, getattr(torch, todo[0].dtype), args.quick),
-        command_of(argv),
+        records.command_of("kernels", argv),
         output(args, device_name),
         reps=args.reps,
         cap_s=args.cap,
@@ -109,8 +119,18 @@ def main(argv: list[str]) -> int:
     )
     print(f"{run.about()}; {len(todo)} cases, {args.reps} calls each", flush=True)
     usable, missing = providers.make(args.providers, args.device, args.quick)
+    missing |= dict.fromkeys(args.without, "the GPU no longer answered after it")
+    if args.tuned and TUNED not in args.without:
+        if winners := tune.winners(tune_records(args, device_name)):
+            ours = providers.MAKERS[providers.OURS](args.device, args.quick)
+            usable.append(replace(ours, name=TUNED, context=partial(using, winners)))
+            print(f"{TUNED}: {winners}", flush=True)
+        else:
+            missing[TUNED] = "what ships was not beaten"
     for name, why in missing.items():
         run.leave_out(name, why)
+    if args.without and run.out is not None and run.out.exists():
+        run.found = json.loads(run.out.read_text())
     if args.named:
         usable = [replace(provider, slow_start=False) for provider in usable]
     elif args.quick:
@@ -121,24 +141,37 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         interrupted = True
         run.say("interrupted: what was measured before is kept")
+    except lost.DeviceLost as error:
+        run.save()
+        print(f"{error}: starting again without it", flush=True)
+        lost.start_again("kernels", *without(argv, [*args.without, error.culprit]))
     run.save()
-    show(run.found, run.out)
+    show(run.found, run.out, args.plain)
     if run.out is not None:
         print(f"records: {run.out}; tables: {run.out.with_suffix('.md').name}")
     return 130 if interrupted else 0
 
 
-def command_of(argv: Sequence[str]) -> str:
-    """What gives these records again; where they were put is left out."""
-    kept = [word for before, word in zip(["", *argv], argv, strict=False) if before != "--out"]
-    words = [word for word in kept if not word.startswith("--out")]
-    return shlex.join(["python", "-m", "bench", "kernels", *words])
+def tune_records(args: argparse.Namespace, device_name: str) -> list[dict]:
+    path = args.tuned
+    if path == Path():
+        path = records.path_of("tune", device=args.device, device_name=device_name)
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--tuned: {path} holds no records of `bench tune` ({error})") from error
 
 
-def show(found: list[dict], path: Path | None) -> None:
+def without(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The command line of a run that goes on without some providers."""
+    before = argv[: argv.index("--without")] if "--without" in argv else argv
+    return [*before, "--without", ",".join(names)]
+
+
+def show(found: list[dict], path: Path | None, plain: bool) -> None:
     """Prints ratios and goals, and draws the picture beside the records."""
     print("\n".join(summary(found)))
-    if path is not None and found:
+    if path is not None and found and not plain:
         try:
             print(f"picture: {plot.draw(found, path)}")
         except ImportError as error:

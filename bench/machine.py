@@ -1,7 +1,17 @@
-"""The machine that a run was on, and how busy it was with other things."""
+"""The machine that a run was on, and how busy it was with other things.
 
+python -m bench machine    prints it and writes machine-<device>.json: device, driver, versions, what it does at most
+"""
+
+import argparse
+import importlib.metadata
+import json
 import os
 import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,3 +61,39 @@ def _memory_gib() -> dict[str, float]:
     except (OSError, ValueError):
         return {}
     return {name: found[name] for name in ("MemTotal", "MemAvailable")} if "MemAvailable" in found else {}
+
+
+def main(argv: list[str]) -> int:
+    from bench import limits, records  # which import this module
+
+    parser = argparse.ArgumentParser(prog="python -m bench machine")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: its ceilings mean nothing")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = device_name(device, torch.get_num_threads())
+    about: dict[str, Any] = {"device": name, "state": state(), "system": platform.platform()}
+    if device == "cuda":
+        p = torch.cuda.get_device_properties(0)
+        about |= {"capability": f"{p.major}.{p.minor}", "multiprocessors": p.multi_processor_count}
+        about |= {"memory_gib": records.digits(p.total_memory / 2**30), "l2_mib": p.L2_cache_size / 2**20}
+        about |= {"cuda": torch.version.cuda, "driver": _driver(), "sanitizer": bool(shutil.which("compute-sanitizer"))}
+    about["packages"] = {d.name: d.version for d in sorted(importlib.metadata.distributions(), key=lambda d: d.name)}
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    about |= records.origin(limits.ceilings(device, dtype, args.quick), records.command_of("machine", argv), PACKAGES)
+    print(*(f"{key}: {value}" for key, value in about.items() if key != "packages"), sep="\n")
+    out = records.path_of("machine", device=device, device_name=name, out=args.out, quick=args.quick)
+    if out is not None:
+        records.write(out, json.dumps([about], indent=1) + "\n")
+    return 0
+
+
+def _driver() -> str:
+    """One line of nvidia-smi: driver, clocks, power, temperature."""
+    fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
+    try:
+        return subprocess.check_output(
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], text=True
+        ).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -49,8 +49,10 @@ def make_ours(engine_name: str, unpacked: bool, every: int, work: Work, device: 
     )
 
 
-def make_engine(name: str, model: Any, tokenizer: Any, work: Work, requests: int) -> Any:
-    """hf, shared or copied; `requests` of one call at most."""
+def make_engine(
+    name: str, model: Any, tokenizer: Any, work: Work, requests: int, enforce_eager: bool | None = None
+) -> Any:
+    """hf, shared or copied; `requests` of one call at most. enforce_eager: as of VLLMEngine."""
     from raft.engines import HFEngine, VLLMEngine
 
     if name == "hf":
@@ -60,6 +62,7 @@ def make_engine(name: str, model: Any, tokenizer: Any, work: Work, requests: int
         tokenizer,
         max_model_len=work.max_length,
         weights=name,
+        enforce_eager=enforce_eager,
         max_num_seqs=min(requests, 128),  # the engine's own default; a smaller batch needs no larger cache
         release_on_gpu=model.device.type == "cuda",  # as the trainer has it; without effect on a CPU
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.cases import Case
 from bench.goals import full_records
-from bench.providers import OURS, TOP_K
+from bench.providers import OURS, TOP_K, is_ours
 from bench.records import by_case, number
 
 INK, MUTED, RULE = "#1b2027", "#5a6472", "#e2e6eb"
@@ -76,7 +76,7 @@ def axes_of(cases: Sequence[Case]) -> tuple[Case, list[Case], list[Case]]:
 def finding(records: dict[str, dict]) -> str:
     """The title: what a reader should take away. `records`: provider -> its record of forward and backward."""
     ours = records.get(OURS)
-    others = {name: r for name, r in records.items() if name != OURS}
+    others = {name: r for name, r in records.items() if not is_ours(name)}
     if ours is None or not others:
         return "Distillation loss, forward and backward"
     peers = {name: r for name, r in others.items() if r["loss"] != TOP_K} or others

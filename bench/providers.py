@@ -11,7 +11,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,6 +36,14 @@ class Provider:
     ops: dict[str, Bind]  # a bind does, untimed, what a user has done before, and gives the call that is timed
     full_logits: int = 0  # how many [N, V] tensors in fp32 are alive at once
     slow_start: bool = False  # at the first sizes of a sweep only, and not with --quick, unless it is named
+    context: Callable[[], AbstractContextManager[object]] = nullcontext  # of every call, backward pass included
+
+    def within(self, call: Call) -> Call:
+        def run() -> object:
+            with self.context():
+                return call()
+
+        return call if self.context is nullcontext else run
 
 
 class Unavailable(Exception):
@@ -190,7 +198,8 @@ def _liger_jsd(_device: str, quick: bool) -> Provider:
         labels = torch.zeros(len(x.student_hidden), dtype=torch.long, device=x.student_hidden.device)
         return lambda: module(*x.parameters, x.teacher_hidden, x.teacher_weight, labels)
 
-    return Provider("liger_jsd", VOCABULARY, {"linear_topk_kl": bind})
+    # Compiled, it is so again at every size.
+    return Provider("liger_jsd", VOCABULARY, {"linear_topk_kl": bind}, slow_start=not quick)
 
 
 def _liger_fused_jsd(device: str, _quick: bool) -> Provider:
@@ -250,6 +259,11 @@ MAKERS: dict[str, Callable[[str, bool], Provider]] = {
     "liger_fused_jsd": _liger_fused_jsd,
     "liger_kl": _liger_kl,
 }
+
+
+def is_ours(name: str) -> bool:
+    """This library, or a variant of it."""
+    return name.partition(":")[0] == OURS
 
 
 def make(names: Iterable[str], device: str, quick: bool) -> tuple[list[Provider], dict[str, str]]:

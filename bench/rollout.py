@@ -35,6 +35,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("rollout", __doc__)
     parser.add_argument("--providers", default="", help=f"comma-separated, of {', '.join(ENGINES)}")
     parser.add_argument("--prompts", type=int, help="prompts of a call (default: 64, quick 8)")
+    parser.add_argument(
+        "--eager", action="store_true", help="vLLM without CUDA graphs and compilation: it starts sooner"
+    )
     parser.add_argument("--reps", type=int, help="measured calls of each (default: 10, quick 3)")
     args = parser.parse_args(argv)
     args.prompts = args.prompts or (8 if args.quick else 64)
@@ -57,7 +60,7 @@ def measure(work: Work, args: argparse.Namespace, run: Run) -> None:
     turns = dict.fromkeys(names, 1 + args.reps)  # one to warm up
 
     def arguments(turns: int) -> Callable[[str], tuple[Any, ...]]:
-        return lambda name: (ENGINES[name], work, args.device, args.prompts, turns)
+        return lambda name: (ENGINES[name], work, args.device, args.prompts, args.eager, turns)
 
     timed = measure_children(names, CHILD, arguments(1 + args.reps), turns, run, alone=args.alone, prime=not args.quick)
     again = timed
@@ -81,6 +84,7 @@ def rollout_records(
     }
     tokens = float(np.mean([turn["tokens"] for turn in turns]))
     held: dict[str, Any] = {"construct_peak_mib": None, "peak_mib": None, "parameter_mib": None}
+    held["greedy_agreement"] = (child.final or {}).get("greedy_agreement")
     if for_memory is not None:
         held |= for_memory.about | (for_memory.final or {})
     peaks = {"construct": held["construct_peak_mib"], "generate": held["peak_mib"], "refresh": held["peak_mib"]}
@@ -108,6 +112,7 @@ def rollout_records(
             "peak_mib": None if peaks[name_of_pass] is None else digits(peaks[name_of_pass]),
             "parameter_mib": held["parameter_mib"],
             "student_mib": about["student_mib"],
+            "greedy_agreement": held["greedy_agreement"],
             "threads": about["threads"],
             **origin(run.limit, run.command, PACKAGES),
         }
@@ -115,14 +120,16 @@ def rollout_records(
 
 HEAD = (
     "| engine | weights | generate p20 ms | p50 | p80 | tokens | tokens/s | refresh p20 ms | p50 | p80 | construct s "
-    "| peak, constructing, MiB | peak, generating, MiB | parameters, MiB |"
+    "| peak, constructing, MiB | peak, generating, MiB | parameters, MiB | greedy tokens as transformers' |"
 )
 NOTES = """\
 One call of the engine with all prompts, and one refresh after the model got new weights. Tokens are those drawn in a
 call. Peaks are of the whole process: libraries, the model, the engine and its KV cache (which vLLM reserves at its
 start, for as many sequences as there are prompts). On a CPU they come from a process of its own, which is not timed,
 and in which whatever is freed goes back to the system at once. Parameters are those of all models in the process,
-each storage counted once. `hf` generates with the model itself, so its refresh does nothing."""
+each storage counted once. `hf` generates with the model itself, so its refresh does nothing. The last column is the share of
+greedy tokens, up to the first that differs, that transformers gives too: 1 in fp32, less in half precision, where two tokens
+may be as good."""
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -133,11 +140,12 @@ def table(records: Sequence[dict[str, Any]]) -> str:
             f"**{model}**, {first['parameters'] / 1e6:,.1f} M parameters, {first['dtype']}, {first['n']} prompts, "
             f"{first['device']}\n"
         )
-        lines = [HEAD, "|---|---|" + "---:|" * 12]
+        lines = [HEAD, "|---|---|" + "---:|" * 13]
         for name, (construct, generate, refresh) in by_engine(found).items():
             cells = [name, generate["weights"], *_times(generate), number(generate["tokens"])]
             cells += [number(generate["tokens_per_second"]), *_times(refresh), number(construct["ms_p50"] / 1e3)]
             cells += [number(construct["peak_mib"]), number(generate["peak_mib"]), number(generate["parameter_mib"])]
+            cells.append(number(generate.get("greedy_agreement")))
             lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts).rstrip()

@@ -14,14 +14,16 @@ from bench.work import Work, make_model, make_prompts, make_tokenizer, parameter
 from raft.engines import Sampling
 
 
-def rollout(desk: Desk, engine_name: str, work: Work, device: str, count: int, turns: int) -> dict[str, Any]:
+def rollout(
+    desk: Desk, engine_name: str, work: Work, device: str, count: int, eager: bool, turns: int
+) -> dict[str, Any]:
     """engine_name: shared | copied | hf. Gives the peak of its turns and what all parameters hold, in MiB."""
     model, tokenizer = make_model(work, device, SEED), make_tokenizer(work)
     prompts = make_prompts(work, count)
     watch = Stopwatch(device)
     memory.reset_peak(device)
     began = time.monotonic()
-    engine = make_engine(engine_name, model, tokenizer, work, count)
+    engine = make_engine(engine_name, model, tokenizer, work, count, enforce_eager=eager or None)
     constructed = time.monotonic() - began
     desk.ready(
         {
@@ -46,4 +48,24 @@ def rollout(desk: Desk, engine_name: str, work: Work, device: str, count: int, t
         refreshed = watch.now() - began
         tokens = sum(len(completion.token_ids) for completion in completions)
         desk.hand_in({"generate_s": generated, "refresh_s": refreshed, "tokens": tokens})
-    return {"peak_mib": memory.peak_mib(device), "parameter_mib": memory.parameter_mib()}
+    found: dict[str, Any] = {"peak_mib": memory.peak_mib(device), "parameter_mib": memory.parameter_mib()}
+    return found | {"greedy_agreement": None if engine_name == "hf" else agreement(engine, model, tokenizer, work)}
+
+
+def agreement(engine: Any, model: Any, tokenizer: Any, work: Work) -> float:
+    """The share of the greedy tokens that are transformers' own, after all refreshes. Less than all of them in half
+    precision, where two tokens may be as good; few of them where the engine generates from other weights."""
+    prompts, greedy = make_prompts(work, 4, seed=1), Sampling(temperature=0.0, max_tokens=min(16, work.rollout_most))
+    pairs = zip(
+        engine.generate(prompts, greedy),
+        make_engine("hf", model, tokenizer, work, len(prompts)).generate(prompts, greedy),
+        strict=True,
+    )
+    equal = total = 0
+    for ours, reference in pairs:
+        total += len(reference.token_ids)
+        for a, b in zip(ours.token_ids, reference.token_ids, strict=False):
+            if a != b:  # what follows has another past
+                break
+            equal += 1
+    return equal / total

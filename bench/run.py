@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bench import records
+from bench import lost, records
 from bench.cases import Case, Inputs, make_inputs
 from bench.check import Reference, poison
 from bench.goals import summary
@@ -38,6 +38,8 @@ class Run:
     def measure_all(self, cases: Sequence[Case], providers: Sequence[Provider]) -> None:
         first = cases[0]
         for case in cases:
+            if all((op, name) in self._measured(case) for op, passes in OPS.items() for name in passes):
+                continue
             if self._time_is_up():
                 self.say(f"skipped {case}: the {self.minutes:g} minutes are over")
                 continue
@@ -67,23 +69,30 @@ class Run:
         parts = [self.about(), f"`{self.command}`", records.table(self.found), records.NOTES, remarks]
         records.write(self.out.with_suffix(".md"), "\n\n".join(parts) + "\n")
 
+    def _measured(self, case: Case) -> set[tuple[str, str]]:
+        """Operations and passes that have records: an earlier process may have measured them."""
+        return {(r["op"], r["pass"]) for r in self.found if records.case_of(r) == case}
+
     def _time_is_up(self) -> bool:
         return time.monotonic() - self.began > 60 * self.minutes
 
     def _measure_case(self, case: Case, providers: Sequence[Provider]) -> None:
         inputs = make_inputs(case, self.device)
         reference = Reference(inputs)
-        before = len(self.found)
         for op, passes in OPS.items():
+            if all((op, name) in self._measured(case) for name in passes):
+                continue
+            self.found = [r for r in self.found if (records.case_of(r), r["op"]) != (case, op)]  # a part is none
             if self._time_is_up():
                 self.say(f"skipped {op} at {case}: the {self.minutes:g} minutes are over")
                 continue
             able = [provider for provider in providers if op in provider.ops]
             tried = {provider.name: self._try(provider, op, case, inputs, reference) for provider in able}
+            by_name = {provider.name: provider for provider in able}
             calls = {name: call for name, call in tried.items() if call is not None}
-            losses = {provider.name: provider.loss for provider in able}
             for name in passes:
                 variants = calls if name == "forward" else {p: partial(_full, c, inputs) for p, c in calls.items()}
+                variants = {p: by_name[p].within(call) for p, call in variants.items()}
                 fail = partial(self._fail, f"{op} {name} at {case}")
                 timed = measure(variants, self.device, self.reps, self.cap_s, fail)
                 self.found += [
@@ -91,7 +100,7 @@ class Run:
                         op,
                         name,
                         provider,
-                        losses[provider],
+                        by_name[provider].loss,
                         self.device_name,
                         case,
                         measured,
@@ -104,10 +113,11 @@ class Run:
                 ]
                 self.save()
                 print(f"{op} {name}: {', '.join(f'{p} {m.ms_p50:.4g} ms' for p, m in timed.items())}", flush=True)
-        print(f"\n{records.table(self.found[before:])}\n", flush=True)
+        print(f"\n{records.table([r for r in self.found if records.case_of(r) == case])}\n", flush=True)
 
     def _fail(self, what: str, provider: str, error: Exception) -> None:
         self.leave_out(provider, f"{what}: {reason(error)}")
+        lost.check_answers(self.device, provider)
 
     def _try(self, provider: Provider, op: str, case: Case, inputs: Inputs, reference: Reference) -> Call | None:
         """The call to be timed, after it has run once; of our loss also after its result was found to be right."""
@@ -115,11 +125,12 @@ class Run:
         try:
             check_room(provider, case, self.device)
             call = provider.ops[op](inputs)
-            if provider.loss == TOP_K:
-                poison(self.device)
-                reference.check(op, call)
-            else:
-                _full(call, inputs) if "full" in OPS[op] else call()
+            with provider.context():
+                if provider.loss == TOP_K:
+                    poison(self.device)
+                    reference.check(op, call)
+                else:
+                    _full(call, inputs) if "full" in OPS[op] else call()
             if self.device == "cuda":
                 torch.cuda.synchronize()  # an error of a kernel shows here, not in the next provider
         except Exception as error:  # noqa: BLE001  # whatever a provider does, the others are measured

@@ -28,6 +28,7 @@ CHILD = "bench.train_child:train"
 TURN = 5  # steps of a turn, where a call of the engine feeds no more
 QUICK_TURN = 3
 UNTIMED = 1  # steps at the start of such a turn: a child that has waited has to fetch its memory again
+# A child that never waits has turns of one step, and no need of such.
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -51,9 +52,9 @@ def main(argv: list[str]) -> int:
 def measure(work: Work, args: argparse.Namespace, run: Run) -> None:
     names = [name for name in args.providers if name not in args.missing]
     every = {name: step_providers.steps_per_refresh(name) for name in names}
-    least = QUICK_TURN if args.quick else TURN
+    least, waits = (1, 0) if args.alone else (QUICK_TURN if args.quick else TURN, UNTIMED)
     turn = {name: least if every[name] == 1 else every[name] for name in names}
-    untimed = {name: UNTIMED if every[name] == 1 else 0 for name in names}
+    untimed = {name: waits if every[name] == 1 else 0 for name in names}
     # One turn to warm up, and two calls of the engine at least, however many steps each of them feeds.
     least_turns = {name: 1 if every[name] == 1 else 2 for name in names}
     turns = {name: 1 + max(least_turns[name], -(-args.steps // (turn[name] - untimed[name]))) for name in names}

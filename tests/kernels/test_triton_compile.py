@@ -14,6 +14,7 @@ if dispatch.INTERPRETED:
 from cross_compile import CHIPS, SHARED_LIMIT, TENSOR_CORE, Variant, compile_for, products_of, projections, variants
 
 from bench import tune
+from bench.variants import using
 
 MAX_REGISTERS = 255
 
@@ -55,7 +56,7 @@ def test_the_tuning_space_fits_an_h200(kernel):
     """What `python -m bench tune` tries there: a configuration that spills would only cost device time."""
     found = []
     for values in tune.SPACE[kernel]:
-        with tune.using(kernel, tune.config(kernel, values)):
+        with using({kernel: tune.config(kernel, values)}):
             shipped = projections(90) if kernel == "project" else products_of(torch.bfloat16, torch.bfloat16, 90)
             v = next(v for v in shipped if v.name.startswith(kernel))
         found += [f"{values}: {fault}" for fault in faults(v, 90)]

@@ -18,7 +18,7 @@ QUICK = WORKS["quick"]
 FIELDS = ["op", "provider", "device", "n", "h", "v", "k", "dtype", "regime", "pass", "ms_p20", "ms_p50", "ms_p80"]
 FIELDS += ["peak_mib", "versions", "commit", "command"]  # the contract; what follows is for the tables
 FIELDS += ["weights", "model", "parameters", "tokens", "tokens_per_second", "parameter_mib", "student_mib"]
-FIELDS += ["threads", "limit"]
+FIELDS += ["threads", "limit", "greedy_agreement"]
 
 
 def test_prompts_are_mixed_and_the_same_for_all():

@@ -2,11 +2,12 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from bench import children
+from bench import children, records
 from bench.children import Run, measure_children
 from bench.limits import Ceilings
 from bench.turns import Child, Failed
@@ -121,16 +122,11 @@ def test_what_was_measured_before_an_interruption_is_kept(run, fakes):
     assert fakes[-2:] == ["stop a", "stop impatient"] and "stop hung" in fakes
 
 
-def test_where_records_go_and_what_gives_them_again():
-    assert children.command_of("train", ["--quick", "--out", "x", "--steps", "2", "--out=y"]) == (
-        "python -m bench train --quick --steps 2"
-    )
+def test_where_records_go():
+    def name(benchmark, device="cpu", device_name="cpu, 2 threads", **options):
+        found = records.path_of(benchmark, device=device, device_name=device_name, **options)
+        return found and found.name
 
-    class Args:
-        out, quick, device = None, False, "cpu"
-
-    assert children.output(Args, "train", "cpu, 2 threads").name == "train-cpu.json"
-    Args.device = "cuda"
-    assert children.output(Args, "rollout", "NVIDIA H200").name == "rollout-h200.json"
-    Args.quick = True
-    assert children.output(Args, "train", "cpu") is None
+    assert name("train") == "train-cpu.json" and name("train", quick=True) is None
+    assert name("rollout", "cuda", "NVIDIA H200") == "rollout-h200.json"
+    assert name("rollout", "cuda", "NVIDIA H200", out=Path("x.json")) == "x.json"

@@ -1,0 +1,102 @@
+"""What `python -m bench gpu` runs, the most telling first: each stage is one command with a limit of its own."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+INTERPRETED = {"TRITON_INTERPRET": "1"}
+COMPILERS = "raft_kernels,torch.compile,liger_jsd"  # a peer that compiles itself takes half a minute at each size
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    limit_s: float  # after which it is interrupted
+    least_s: float  # time that has to be left for it to start
+    words: tuple[str, ...]  # after `python`
+    environment: dict[str, str] = field(default_factory=dict)
+    absent: Callable[[Path], str | None] = lambda results: None  # why it cannot run, if it cannot
+
+
+def bench(*words: str) -> tuple[str, ...]:
+    return ("-m", "bench", *words)
+
+
+def stages(device: str) -> list[Stage]:
+    """On a CPU the same commands at tiny sizes, so that the way is tested: what they measure there means nothing."""
+    cuda = device == "cuda"
+    size = ("--device", device) if cuda else ("--device", device, "--quick")
+    quick = () if cuda else ("--quick",)
+    loss = ("kernels", *size, "--plain", "--regime", "both", "--sweep", "point")
+    both = "raft_kernels,gemm,gemm+topk,torch,trl,liger_fused_jsd,liger_kl"
+    models = "smollm3-3b,llama-3.2-3b,phi-4-mini" if cuda else "quick"
+    engines = "smollm3-2-layers,smollm3-3b" if cuda else "quick"
+    short = ("--rollout-tokens", "32") if cuda else ()
+    rollout = ("rollout", *size, "--eager", "--models", engines, "--prompts", "16", "--reps", "2", *short)
+    return [
+        Stage("env", 45, 10, bench("machine", *quick)),  # the first to read torch from disk
+        Stage("smoke", 60, 15, bench("tests", "--group", "smoke")),
+        Stage("point", 100, 25, bench(*loss, "--name", "point", "--providers", both)),
+        Stage("profile", 40, 15, bench("profile", *size)),
+        Stage("numbers", 100, 20, bench("tests", "--group", "numbers")),
+        Stage(
+            "tune",
+            110,
+            30,
+            bench("tune", *size, *(() if cuda else ("--reps", "1"))),
+            {} if cuda else INTERPRETED,
+            # The interpreter's loops fail there, whatever the kernels.
+            lambda results: None if cuda else _no_interpreter(),
+        ),
+        Stage(
+            "tuned",
+            40,
+            15,
+            bench(*loss, "--name", "tuned", "--providers", "raft_kernels,gemm", "--tuned"),
+            absent=lambda results: None if any(results.glob("tune-*.json")) else "there are no records of tune",
+        ),
+        Stage("compiled-tests", 30, 10, bench("tests", "--group", "compiled")),
+        Stage("compiled", 70, 30, bench(*loss, "--name", "compiled", "--providers", COMPILERS)),
+        Stage(
+            "axes",
+            150,
+            30,
+            bench(
+                "kernels",
+                *size,
+                "--plain",
+                "--sweep",
+                "axes",
+                "--name",
+                "axes",
+                "--reps",
+                "8",
+                "--cap",
+                "0.3",
+                "--providers",
+                both,
+            ),
+        ),
+        Stage("rest", 120, 20, bench("tests", "--group", "rest")),
+        Stage(
+            "step", 90, 40, bench("train", *size, "--providers", "ours-hf", "--models", models, "--steps", "2", *short)
+        ),
+        Stage("sanitizer", 120, 20, bench("tests", "--group", "sanitizer")),
+        Stage(
+            "rollout",
+            120,
+            50,
+            bench(*rollout, "--providers", "vllm-shared,hf" if cuda else "hf"),
+            absent=lambda results: None if not cuda or importlib.util.find_spec("vllm") else "vllm is not installed",
+        ),
+    ]
+
+
+def _no_interpreter() -> str | None:
+    import numpy
+    import triton
+
+    old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+    new = tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 4)
+    return f"triton {triton.__version__}'s interpreter fails under numpy {numpy.__version__}" if old and new else None

@@ -1,0 +1,26 @@
+"""Other configurations of the kernels than those that ship, to be timed beside them in one run."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+Config = dict[str, int]
+
+
+@contextmanager
+def using(changes: Mapping[str, Config]) -> Iterator[None]:
+    """Kernel -> its configuration for bf16 and fp16, while this lasts. "project" turns the fused product on."""
+    from raft_kernels.gpu import configs, project
+
+    tables = [configs.SHIPPED, configs.REGISTER_TILES]
+    before, enabled = [dict(table) for table in tables], project.ENABLED
+    for kernel, chosen in changes.items():
+        for table in tables:
+            table[kernel, "half"] = chosen
+    project.ENABLED = enabled or "project" in changes
+    try:
+        yield
+    finally:
+        for table, old in zip(tables, before, strict=True):
+            table.clear()
+            table.update(old)
+        project.ENABLED = enabled
