@@ -1,6 +1,7 @@
 # The whole project on a machine with Python 3.11 or 3.12, make and a C compiler. Everything is installed into .venv, once.
 #   make demo [RUN=folder] [SEED=n]   refine, train and compare on the micro-world, in a fresh run folder
 #   make test [ARGS="-k rows"]        the tests, two files at a time (WORKERS=0: in one process, for a debugger)
+#   make oldest [ARGS="-k rows"]      the same with the oldest supported versions, in .venv-oldest (needs Python 3.12)
 #   make check                        style and types
 #   make bench [ARGS="train"]         benchmarks (kernels, train, rollout), and a quick look at each provider by pytest-benchmark
 SHELL := /bin/bash
@@ -10,7 +11,7 @@ WORKERS ?= 2
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: venv demo test check bench clean
+.PHONY: venv demo test oldest check bench clean
 
 venv:
 	@for python in $(PYTHON) python3.11 python3.12 python3; do \
@@ -24,6 +25,8 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest -q --durations=15 --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)
+
+oldest: ; scripts/oldest.sh $(ARGS)
 
 check: venv
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ def using(changes: Mapping[str, Config]) -> Iterator[None]:
     """Kernel -> its configuration for bf16 and fp16, while this lasts. "project" turns the fused product on."""
     from raft_kernels.gpu import configs, project
 
-    tables = [configs.SHIPPED, configs.REGISTER_TILES]
+    tables = [configs.SHIPPED, configs.REGISTER_TILES, configs.TENSOR_MEMORY_TILES]
     before, enabled = [dict(table) for table in tables], project.ENABLED
     for kernel, chosen in changes.items():
         for table in tables:

@@ -395,8 +395,14 @@ from bench import kernels, records
 print(records.commit())
 print(kernels.output(kernels.parse(["--device", "cpu", "--quick"]), "cpu"))
 """
-    shutil.copytree(Path(kernels.__file__).parent, tmp_path / "bench", ignore=shutil.ignore_patterns("results"))
-    own = {"BENCH_COMMIT": "abc123", "BENCH_RESULTS": str(tmp_path / "there"), "PYTHONPATH": str(tmp_path)}
+    for part in ("bench", "kernels"):
+        source = Path(kernels.__file__).parents[1] / part
+        shutil.copytree(source, tmp_path / part, ignore=shutil.ignore_patterns("results", "__pycache__"))
+    own = {
+        "BENCH_COMMIT": "abc123",
+        "BENCH_RESULTS": str(tmp_path / "there"),
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{tmp_path / 'kernels'}",
+    }
     run = [sys.executable, "-c", program]
     said = subprocess.check_output(run, cwd=tmp_path, env={**os.environ, **own}, text=True)
     assert said.splitlines() == ["abc123", str(tmp_path / "there" / "kernels-cpu.json")]

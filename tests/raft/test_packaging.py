@@ -100,13 +100,17 @@ def test_the_folder_kernels_is_no_package():
     assert not shown.stdout.strip().startswith(str(ROOT / "kernels")), shown.stdout
 
 
-@pytest.mark.skipif(importlib.util.find_spec("kernels") is None, reason="Hugging Face's kernels is not installed")
+# The folder of that name is found too where the package is not, but has no file to load.
+@pytest.mark.skipif(
+    getattr(importlib.util.find_spec("kernels"), "origin", None) is None,
+    reason="Hugging Face's kernels is not installed",
+)
 def test_hugging_faces_kernels_works_beside_ours():
     """From the repository root, where a folder of the same name lies, with `python -m` putting it on the path first."""
     code = (
         "import kernels, raft_kernels, transformers.integrations.hub_kernels as h; print(kernels.__file__, h.__name__)"
     )
-    shown = run(sys.executable, "-c", code, cwd=ROOT)
+    shown = run(sys.executable, "-c", code, cwd=ROOT, PYTHONPATH=str(ROOT / "kernels"))
     assert shown.returncode == 0, shown.stderr
     assert "site-packages" in shown.stdout.split()[0]
 
@@ -145,6 +149,37 @@ def test_the_environment_is_renewed_when_what_decides_it_changes(monkeypatch, tm
         prints.append(copied["fingerprint"]("cpu"))
     assert len(set(prints)) == len(prints) and install["fingerprint"]("cpu") not in prints
     assert not copied["usable"](tmp_path / "none") and copied["usable"](Path(sys.executable))
+
+
+def test_the_oldest_versions_are_the_bounds_of_pyproject(tmp_path):
+    """The script itself, with a Python that writes down what it is called with."""
+    for name in ("pyproject.toml", "scripts/oldest.sh"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\necho "$*" >>calls\nif [ "$2" = venv ]; then mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; fi\n'
+    )
+    python.chmod(0o755)
+    script = tmp_path / "scripts" / "oldest.sh"
+
+    shown = run("bash", script, cwd=tmp_path, PYTHON=str(tmp_path / "none"))
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr == f"scripts/oldest.sh: {tmp_path}/none is no Python 3.12; name one with PYTHON=path\n"
+
+    assert run("bash", script, cwd=tmp_path, PYTHON=str(python)).returncode == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    installed = {word for call in calls if "pip install" in call for word in call.split() if "==" in word}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    for package in ("torch", "triton", "transformers", "accelerate", "sentence-transformers"):
+        [requirement] = [found for found in declared if found.startswith(f"{package}>=")]
+        assert requirement.split(",")[0].split(";")[0].replace(">=", "==") in installed
+    assert calls[-1].startswith("-m pytest") and "tests/raft tests/kernels" in calls[-1]
+
+    assert run("bash", script, "-k", "rows", cwd=tmp_path, PYTHON=str(tmp_path / "none")).returncode == 0
+    again = (tmp_path / "calls").read_text().splitlines()[len(calls) :]
+    assert again == [f"{calls[-1]} -k rows"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raft.errors import InputError
-from raft.rows import normalize_rows, read_rows
+from raft.rows import Row, normalize_rows, read_rows
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
@@ -79,14 +78,25 @@ def test_an_answer_may_be_missing_where_none_is_needed(tmp_path):
     assert [row["answer"] for row in read_rows(path, need_answer=False)] == ["", "", ""]
 
 
-def test_parquet_and_datasets_read_like_json(tmp_path):
+@pytest.fixture
+def parquet(tmp_path) -> tuple[Path, list[Row]]:
+    """A Parquet file, and what its rows are when they come from JSON Lines."""
     rows = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b", "fused_answer": "f"}]
     path = tmp_path / "d.parquet"
     pyarrow.parquet.write_table(
         pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(dict.fromkeys(rows[1], pyarrow.string()))), path
     )
-    expected = read_rows(write(tmp_path / "d.jsonl", *rows))
+    return path, read_rows(write(tmp_path / "d.jsonl", *rows))
+
+
+def test_parquet_reads_like_json(parquet):
+    path, expected = parquet
     assert read_rows(path) == expected
+
+
+def test_a_dataset_reads_like_json(parquet, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    path, expected = parquet
     assert normalize_rows(datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path))) == expected
 
 

@@ -29,7 +29,7 @@ SHIPPED: dict[tuple[str, str], Config] = {
     ("project", "half"): _tile(8, 3, BLOCK_N=128, BLOCK_V=256, BLOCK_H=64),
     ("hidden_gradient", "tf32"): _tile(8, 3, BLOCK_N=128, BLOCK_U=32, BLOCK_H=128),
     ("weight_gradient", "tf32"): _tile(8, 3, BLOCK_V=128, BLOCK_N=32, BLOCK_H=128, GROUP_H=8),
-    ("product", "ieee"): _tile(8, 3, BLOCK_N=64, BLOCK_U=64, BLOCK_H=32),
+    ("product", "ieee"): _tile(8, 3, BLOCK_N=64, BLOCK_U=128, BLOCK_H=32),
     ("hidden_gradient", "ieee"): _tile(8, 3, BLOCK_N=64, BLOCK_U=32, BLOCK_H=64),
     ("weight_gradient", "ieee"): _tile(8, 3, BLOCK_V=64, BLOCK_N=32, BLOCK_H=64, GROUP_H=16),
 }
@@ -37,6 +37,10 @@ SHIPPED: dict[tuple[str, str], Config] = {
 # registers left for a tile, and the consumer ones less than half the shared memory.
 REGISTER_TILES: dict[tuple[str, str], Config] = {
     ("product", "half"): _tile(8, 3, BLOCK_N=128, BLOCK_U=128, BLOCK_H=64),
+}
+# The sums of tcgen05 come out of their own memory through more registers than wgmma's need.
+TENSOR_MEMORY_TILES: dict[tuple[str, str], Config] = {
+    ("project", "half"): _tile(8, 4, BLOCK_N=128, BLOCK_V=128, BLOCK_H=64),
 }
 
 
@@ -75,6 +79,5 @@ def launch(
     half = operands in (torch.bfloat16, torch.float16)
     kind = "wide" if half and wide else "half" if half else precision
     chip = capability() if chip is None else chip
-    if 0 < chip < 90 or chip >= 120:
-        return dict(REGISTER_TILES.get((kernel, kind), SHIPPED[kernel, kind]))
-    return dict(SHIPPED[kernel, kind])
+    own = REGISTER_TILES if 0 < chip < 90 or chip >= 120 else TENSOR_MEMORY_TILES if chip >= 100 else {}
+    return dict(own.get((kernel, kind), SHIPPED[kernel, kind]))

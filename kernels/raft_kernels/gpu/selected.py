@@ -89,11 +89,16 @@ def product_kernel(
             b = tl.load(w_rows + i[None, :] * stride_wh, mask=i[None, :] < h, other=0.0)
         acc = tl.dot(as_operand(a, OPERAND), tl.trans(as_operand(b, OPERAND)), acc, input_precision="ieee")
     y_tile = y + (tile * BLOCK_N).to(tl.int64) * width + first
-    # Two halves, so that the way into 16-byte stores, through shared memory, spills nothing on sm_100.
-    left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_N, 2, BLOCK_U // 2)), (0, 2, 1)))
-    at = tl.arange(0, BLOCK_N)[:, None] * width + tl.arange(0, BLOCK_U // 2)[None, :]
-    tl.store(y_tile + at, left, mask=rows[:, None] < n)
-    tl.store(y_tile + at + BLOCK_U // 2, right, mask=rows[:, None] < n)
+    at = tl.arange(0, BLOCK_N)[:, None] * width
+    inside = rows[:, None] < n
+    if BLOCK_U >= 256:
+        # Two halves, so that the way into 16-byte stores, through shared memory, spills nothing on sm_100.
+        left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_N, 2, BLOCK_U // 2)), (0, 2, 1)))
+        half = tl.arange(0, BLOCK_U // 2)[None, :]
+        tl.store(y_tile + at + half, left, mask=inside)
+        tl.store(y_tile + at + BLOCK_U // 2 + half, right, mask=inside)
+    else:
+        tl.store(y_tile + at + tl.arange(0, BLOCK_U)[None, :], acc, mask=inside)
 
 
 @triton.jit(do_not_specialize=["n", "tiles"])
