@@ -11,6 +11,7 @@ from raft_kernels import TopK
 
 TEMPERATURE = 1.5
 REGIMES = ("randn", "zipf")
+LABELS = "labels"  # the regime of cross-entropy: normal logits, one label a token at random, K = 1
 TILE = 128  # neighbouring tokens whose ids are united: the tile of a GEMM
 CHUNK_ELEMENTS = 1 << 27  # logits that exist at once where they are computed in chunks of tokens
 
@@ -40,6 +41,19 @@ AXES: dict[Case, dict[str, tuple[int, ...]]] = {
 }
 
 
+# Cross-entropy, at vocabularies of models: SmolLM2 (49,152 ids), Llama 3, Qwen 3. A benchmark of a small one hides what a
+# library's default does at these.
+CROSS_ENTROPY: dict[Case, list[Case]] = {
+    QUICK: [Case(64, 32, 2048, 1, "float32", LABELS)],
+    CPU: [
+        Case(n, h, v, 1, dtype, LABELS)
+        for dtype in ("float32", "bfloat16")
+        for n, h, v in ((330, 576, 49152), (1024, 576, 49152), (256, 1024, 128256), (256, 1024, 151936))
+    ],
+    CUDA: [Case(8192, 4096, 128256, 1, "bfloat16", LABELS), Case(8192, 2048, 151936, 1, "bfloat16", LABELS)],
+}
+
+
 def sweep(base: Case, kind: str) -> list[Case]:
     """The most telling cases first, since a time budget may cut the rest. `base` is one of AXES.
 
@@ -66,13 +80,17 @@ class Inputs:
     student_weight: Tensor  # (V, H), requires grad
     teacher_hidden: Tensor  # (N, H)
     teacher_weight: Tensor  # (V, H)
-    teacher: TopK  # (N, K), for the operations that take the teacher's logits as given
+    teacher: TopK  # (N, K), for the operations that take the teacher's logits as given; labels as (N, 1) ids
     union_fraction: float
     covered_mass: float
 
     @property
     def k(self) -> int:
         return self.teacher.indices.shape[-1]
+
+    @property
+    def labels(self) -> Tensor:
+        return self.teacher.indices[:, 0].long()
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor]:
@@ -95,6 +113,11 @@ def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, device=device)
 
+    if case.regime == LABELS:
+        hidden, weight = _to(normal(n, h), case), _to(normal(v, h).mul_(3 / h**0.5), case)
+        ids = torch.randint(0, v, (n, 1), generator=generator, device=device, dtype=torch.int32)
+        one = TopK(ids, torch.zeros(ids.shape, device=device))
+        return Inputs(hidden.requires_grad_(), weight.requires_grad_(), hidden.detach(), weight.detach(), one, 0.0, 0.0)
     if case.regime == "randn":
         teacher_hidden, student_hidden = normal(n, h), normal(n, h)
         teacher_weight = _to(normal(v, h).mul_(3 / h**0.5), case)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases import TEMPERATURE, Inputs
@@ -45,6 +46,8 @@ class Reference:
         """Raises WrongResult."""
         if op == "linear_topk":
             self._check_topk(call)
+        elif op == "linear_cross_entropy":
+            self._check_cross_entropy(call)
         else:
             self._check_loss(call)
 
@@ -59,6 +62,17 @@ class Reference:
         at_ids = (hidden @ weight.t()).gather(-1, ids).sort(-1).values
         self._close("logits of the chosen ids", at_ids, expected)
         self._close("logits", logits[self.rows].sort(-1).values, expected)
+
+    def _check_cross_entropy(self, call: Callable[[], object]) -> None:
+        """All tokens: there is one number for them."""
+        loss = cast(Tensor, call())
+        found = torch.autograd.grad(loss, self.x.parameters)
+        hidden, weight = (self._precise(t).requires_grad_() for t in self.x.parameters)
+        expected_loss = F.cross_entropy(hidden @ weight.t(), self.x.labels, reduction="sum")
+        expected = torch.autograd.grad(expected_loss, (hidden, weight))
+        self._close("loss", loss, expected_loss.detach())
+        self._close("gradient by hidden", found[0], expected[0])
+        self._close("gradient by head", found[1], expected[1])
 
     def _check_loss(self, call: Callable[[], object]) -> None:
         loss = cast(Tensor, call())

@@ -36,6 +36,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes; torch.compile only if --providers names it")
     parser.add_argument("--sweep", choices=("point", "axes", "full"), help="default: axes on a GPU, else point")
+    parser.add_argument(
+        "--losses",
+        choices=("both", "distillation", "cross_entropy"),
+        help="default: both, unless sizes or a regime are named",
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no operation after so many minutes")
     for name, what in SIZES.items():
         parser.add_argument(f"--{name}", type=int, help=f"{what}: one case, other sizes as in the base case")
@@ -85,7 +90,10 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
         regimes = cases.REGIMES if args.regime == "both" else [args.regime]
         found = [replace(case, regime=regime) for case in found for regime in regimes]
     dtype = args.dtype or ("bfloat16" if cuda else "float32")
-    return list(dict.fromkeys(replace(case, dtype=dtype) for case in found))
+    found = list(dict.fromkeys(replace(case, dtype=dtype) for case in found))
+    losses = args.losses or ("distillation" if args.sizes or args.regime else "both")
+    labels = [case for case in cases.CROSS_ENTROPY[base] if args.dtype in (None, case.dtype)]
+    return {"both": [*found, *labels], "distillation": found, "cross_entropy": labels}[losses]
 
 
 def output(args: argparse.Namespace, device_name: str) -> Path | None:

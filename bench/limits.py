@@ -13,6 +13,7 @@ in the union of the ids of 128 neighbouring tokens:
     student full                      three of them (logits, gradient by hidden, gradient by head)
                                       + 8 N K / B + (N H + V H) s / B for writing the gradients
     `linear_topk_kl`                  teacher + student
+    `linear_cross_entropy` full       3 G (logits, both gradients) + (N H + V H) s / B for writing the gradients
 
 The teacher's is the limit of "multiply, then select": logits of a chunk that stay in the cache, or a selection inside
 the GEMM, save up to 2 N V s / B of it. The union's is that of its arithmetic: tiles that run together share what they
@@ -97,6 +98,8 @@ def student_s(case: Case, limit: Ceilings, union_fraction: float, name: str) -> 
 
 def floor_ms(op: str, name: str, case: Case, limit: Ceilings, union_fraction: float) -> float:
     """`name` is the pass: "forward" or "full"."""
+    if op == "linear_cross_entropy":
+        return 1e3 * (3 * gemm_s(case, limit) + (case.n + case.v) * case.h * itemsize(case) / limit.bandwidth)
     teacher = 0.0 if op == "topk_kl" else teacher_s(case, limit)
     student = 0.0 if op == "linear_topk" else student_s(case, limit, union_fraction, name)
     return (teacher + student) * 1e3
@@ -104,7 +107,9 @@ def floor_ms(op: str, name: str, case: Case, limit: Ceilings, union_fraction: fl
 
 def algorithmic_flops(op: str, name: str, case: Case) -> int:
     """What the operation needs, whatever a provider spends: 2 N H V for the teacher's logits, 2 N H K for each product
-    of the student at the teacher's ids (one forward, three in the full pass)."""
+    of the student at the teacher's ids (one forward, three in the full pass), 6 N H V for cross-entropy."""
+    if op == "linear_cross_entropy":
+        return 6 * case.n * case.h * case.v
     teacher = 0 if op == "topk_kl" else 2 * case.n * case.h * case.v
     student = 0 if op == "linear_topk" else 2 * case.n * case.h * case.k * (1 if name == "forward" else 3)
     return teacher + student
@@ -116,6 +121,8 @@ def compulsory_bytes(op: str, name: str, case: Case) -> int:
     model = (case.n + case.v) * case.h * itemsize(case)
     kept = case.n * case.k * ID_AND_LOGIT
     loss = case.n * 4
+    if op == "linear_cross_entropy":
+        return 2 * model + case.n * 8 + 4
     if op == "linear_topk":
         return model + kept
     student = model * (1 if name == "forward" else 2) + loss

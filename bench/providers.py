@@ -10,20 +10,22 @@ import importlib.util
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from bench.cases import TEMPERATURE, Case, Inputs, token_chunk
-from raft_kernels import linear_topk, linear_topk_kl, topk_kl
+from bench.cases import LABELS, TEMPERATURE, Case, Inputs, token_chunk
+from raft_kernels import linear_cross_entropy, linear_topk, linear_topk_kl, topk_kl
 
 OPS = {"linear_topk": ("forward",), "topk_kl": ("forward", "full"), "linear_topk_kl": ("forward", "full")}
+CROSS_ENTROPY_OPS = {"linear_cross_entropy": ("full",)}
 OURS = "raft_kernels"
-TOP_K, VOCABULARY, NO_LOSS = "top-K", "full vocabulary", "none"
+TOP_K, VOCABULARY, CROSS_ENTROPY, NO_LOSS = "top-K", "full vocabulary", "labels", "none"
 
 Call = Callable[[], object]
 Bind = Callable[[Inputs], Call]
@@ -50,6 +52,11 @@ class Unavailable(Exception):
     pass
 
 
+def ops_of(case: Case) -> Mapping[str, tuple[str, ...]]:
+    """Operations of a case, and the passes of each."""
+    return CROSS_ENTROPY_OPS if case.regime == LABELS else OPS
+
+
 def _bind(function: Callable[[Inputs], object]) -> Bind:
     return lambda x: partial(function, x)
 
@@ -68,6 +75,7 @@ def _raft_kernels(_device: str, _quick: bool) -> Provider:
             "linear_topk": _bind(lambda x: linear_topk(x.teacher_hidden, x.teacher_weight, x.k)),
             "topk_kl": _bind(lambda x: topk_kl(*x.parameters, x.teacher, temperature=TEMPERATURE)),
             "linear_topk_kl": _bind(loss),
+            "linear_cross_entropy": _bind(lambda x: linear_cross_entropy(*x.parameters, x.labels, reduction="sum")),
         },
     )
 
@@ -97,10 +105,16 @@ def _full_both(x: Inputs) -> Tensor:
     return _full_student(x, *_full_topk(x))
 
 
+def _full_cross_entropy(x: Inputs) -> Tensor:
+    hidden, weight = x.parameters
+    return F.cross_entropy((hidden @ weight.t()).float(), x.labels, reduction="sum")
+
+
 FULL: dict[str, Callable[[Inputs], object]] = {
     "linear_topk": _full_topk,
     "topk_kl": _full_given,
     "linear_topk_kl": _full_both,
+    "linear_cross_entropy": _full_cross_entropy,
 }
 
 
@@ -127,6 +141,31 @@ def _compile_each_size() -> None:
 
     torch._dynamo.config.automatic_dynamic_shapes = False
     torch._dynamo.config.recompile_limit = 256
+
+
+# Cross-entropy alone
+
+
+def _torch_native(_device: str, _quick: bool) -> Provider:
+    """torch's own, as it comes: its chunked way is an option, whose defaults are far slower at these vocabularies."""
+    if not hasattr(F, "linear_cross_entropy"):
+        raise Unavailable("this torch has no F.linear_cross_entropy")
+
+    def loss(x: Inputs) -> Tensor:
+        return F.linear_cross_entropy(*x.parameters, x.labels, reduction="sum")
+
+    return Provider("torch_native", TOP_K, {"linear_cross_entropy": _bind(loss)}, full_logits=2)
+
+
+def _liger_ce(device: str, _quick: bool) -> Provider:
+    _need("liger_kernel")
+    _need_gpu(device)
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    def loss(x: Inputs) -> Tensor:
+        return liger_fused_linear_cross_entropy(*x.parameters, x.labels, reduction="sum")
+
+    return Provider("liger_ce", TOP_K, {"linear_cross_entropy": _bind(loss)})
 
 
 # The teacher alone
@@ -254,7 +293,9 @@ MAKERS: dict[str, Callable[[str, bool], Provider]] = {
     "torch.compile": _torch_compile,
     "gemm": _gemm,
     "gemm+topk": _gemm_topk,
+    "torch_native": _torch_native,
     "trl": _trl,
+    "liger_ce": _liger_ce,
     "liger_jsd": _liger_jsd,
     "liger_fused_jsd": _liger_fused_jsd,
     "liger_kl": _liger_kl,

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-from bench.cases import Case
+from bench.cases import LABELS, Case
 from bench.limits import Ceilings, algorithmic_flops, compulsory_bytes, floor_ms
 from bench.measure import Measured
 from bench.providers import NO_LOSS
@@ -161,10 +161,15 @@ def table(records: Sequence[dict]) -> str:
     parts = []
     for case, found in by_case(records).items():
         first = found[0]
-        parts.append(
-            f"**{case}**, union of the ids of 128 tokens {first['union_fraction']:.3f} of V, teacher's mass in its top-K "
-            f"{first['covered_mass']:.3f}\n"
+        about = (
+            "cross-entropy"
+            if case.regime == LABELS
+            else (
+                f"union of the ids of 128 tokens {first['union_fraction']:.3f} of V, teacher's mass in its top-K "
+                f"{first['covered_mass']:.3f}"
+            )
         )
+        parts.append(f"**{case}**, {about}\n")
         lines = [HEAD, "|---|---|---|---|" + "---:|" * 6]
         for (op, name), group in groupby(found, key=lambda r: (r["op"], r["pass"])):
             for r in group:

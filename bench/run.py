@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from bench import lost, records
-from bench.cases import Case, Inputs, make_inputs
+from bench.cases import LABELS, Case, Inputs, make_inputs
 from bench.check import Reference, poison
 from bench.goals import summary
 from bench.limits import Ceilings
 from bench.measure import measure
-from bench.providers import OPS, TOP_K, Call, Provider, check_room, reason
+from bench.providers import CROSS_ENTROPY, TOP_K, Call, Provider, check_room, ops_of, reason
 
 
 @dataclass
@@ -38,13 +38,13 @@ class Run:
     def measure_all(self, cases: Sequence[Case], providers: Sequence[Provider]) -> None:
         first = cases[0]
         for case in cases:
-            if all((op, name) in self._measured(case) for op, passes in OPS.items() for name in passes):
+            if all((op, name) in self._measured(case) for op, passes in ops_of(case).items() for name in passes):
                 continue
             if self._time_is_up():
                 self.say(f"skipped {case}: the {self.minutes:g} minutes are over")
                 continue
             try:
-                at_base = replace(case, regime=first.regime) == first
+                at_base = case.regime == LABELS or replace(case, regime=first.regime) == first
                 self._measure_case(case, [p for p in providers if at_base or not p.slow_start])
             except torch.OutOfMemoryError:
                 self.say(f"skipped {case}: out of memory")
@@ -79,7 +79,7 @@ class Run:
     def _measure_case(self, case: Case, providers: Sequence[Provider]) -> None:
         inputs = make_inputs(case, self.device)
         reference = Reference(inputs)
-        for op, passes in OPS.items():
+        for op, passes in ops_of(case).items():
             if all((op, name) in self._measured(case) for name in passes):
                 continue
             self.found = [r for r in self.found if (records.case_of(r), r["op"]) != (case, op)]  # a part is none
@@ -100,7 +100,7 @@ class Run:
                         op,
                         name,
                         provider,
-                        by_name[provider].loss,
+                        CROSS_ENTROPY if case.regime == LABELS else by_name[provider].loss,
                         self.device_name,
                         case,
                         measured,
@@ -130,7 +130,7 @@ class Run:
                     poison(self.device)
                     reference.check(op, call)
                 else:
-                    _full(call, inputs) if "full" in OPS[op] else call()
+                    _full(call, inputs) if "full" in ops_of(case)[op] else call()
             if self.device == "cuda":
                 torch.cuda.synchronize()  # an error of a kernel shows here, not in the next provider
         except Exception as error:  # noqa: BLE001  # whatever a provider does, the others are measured

@@ -1,18 +1,21 @@
 """linear_cross_entropy: cross-entropy of hidden @ weight.T, without the [N, V] logits.
 
-Others do this well, so this module chooses among them:
+    loss_n = logsumexp_v z_nv - z_n,label,  dloss_n/dz_nv = softmax(z_n)_v - [v = label]
+
+Chunks of tokens share one buffer of logits. Three ways:
 - on CUDA with Liger installed: Liger's fused linear cross-entropy;
-- fp32 and fp64 where torch has it (2.13 and later): torch's own chunked F.linear_cross_entropy;
-- else, and for what these lack, chunks of tokens that are recomputed in the backward pass:
-      loss_n = logsumexp_v z_nv - z_n,label,  dloss_n/dz_nv = softmax(z_n)_v - [v = label]
-torch's own adds up bf16 losses and weight gradients in bf16, knows no soft-cap and breaks a compiled graph.
+- for a sum or a mean the gradients are made in the forward pass, while a chunk's logits are there: three products in all, as many
+  as on materialised logits, and the backward pass only scales them;
+- per token (reduction="none") and under torch.compile the backward pass makes the logits again: four products.
+torch's own F.linear_cross_entropy takes as long, but two to three times the memory of the second way; its default chunks are up to
+eleven times slower at real vocabularies; it adds up bf16 in bf16 and knows no soft-cap (bench/LOG.md).
 """
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_choice, check_linear, check_positive
@@ -109,6 +112,88 @@ def _backward(ctx, grad_loss, _grad_partition):
 _chunked.register_autograd(_backward, setup_context=_setup_context)
 
 
+# Elements of the rows of logits that are turned into a gradient at once: they stay in a core's cache.
+CACHED = 1 << 19
+
+
+def _to_gradient_(
+    head: Head,
+    z: Tensor,  # (n, V) logits: become dloss/dy, y before scale and soft-cap
+    labels: Tensor,  # (n,) int64
+    keep: Tensor | None,  # (n,) of z's dtype, 1 where a token counts, else 0
+) -> Tensor:  # (n,) loss
+    loss = z.new_empty(len(z))
+    step = max(1, CACHED // z.shape[1]) if z.device.type == "cpu" else len(z)
+    for first in range(0, len(z), step):
+        rows = slice(first, first + step)
+        part, label = z[rows], labels[rows].unsqueeze(1)
+        log_q = torch.log_softmax(part, -1)
+        slope = head.slope(part)
+        loss[rows] = -log_q.gather(1, label).squeeze(1)
+        torch.exp(log_q, out=part)
+        part.scatter_add_(1, label, part.new_full((), -1.0).expand(label.shape))
+        if keep is not None:
+            part.mul_(keep[rows].unsqueeze(1))
+        if isinstance(slope, Tensor):
+            part.mul_(slope)
+    return loss if keep is None else loss.mul_(keep)
+
+
+def _sum_and_gradients(
+    hidden: Tensor,  # (N, H)
+    weight: Tensor,  # (V, H)
+    bias: Tensor | None,  # (V,)
+    labels: Tensor,  # (N,) int64, all in 0..V-1
+    keep: Tensor | None,  # (N,) bool
+    softcap: float | None,
+    operands: torch.dtype,
+    needs: Sequence[bool],  # hidden, weight, bias
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The sum of the losses, and its gradients in the dtype of the sums: (N, H), (V, H) and (V,)."""
+    head = Head(weight, bias, weight.shape[0], 1.0, softcap, operands)
+    need_hidden, need_weight, need_bias = needs
+    n = len(hidden)
+    grad_hidden = hidden.new_empty(hidden.shape) if need_hidden else None
+    grad_weight = hidden.new_empty(weight.shape, dtype=head.dtype) if need_weight else None
+    grad_bias = hidden.new_zeros(weight.shape[:1], dtype=head.dtype) if need_bias else None
+    kept = None if keep is None else keep.to(head.dtype)
+    total = hidden.new_zeros((), dtype=head.dtype)
+    for rows, buffer in walk(n, head.vocab, hidden, head.dtype):
+        x = hidden[rows]
+        z = head.logits_(buffer, x)
+        total += _to_gradient_(head, z, labels[rows], None if kept is None else kept[rows]).sum()
+        dx = backpropagate(head, z, x, need_hidden, grad_weight, grad_bias, add=rows.start > 0)
+        if grad_hidden is not None and dx is not None:
+            grad_hidden[rows] = dx
+    if not n and grad_weight is not None:
+        grad_weight.zero_()
+    return total, [grad_hidden, grad_weight, grad_bias]
+
+
+class _Sum(torch.autograd.Function):
+    """The gradients wait for the one number that they are scaled by, and are given away: a second backward pass through
+    the same graph makes them again."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, labels, keep, softcap, operands):
+        needs = ctx.needs_input_grad[:3]
+        ctx.settings = (softcap, operands, needs)
+        ctx.save_for_backward(hidden, weight, bias, labels, keep)
+        with torch.autocast(hidden.device.type, enabled=False):
+            total, ctx.grads = _sum_and_gradients(hidden, weight, bias, labels, keep, *ctx.settings)
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream):
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            with torch.autocast(upstream.device.type, enabled=False), torch.no_grad():
+                _, grads = _sum_and_gradients(*ctx.saved_tensors, *ctx.settings)
+        dtypes = [None if x is None else x.dtype for x in ctx.saved_tensors[:3]]
+        scaled = [None if g is None else g.mul_(upstream).to(t) for g, t in zip(grads, dtypes, strict=True)]
+        return (*scaled, None, None, None, None)
+
+
 @functools.cache
 def _has_liger() -> bool:
     return importlib.util.find_spec("liger_kernel") is not None
@@ -118,19 +203,20 @@ def choose_provider(
     hidden: Tensor,  # (N, H)
     weight: Tensor,  # (V, H)
     bias: Tensor | None,  # (V,)
-    softcap: float | None,
+    reduction: str,
 ) -> str:
-    """One of "liger", "torch" and "chunked"."""
+    """One of "liger", "forward" (gradients are made there) and "recompute"."""
+    if torch.compiler.is_compiling():
+        return "recompute"
     params = [weight] if bias is None else [weight, bias]
-    one_dtype = all(p.dtype == hidden.dtype for p in params) and operand_dtype(hidden, weight) == hidden.dtype
-    if torch.compiler.is_compiling() or not one_dtype:
-        return "chunked"
-    # Liger computes gradients of the head only along with that of hidden.
-    follows = hidden.requires_grad or not any(p.requires_grad for p in params)
-    if hidden.device.type == "cuda" and _has_liger() and follows and hidden.dtype != torch.float64:
-        return "liger"
-    exact = hidden.dtype in (torch.float32, torch.float64)
-    return "torch" if hasattr(F, "linear_cross_entropy") and exact and softcap is None else "chunked"
+    if hidden.device.type == "cuda" and _has_liger():
+        one_dtype = all(p.dtype == hidden.dtype for p in params) and operand_dtype(hidden, weight) == hidden.dtype
+        # Liger computes gradients of the head only along with that of hidden.
+        follows = hidden.requires_grad or not any(p.requires_grad for p in params)
+        if one_dtype and follows and hidden.dtype != torch.float64:
+            return "liger"
+    wanted = torch.is_grad_enabled() and any(p.requires_grad for p in (hidden, *params))
+    return "forward" if wanted and reduction != "none" else "recompute"
 
 
 def _liger(
@@ -146,17 +232,6 @@ def _liger(
     # Without accum_dtype, gradients of bf16 weights would be summed over chunks in bf16. Its mean over no label is 0.
     options = {"softcap": softcap, "reduction": reduction, "accum_dtype": torch.float32}
     return liger_fused_linear_cross_entropy(hidden, weight, labels, bias, **options)
-
-
-def _native(
-    hidden: Tensor,  # (N, H)
-    weight: Tensor,  # (V, H)
-    bias: Tensor | None,  # (V,)
-    labels: Tensor,  # (N,) int64, ignored ones -100
-    reduction: str,
-) -> Tensor:
-    options = torch.nn.LinearCrossEntropyOptions(allow_retain_graph=True)
-    return F.linear_cross_entropy(hidden, weight, labels, linear_bias=bias, reduction=reduction, options=options)
 
 
 def linear_cross_entropy(
@@ -186,21 +261,28 @@ def linear_cross_entropy(
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise ValueError(f"{op}: labels must be integers, got {labels.dtype}")
     flat = labels.reshape(-1).long()
-    ignored = flat == ignore_index
-    # Whatever an ignored position holds (NaN too), it must not reach a sum over tokens.
-    x = hidden.reshape(-1, hidden.shape[-1]).masked_fill(ignored.unsqueeze(1), 0)
-    provider = choose_provider(x, weight, bias, softcap)
-    if provider == "liger":
-        loss = _liger(x, weight, bias, flat.masked_fill(ignored, -100), softcap, reduction)
-        return loss.view(labels.shape) if reduction == "none" else loss
-    if provider == "torch":
-        inner = "none" if reduction == "none" else "sum"
-        loss = _native(x, weight, bias, flat.masked_fill(ignored, -100), inner)
+    x = hidden.reshape(-1, hidden.shape[-1])
+    provider = choose_provider(x, weight, bias, reduction)
+    operands = operand_dtype(hidden, weight)
+    keep = flat != ignore_index
+    if provider == "forward" and x.device.type == "cpu":
+        # Looking is free there, and ignored positions, those of prompts say, may be most.
+        live = keep.nonzero().squeeze(1)
+        if len(live) < len(flat):
+            x, flat = x[live], flat[live]
+        loss = _Sum.apply(x, weight, bias, flat, None, softcap, operands)
     else:
-        loss, _ = _chunked(x, weight, bias, flat.masked_fill(ignored, 0), softcap, operand_dtype(hidden, weight))
-        loss = loss.masked_fill(ignored, 0)
-        loss = loss if reduction == "none" else loss.sum()
+        # Whatever an ignored position holds (NaN too), it must not reach a sum over tokens.
+        x, safe = x.masked_fill(~keep.unsqueeze(1), 0), flat.masked_fill(~keep, 0)
+        if provider == "liger":
+            loss = _liger(x, weight, bias, flat.masked_fill(~keep, -100), softcap, reduction)
+            return loss.view(labels.shape) if reduction == "none" else loss
+        if provider == "forward":
+            loss = _Sum.apply(x, weight, bias, safe, keep, softcap, operands)
+        else:
+            loss = _chunked(x, weight, bias, safe, softcap, operands)[0].masked_fill(~keep, 0)
+            loss = loss if reduction == "none" else loss.sum()
     if reduction == "mean":
         # No label at all: 0 / 1, not 0 / 0.
-        return loss / (~ignored).sum().clamp_min(1)
+        return loss / keep.sum().clamp_min(1)
     return loss.view(labels.shape) if reduction == "none" else loss

@@ -60,13 +60,14 @@ def backpropagate(
     need_hidden: bool,
     grad_weight: Tensor | None,  # (>= V, H) fp32 or fp64: added to
     grad_bias: Tensor | None,  # (>= V,) fp32 or fp64: added to
+    add: bool = True,
 ) -> Tensor | None:  # (n, H) fp32 or fp64
-    """dhidden = d @ weight, dweight += d.T @ hidden, dbias += sum of d over tokens."""
+    """dhidden = d @ weight, dweight += d.T @ hidden, dbias += sum of d over tokens. Not `add`: dweight is only written."""
     if grad_bias is not None:
         grad_bias[: head.vocab] += d.sum(0)
     d = head.gradient_operand(d)
     if grad_weight is not None:
-        product(d.t(), head.operand(hidden), grad_weight[: head.vocab], add=True)
+        product(d.t(), head.operand(hidden), grad_weight[: head.vocab], add=add)
     if not need_hidden:
         return None
     grad_hidden = d.new_empty(hidden.shape, dtype=head.dtype)

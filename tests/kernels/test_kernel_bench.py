@@ -100,6 +100,16 @@ def test_flops_and_bytes_by_hand():
     assert [limits.compulsory_bytes(op, name, case) for op, name in PASSES] == moved
 
 
+def test_cross_entropy_by_hand():
+    case = Case(n=1024, h=576, v=49152, k=1, dtype="float32", regime=cases.LABELS)
+    laptop = limits.Ceilings(flops=0.2e12, bandwidth=30e9)
+    assert limits.algorithmic_flops("linear_cross_entropy", "full", case) == 173_946_175_488
+    # Hidden states and head read, their gradients written, one label a token, one loss.
+    model = (1024 + 49152) * 576 * 4
+    assert limits.compulsory_bytes("linear_cross_entropy", "full", case) == 2 * model + 1024 * 8 + 4
+    assert limits.floor_ms("linear_cross_entropy", "full", case, laptop, 0.0) == pytest.approx(869.7 + 3.85, rel=1e-3)
+
+
 def test_ceilings_are_those_of_a_machine():
     limit = limits.ceilings("cpu", torch.float32, quick=True)
     assert 1e7 < limit.flops < 1e15 and 1e7 < limit.bandwidth < 1e14
@@ -148,11 +158,15 @@ def test_cases_from_the_command_line():
     def chosen(*words):
         return kernels.chosen_cases(kernels.parse(["--device", "cpu", *words]))
 
-    assert chosen() == [cases.CPU]
+    assert chosen() == [cases.CPU, *cases.CROSS_ENTROPY[cases.CPU]]
+    assert chosen("--losses", "distillation") == [cases.CPU]
     assert chosen("--k", "64", "--dtype", "bfloat16") == [replace(cases.CPU, k=64, dtype="bfloat16")]
     assert [c.regime for c in chosen("--regime", "both")] == ["randn", "zipf"]
     on_gpu = kernels.parse(["--device", "cuda"])
-    assert kernels.chosen_cases(on_gpu) == cases.sweep(cases.CUDA, "axes")
+    assert kernels.chosen_cases(on_gpu) == [*cases.sweep(cases.CUDA, "axes"), *cases.CROSS_ENTROPY[cases.CUDA]]
+    only = chosen("--losses", "cross_entropy")
+    assert only == cases.CROSS_ENTROPY[cases.CPU] and {c.v for c in only} == {49152, 128256, 151936}
+    assert {c.dtype for c in chosen("--losses", "cross_entropy", "--dtype", "bfloat16")} == {"bfloat16"}
     on_gpu = kernels.parse(["--device", "cuda", "--n", "256"])
     assert kernels.chosen_cases(on_gpu) == [replace(cases.CUDA, n=256)]
 
@@ -202,6 +216,24 @@ def test_the_check_finds_wrong_results():
     for op, call, message in wrong:
         with pytest.raises(check.WrongResult, match=message):
             reference.check(op, call)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_providers_of_cross_entropy_pass_the_check_and_wrong_ones_do_not(dtype):
+    x = cases.make_inputs(Case(100, 24, 400, 1, dtype, cases.LABELS), "cpu")
+    reference = check.Reference(x)
+    usable, _ = providers.make(["raft_kernels", "torch", "torch_native"], "cpu", quick=True)
+    for provider in usable:
+        reference.check("linear_cross_entropy", provider.ops["linear_cross_entropy"](x))
+    right = usable[0].ops["linear_cross_entropy"](x)
+    hidden, weight = x.parameters
+    for call, message in (
+        (lambda: 1.2 * right(), "loss off"),
+        (lambda: right() + (hidden - hidden.detach()).sum(), "gradient by hidden off"),
+        (lambda: right() + (weight - weight.detach()).sum(), "gradient by head off"),
+    ):
+        with pytest.raises(check.WrongResult, match=message):
+            reference.check("linear_cross_entropy", call)
 
 
 def test_a_full_vocabulary_peer_agrees_where_k_is_v():
@@ -358,7 +390,7 @@ def test_what_is_slow_to_start_runs_at_the_first_sizes(monkeypatch, tmp_path, na
     monkeypatch.setitem(cases.AXES, cases.QUICK, {"n": (4,), "k": (3,)})
     monkeypatch.setattr(kernels, "ceilings", lambda *_: H200)
     out = tmp_path / "records.json"
-    words = ["--device", "cpu", "--reps", "1", "--sweep", "axes", "--out", str(out)]
+    words = ["--device", "cpu", "--reps", "1", "--sweep", "axes", "--losses", "distillation", "--out", str(out)]
     kernels.main([*words, "--providers", "raft_kernels,slow"] if named else words)
     found = json.loads(out.read_text())
     everywhere = {(64, 32, "randn"), (64, 32, "zipf"), (4, 32, "randn"), (64, 3, "randn")}
@@ -464,6 +496,30 @@ def test_goals_of_the_gpu():
     assert list(goals.goals(BASE, [*found, variant])) == list(goals.goals(BASE, found))
     assert [line.rsplit(": ", 1)[1] for line in goals.goals(BASE, [])] == ["not measured"] * 4
     assert list(goals.goals(replace(BASE, k=64), found)) == []
+
+
+def test_records_and_goals_of_cross_entropy(monkeypatch, tmp_path, capsys):
+    out = tmp_path / "records.json"
+    words = ["--quick", "--device", "cpu", "--reps", "2", "--losses", "cross_entropy", "--plain", "--out", str(out)]
+    assert kernels.main(words) == 0
+    found = json.loads(out.read_text())
+    assert {(r["op"], r["pass"], r["loss"]) for r in found} == {("linear_cross_entropy", "full", "labels")}
+    assert {r["provider"] for r in found} >= {"raft_kernels", "torch"} and all(
+        sorted(r) == sorted(FIELDS) for r in found
+    )
+    assert "float32 labels**, cross-entropy" in capsys.readouterr().out
+
+    case = Case(1024, 576, 49152, 1, "float32", cases.LABELS)
+    ce = partial(fake, "linear_cross_entropy", "full", case=case)
+    gradients = (1024 + 49152) * 576 * 4 / 2**20
+    lines = goals.goals(
+        case, [ce("raft_kernels", 90, gradients + 50), ce("torch", 100, 576), ce("torch_native", 80, 576)]
+    )
+    assert [line.replace("goal: cross-entropy ", "") for line in lines] == [
+        "<= 1.05 of the time of the fastest other (torch_native): 1.12 missed",
+        "<= 0.5 of plain torch's peak: 0.28 met",
+        "cross-entropy: beyond the gradients, 110 MiB, 50 MiB against 466: 0.11",
+    ]
 
 
 def sweep_records():

@@ -14,7 +14,7 @@ from kernel_cases import leaves, make_case
 from raft_kernels import cross_entropy as ce
 from raft_kernels import head, linear_cross_entropy
 
-PROVIDERS = ["chunked", *(["torch"] if hasattr(F, "linear_cross_entropy") else [])]
+PROVIDERS = ["forward", "recompute"]
 
 
 def expected_loss(hidden, weight, labels, bias=None, softcap=None, **options):
@@ -32,11 +32,10 @@ def labels_of(n: int, v: int, ignore_index: int = -100) -> torch.Tensor:
 
 @pytest.fixture(params=PROVIDERS)
 def provider(request, monkeypatch):
+    """ "forward" has no way for reduction="none"."""
     real = ce.choose_provider
-    able = {"torch": lambda softcap: softcap is None, "chunked": lambda softcap: True}[request.param]
-    monkeypatch.setattr(
-        ce, "choose_provider", lambda h, w, b, softcap: request.param if able(softcap) else real(h, w, b, softcap)
-    )
+    chosen = {"forward": real, "recompute": lambda *_: "recompute"}[request.param]
+    monkeypatch.setattr(ce, "choose_provider", chosen)
     return request.param
 
 
@@ -157,17 +156,106 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(loss, leaves(c.student))
 
 
-def test_choice_of_provider(monkeypatch):
-    c = make_case(4, 8, 30)
-    fp32, bf16 = c.student[:2], [t.bfloat16() for t in c.student[:2]]
-    assert ce.choose_provider(*fp32, None, None) == ("torch" if "torch" in PROVIDERS else "chunked")
-    # torch's own adds up in bf16 and has no soft-cap.
-    assert ce.choose_provider(*bf16, None, None) == "chunked"
-    assert ce.choose_provider(*fp32, None, 30.0) == "chunked"
+def test_choice_of_provider():
+    hidden, weight, bias = make_case(4, 8, 30).student
+    assert ce.choose_provider(hidden, weight, bias, "mean") == "recompute"  # nothing has a gradient
+    for leaf in (hidden, weight, bias):
+        leaf.requires_grad_()
+        for reduction, expected in (("mean", "forward"), ("sum", "forward"), ("none", "recompute")):
+            assert ce.choose_provider(hidden, weight, bias, reduction) == expected
+            with torch.no_grad():
+                assert ce.choose_provider(hidden, weight, bias, reduction) == "recompute"
+        leaf.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_graph_can_be_used_twice(monkeypatch, dtype):
+    """The gradients of the forward pass are given away; the second time they are made again, to the same bits."""
+    monkeypatch.setattr(head, "CPU_BUDGET", 2000)
+    monkeypatch.setattr(ce, "CACHED", 1000)
+    made = []
+    real = ce._sum_and_gradients
+    monkeypatch.setattr(ce, "_sum_and_gradients", lambda *args: made.append(1) or real(*args))
+    c, labels = make_case(29, 12, 507, dtype), labels_of(29, 507)
+    x = leaves(c.student)
+    loss = linear_cross_entropy(x[0], x[1], labels, bias=x[2], softcap=9.0) * 3
+    assert len(made) == 1
+    first = torch.autograd.grad(loss, x, retain_graph=True)
+    kept = [g.clone() for g in first]
+    assert len(made) == 1
+    second = torch.autograd.grad(loss, x)
+    assert len(made) == 2
+    for a, before, b in zip(first, kept, second, strict=True):
+        assert torch.equal(a, before) and torch.equal(a, b)
+        assert a.data_ptr() != b.data_ptr()
+
+
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2), (0, 1, 2)], ids=str)
+def test_each_combination_of_gradients(needed):
+    c, labels = make_case(23, 12, 57, torch.float64), labels_of(23, 57)
+    results = []
+    for function in (linear_cross_entropy, expected_loss):
+        x = [t.detach().clone().requires_grad_(i in needed) for i, t in enumerate(c.student)]
+        function(x[0], x[1], labels, bias=x[2]).backward()
+        assert [t.grad is not None for t in x] == [i in needed for i in range(3)]
+        results.append([t.grad for t in x if t.grad is not None])
+    torch.testing.assert_close(*results)
+
+
+def test_ignored_positions_cost_nothing_on_a_cpu(monkeypatch):
+    """Prompts, say: only positions with a label go through the head."""
+    seen = []
+    real = ce._sum_and_gradients
+    monkeypatch.setattr(ce, "_sum_and_gradients", lambda hidden, *args: seen.append(len(hidden)) or real(hidden, *args))
+    c, labels = make_case(24, 8, 30), torch.full((24,), -100)
+    labels[5], labels[20] = 3, 29
+    x = leaves(c.student)
+    linear_cross_entropy(x[0], x[1], labels, bias=x[2]).backward()
+    assert seen == [2] and (x[0].grad[labels == -100] == 0).all() and (x[0].grad[5] != 0).any()
+
+
+def test_the_way_of_a_gpu_keeps_ignored_positions_out(monkeypatch):
+    """There nothing may be looked at: positions stay, with weight 0."""
+    c, labels = make_case(24, 8, 30, torch.float64), labels_of(24, 30)
+    ignored = labels == -100
+    x = leaves(c.student)
+    keep, safe = ~ignored, labels.masked_fill(ignored, 0)
+    clean = x[0].masked_fill(ignored.unsqueeze(1), 0)
+    loss = ce._Sum.apply(clean, x[1], x[2], safe, keep, 5.0, torch.float64)
+    y = leaves(c.student)
+    expected = expected_loss(y[0], y[1], labels, bias=y[2], softcap=5.0, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, x), torch.autograd.grad(expected, y))
+
+
+def test_gradients_of_the_forward_pass_under_autocast():
+    c, labels = make_case(23, 12, 57), labels_of(23, 57)
+    x = leaves(c.student)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert ce.choose_provider(*fp32, None, None) == "chunked"
-    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
-    assert ce.choose_provider(*fp32, None, None) == "chunked"
+        loss = linear_cross_entropy(x[0], x[1], labels, bias=x[2])
+    rounded = [t.detach().bfloat16().double().requires_grad_() for t in c.student[:2]]
+    bias = c.student_bias.double().requires_grad_()
+    exact = expected_loss(*rounded, labels, bias=bias)
+    assert loss.dtype == torch.float32 and abs(loss - exact) < 1e-3
+    grads = torch.autograd.grad(loss, x)
+    for a, b in zip(grads, torch.autograd.grad(exact, [*rounded, bias]), strict=True):
+        assert a.dtype == torch.float32 and (a - b).abs().max() <= 2**-7 * b.abs().max()
+
+
+def test_memory_is_one_chunk_beyond_the_gradients(monkeypatch):
+    from bench.measure import peak_mib
+
+    monkeypatch.setattr(head, "CPU_BUDGET", 1 << 18)
+    n, h, v = 512, 16, 8192
+    x = leaves(tuple(make_case(n, h, v).student[:2]))
+    labels = torch.randint(0, v, (n,))
+
+    def call():
+        return torch.autograd.grad(linear_cross_entropy(*x, labels), x)
+
+    gradients = (n * h + v * h) * 4 / 2**20
+    chunk, cached = (1 << 18) * 4 / 2**20, ce.CACHED * 4 / 2**20
+    assert peak_mib(call, "cpu") <= gradients + chunk + 2 * min(cached, chunk) + 0.3  # all logits: 16 MiB
 
 
 @pytest.mark.slow
