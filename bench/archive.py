@@ -8,9 +8,11 @@ import importlib
 import json
 import os
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from bench import records
+from bench.files import RESULTS, short_name, write
 
 # Benchmark -> the module that shows its records again; the others are records alone.
 SHOWN = ("kernels", "train", "rollout", "profile")
@@ -44,9 +46,6 @@ def unpack(archive_path: Path, results: Path) -> list[Path]:
         raise ValueError(f"{archive_path}: not an archive of `python -m bench gpu` ({why})") from error
     if "stages.json" not in found:
         raise ValueError(f"{archive_path}: not an archive of `python -m bench gpu` (it has no stages.json)")
-    stages = found.pop("stages.json")
-    machine = next((name for name in found if name.startswith("machine-")), "machine-unknown.json")
-    found[machine.replace("machine-", "gpu-", 1)] = stages
     texts = {name: content.decode() for name, content in found.items()}
     for name, text in texts.items():
         if name.endswith(".json"):  # half a file is refused before any is written
@@ -54,9 +53,30 @@ def unpack(archive_path: Path, results: Path) -> list[Path]:
                 json.loads(text)
             except ValueError as error:
                 raise ValueError(f"{archive_path}: {name} is not whole ({error})") from error
+    stages = json.loads(texts.pop("stages.json"))
+    name = f"gpu-{_device(texts)}.json"
+    texts[name] = json.dumps(_merged(results / name, stages), indent=1) + "\n"
     for name, text in texts.items():
-        records.write(results / name, text)
-    return sorted(results / name for name in found if name.endswith(".json"))
+        write(results / name, text)
+    return sorted(results / name for name in texts if name.endswith(".json"))
+
+
+def _device(texts: Mapping[str, str]) -> str:
+    """As it is in the names of files: every record has its device's name."""
+    rows = (json.loads(text) for name, text in sorted(texts.items()) if name.endswith(".json"))
+    names = (row[0]["device"] for row in rows if row and "device" in row[0])
+    return next((short_name(name) for name in names), "unknown")
+
+
+def _merged(path: Path, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The stages of earlier calls stay, where this one did not run them."""
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        before = []
+    ran = {r["name"]: r for r in stages if r["skipped"] is None}
+    kept = {r["name"]: r for r in before}
+    return list({**{r["name"]: r for r in stages}, **kept, **ran}.values())
 
 
 def main(argv: list[str]) -> int:
@@ -64,7 +84,7 @@ def main(argv: list[str]) -> int:
         prog="python -m bench records", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("archive", type=Path)
-    parser.add_argument("--into", type=Path, default=records.RESULTS, help="default: bench/results")
+    parser.add_argument("--into", type=Path, default=RESULTS, help="default: bench/results")
     args = parser.parse_args(argv)
     try:
         paths = unpack(args.archive, args.into)

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from bench import machine, records
+from bench import files, machine
 from bench.limits import Ceilings, ceilings
 from bench.turns import Child, Failed
 from bench.work import ON_GPU, WORKS, Work
 
 # GiB of memory on a CPU: a child that waits holds libraries, vLLM's cache, a small model and its optimizer; one works.
 WAITING_GIB, WORKING_GIB = 1.2, 7
+OUTPUT_LINES = 40  # of a child that failed: on a machine that keeps nothing its log goes
 
 
 @dataclass
@@ -48,8 +49,8 @@ class Run:
         shutil.rmtree(self.logs / "bytecode" if self.failed else self.logs, ignore_errors=True)
 
     def about(self) -> str:
-        versions = ", ".join(f"{name} {version}" for name, version in records.versions(machine.PACKAGES).items())
-        return f"{self.device_name}: {self.state}; {self.limit}; {versions}; commit {records.commit()}"
+        versions = ", ".join(f"{name} {version}" for name, version in files.versions(machine.PACKAGES).items())
+        return f"{self.device_name}: {self.state}; {self.limit}; {versions}; commit {files.commit()}"
 
 
 @dataclass
@@ -100,8 +101,8 @@ def prepare(args: argparse.Namespace, name: str, argv: Sequence[str]) -> Run:
     device_name = machine.device_name(args.device, threads)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     limit = ceilings(args.device, dtype, args.quick)
-    out = records.path_of(name, device=args.device, device_name=device_name, out=args.out, quick=args.quick)
-    run = Run(args.device, device_name, limit, records.command_of(name, argv), out, state)
+    out = files.path_of(name, device_name=device_name, out=args.out, quick=args.quick)
+    run = Run(args.device, device_name, limit, files.command_of(name, argv), out, state)
     print(run.about(), flush=True)
     for missing, why in args.missing.items():
         run.say(f"{missing}: left out, {why}")
@@ -139,8 +140,8 @@ def measure_children(
         except Failed as error:
             run.failed = True
             run.say(f"{name}: left out, {error}")
-            print(f"its output: {logs / name}", flush=True)
             children.pop(name).stop()
+            print(f"its output, {logs / name}, ends with:\n{_end_of(logs / name)}", flush=True)
             found.pop(name, None)
 
     def begin(name: str) -> None:
@@ -181,5 +182,12 @@ def measure_children(
         run.say("interrupted: what was measured before is kept")
     finally:
         for child in children.values():
-            child.stop()
+            child.stop(patience_s=0.5 if run.interrupted else 10)
     return found
+
+
+def _end_of(log: Path) -> str:
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-OUTPUT_LINES:])
+    except OSError:
+        return ""

@@ -9,7 +9,7 @@ costs its own time only. At its limit a stage is interrupted, so that it saves w
 After each stage DIR/results.tgz (records and logs) and DIR/stages.json (name, code, seconds, skipped, tail) are complete,
 whatever happens next. `python -m bench records DIR/results.tgz` puts the records into bench/results.
 
-Needs torch, triton, numpy, transformers and pytest; peers and vLLM are used where they are installed. Outside a repository
+Needs torch, triton, numpy, transformers, accelerate and pytest; peers and vLLM are used where they are installed. Outside a repository
 BENCH_COMMIT says which commit is measured.
 """
 
@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.archive import pack
+from bench.files import commit, write
 from bench.gpu_stages import Stage, stages
-from bench.records import commit, write
 
 ROOT = Path(__file__).parents[1]
 GRACE_S = 4.0  # between an interruption and the end
@@ -52,6 +52,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if unknown := [name for name in wanted if name not in names]:
         parser.error(f"--only: {', '.join(unknown)} unknown; there are {', '.join(names)}")
     args.stages = [stage for stage in args.stages if stage.name in wanted]
+    if (args.out / "results.tgz").exists():
+        parser.error(f"--out: {args.out} holds the results of an earlier call; name another folder")
     if args.device == "cuda" and shutil.which("nvidia-smi") is None:
         parser.error(
             "there is no NVIDIA GPU here (nvidia-smi is not on the PATH); --device cpu runs the same at tiny sizes"
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     ends = time.monotonic() + 60 * args.minutes - RESERVE_S
     args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="raft-gpu-") as folder:
+    with tempfile.TemporaryDirectory(prefix="raft-gpu-", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
         for part in ("results", "logs"):
             (work / part).mkdir()
@@ -117,7 +119,8 @@ def run(stage: Stage, work: Path, ends: float) -> dict[str, Any]:
                 child.wait(GRACE_S)
     finally:
         _signal(child, signal.SIGKILL)  # and whatever it has left running
-        child.wait()
+        with suppress(subprocess.TimeoutExpired):  # a process that is stuck in the driver does not even die
+            child.wait(GRACE_S)
     seconds = time.monotonic() - began
     if late:
         with open(log, "a") as file_of_text:
@@ -169,9 +172,12 @@ def _row(stage: Stage, code: int | None, seconds: float, skipped: str | None, ta
 
 def publish(done: Sequence[dict[str, Any]], work: Path, out: Path) -> None:
     text = json.dumps(done, indent=1) + "\n"
-    write(work / "stages.json", text)
-    pack(work, out / "results.tgz")
-    write(out / "stages.json", text)
+    try:
+        write(work / "stages.json", text)
+        pack(work, out / "results.tgz")
+        write(out / "stages.json", text)
+    except OSError as error:  # a file that went while it was packed, a full disk: the next stage tries again
+        print(f"the archive was not renewed: {error}", flush=True)
 
 
 def table(done: Sequence[dict[str, Any]]) -> str:

@@ -35,7 +35,7 @@ def stages(device: str) -> list[Stage]:
     short = ("--rollout-tokens", "32") if cuda else ()
     rollout = ("rollout", *size, "--eager", "--models", engines, "--prompts", "16", "--reps", "2", *short)
     return [
-        Stage("env", 45, 10, bench("machine", *quick)),  # the first to read torch from disk
+        Stage("env", 45, 10, bench("machine", *quick)),  # reads torch from disk, which nobody has done before
         Stage("smoke", 60, 15, bench("tests", "--group", "smoke")),
         Stage("point", 100, 25, bench(*loss, "--name", "point", "--providers", both)),
         Stage("profile", 40, 15, bench("profile", *size)),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from bench import cases, lost, plot, providers, records, tune
+from bench import cases, files, lost, plot, providers, records, tune
 from bench.cases import Case
 from bench.goals import summary
 from bench.limits import ceilings
@@ -99,7 +99,7 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
 def output(args: argparse.Namespace, device_name: str) -> Path | None:
     own = [args.name] if args.name else [f"{size}{value}" for size, value in args.sizes.items()]
     own += [] if args.name else [word for word in (args.sweep, args.dtype, args.regime) if word]
-    return records.path_of("kernels", *own, device=args.device, device_name=device_name, out=args.out, quick=args.quick)
+    return files.path_of("kernels", *own, device_name=device_name, out=args.out, quick=args.quick)
 
 
 def main(argv: list[str]) -> int:
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int:
         args.device,
         device_name,
         ceilings(args.device, getattr(torch, todo[0].dtype), args.quick),
-        records.command_of("kernels", argv),
+        files.command_of("kernels", argv),
         output(args, device_name),
         reps=args.reps,
         cap_s=args.cap,
@@ -139,6 +139,10 @@ def main(argv: list[str]) -> int:
         run.leave_out(name, why)
     if args.without and run.out is not None and run.out.exists():
         run.found = json.loads(run.out.read_text())
+        remarks = run.out.with_suffix(".remarks")
+        run.lines = (
+            list(dict.fromkeys([*json.loads(remarks.read_text()), *run.lines])) if remarks.exists() else run.lines
+        )
     if args.named:
         usable = [replace(provider, slow_start=False) for provider in usable]
     elif args.quick:
@@ -151,19 +155,25 @@ def main(argv: list[str]) -> int:
         run.say("interrupted: what was measured before is kept")
     except lost.DeviceLost as error:
         run.save()
+        if run.out is not None:
+            files.write(run.out.with_suffix(".remarks"), json.dumps(run.lines))
         print(f"{error}: starting again without it", flush=True)
         lost.start_again("kernels", *without(argv, [*args.without, error.culprit]))
     run.save()
     show(run.found, run.out, args.plain)
     if run.out is not None:
         print(f"records: {run.out}; tables: {run.out.with_suffix('.md').name}")
-    return 130 if interrupted else 0
+    if run.out is not None:
+        run.out.with_suffix(".remarks").unlink(missing_ok=True)
+    asked = providers.OURS in (*args.providers, *args.without)
+    missed = asked and not any(r["provider"] == providers.OURS for r in run.found) and run.minutes > 0
+    return 130 if interrupted else int(missed)
 
 
 def tune_records(args: argparse.Namespace, device_name: str) -> list[dict]:
     path = args.tuned
     if path == Path():
-        path = records.path_of("tune", device=args.device, device_name=device_name)
+        path = files.path_of("tune", device_name=device_name)
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -47,13 +47,22 @@ def ceilings(device: str, dtype: torch.dtype, quick: bool = False) -> Ceilings:
     """The best of several calls each: a limit, not a typical value."""
     cuda = device == "cuda"
     side = 256 if quick else 8192 if cuda else 2048
+    size = (1 << 22) if quick else (1 << 31) if cuda else (1 << 28)
+    found = Ceilings(2 * side**3 / _product_s(side, device, dtype), 2 * size / _copy_s(size, device))
+    if cuda:
+        torch.cuda.empty_cache()  # a child that trains a model needs all there is
+    return found
+
+
+def _product_s(side: int, device: str, dtype: torch.dtype) -> float:
     # Normal numbers: a GPU that multiplies ones draws less power and runs faster than it ever will.
     a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
-    gemm = _seconds(lambda: torch.mm(a, b, out=out), device)
-    size = (1 << 22) if quick else (1 << 31) if cuda else (1 << 28)
+    return _seconds(lambda: torch.mm(a, b, out=out), device)
+
+
+def _copy_s(size: int, device: str) -> float:
     source, target = (torch.zeros(size, device=device, dtype=torch.uint8) for _ in range(2))
-    copy = _seconds(lambda: target.copy_(source), device)
-    return Ceilings(flops=2 * side**3 / gemm, bandwidth=2 * size / copy)
+    return _seconds(lambda: target.copy_(source), device)
 
 
 def _seconds(call: Callable[[], object], device: str) -> float:

@@ -64,7 +64,7 @@ def _memory_gib() -> dict[str, float]:
 
 
 def main(argv: list[str]) -> int:
-    from bench import limits, records  # which import this module
+    from bench import files, limits, records  # which import this module
 
     parser = argparse.ArgumentParser(prog="python -m bench machine")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: its ceilings mean nothing")
@@ -78,13 +78,13 @@ def main(argv: list[str]) -> int:
         about |= {"capability": f"{p.major}.{p.minor}", "multiprocessors": p.multi_processor_count}
         about |= {"memory_gib": records.digits(p.total_memory / 2**30), "l2_mib": p.L2_cache_size / 2**20}
         about |= {"cuda": torch.version.cuda, "driver": _driver(), "sanitizer": bool(shutil.which("compute-sanitizer"))}
-    about["packages"] = {d.name: d.version for d in sorted(importlib.metadata.distributions(), key=lambda d: d.name)}
+    about["packages"] = dict(sorted((d.name or "", d.version) for d in importlib.metadata.distributions()))
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    about |= records.origin(limits.ceilings(device, dtype, args.quick), records.command_of("machine", argv), PACKAGES)
+    about |= records.origin(limits.ceilings(device, dtype, args.quick), files.command_of("machine", argv), PACKAGES)
     print(*(f"{key}: {value}" for key, value in about.items() if key != "packages"), sep="\n")
-    out = records.path_of("machine", device=device, device_name=name, out=args.out, quick=args.quick)
+    out = files.path_of("machine", device_name=name, out=args.out, quick=args.quick)
     if out is not None:
-        records.write(out, json.dumps([about], indent=1) + "\n")
+        files.write(out, json.dumps([about], indent=1) + "\n")
     return 0
 
 
@@ -93,7 +93,7 @@ def _driver() -> str:
     fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
     try:
         return subprocess.check_output(
-            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], text=True
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], text=True, timeout=10
         ).strip()
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return "unknown"

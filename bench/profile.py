@@ -20,7 +20,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bench import cases, machine, records
+from bench import cases, files, machine, records
 from bench.cases import TEMPERATURE, Inputs, make_inputs
 from bench.measure import milliseconds
 from raft_kernels import linear_topk, topk_kl
@@ -46,21 +46,24 @@ def main(argv: list[str]) -> int:
     if cuda:
         base = replace(base, dtype="bfloat16")
     name = machine.device_name(args.device, torch.get_num_threads())
-    out = records.path_of("profile", device=args.device, device_name=name, out=args.out, quick=args.quick)
-    origin = {"device": name, "versions": records.versions(), "commit": records.commit()}
-    origin["command"] = records.command_of("profile", argv)
+    out = files.path_of("profile", device_name=name, out=args.out, quick=args.quick)
+    origin = {"device": name, "versions": files.versions(), "commit": files.commit()}
+    origin["command"] = files.command_of("profile", argv)
     found: list[dict[str, Any]] = []
     for regime in cases.REGIMES:
         case = replace(base, regime=regime)
         rows = profiled(make_inputs(case, args.device), args.device)
         found += [{"op": "linear_topk_kl", "pass": "full", **asdict(case), **row, **origin} for row in rows]
         if out is not None:
-            records.write(out, json.dumps(found, indent=1) + "\n")
-            about = f"{name}: {', '.join(f'{k} {v}' for k, v in records.versions().items())}; commit {records.commit()}"
-            records.write(out.with_suffix(".md"), f"{about}\n\n`{origin['command']}`\n\n{table(found)}\n")
+            files.write(out, json.dumps(found, indent=1) + "\n")
+            about = f"{name}: {', '.join(f'{k} {v}' for k, v in files.versions().items())}; commit {files.commit()}"
+            files.write(out.with_suffix(".md"), f"{about}\n\n`{origin['command']}`\n\n{table(found)}\n")
     print(table(found))
     if out is not None:
         print(f"records: {out}")
+    if not any(r["kernel"] for r in found):
+        print("the profiler saw no kernel: its times are those of whole parts")
+        return 1
     return 0
 
 
@@ -105,10 +108,15 @@ def profiled(x: Inputs, device: str) -> list[dict[str, Any]]:
 
 
 def short(name: str) -> str:
-    """A kernel's name without its template arguments, of which there may be a page."""
-    name = re.sub(r"^void ", "", name)
-    name = re.sub(r"\(.*", "", name) or name
-    return re.split(r"<", name, maxsplit=1)[0][:80] or name[:80]
+    """A kernel's name without its arguments and template arguments, of which there may be a page; of torch's elementwise
+    kernels, which all have one name, also what they do."""
+    name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
+    if not re.match(r"[\w:]", name):
+        return name[:80]
+    found = re.match(r"[\w:. ]+", name)
+    base = (found[0] if found else name).strip().removeprefix("at::native::")
+    what = re.search(r"(\w+(?:Functor|_kernel_cuda|_kernel_impl|Op|_copy_kernel\w*))\b", name[len(base) :])
+    return f"{base} {what[1]}"[:80] if what and "elementwise" in base else base[:80]
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:

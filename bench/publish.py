@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.children import Run, prepare
-from bench.records import write
+from bench.files import write
 from bench.stacked import Bar, draw
 from bench.step_records import by_model
 from bench.work import Work
@@ -40,20 +40,27 @@ class View:
         run = prepare(args, name, argv)
         for work in args.models:
             measure(work, args, run)
+            self._write(run)  # what comes next may be stopped
+            if run.interrupted:
+                break
         return self.publish(run)
 
     def publish(self, run: Run) -> int:
         """Prints and writes all that was found; gives the exit status."""
         run.clean()
         print(f"\n{self.table(run.found)}\n", flush=True)
+        self._write(run)
+        if run.out is not None and run.found:
+            print(f"records: {run.out}; tables: {run.out.with_suffix('.md').name}")
+        self._show(run.found, run.out)
+        return 130 if run.interrupted else int(not run.found)
+
+    def _write(self, run: Run) -> None:
         if run.out is not None and run.found:
             write(run.out, json.dumps(run.found, indent=1) + "\n")
             remarks = "\n".join(f"- {line}" for line in (*run.lines, *self.summary(run.found)))
             parts = [run.about(), f"`{run.command}`", self.table(run.found), self.notes, remarks]
             write(run.out.with_suffix(".md"), "\n\n".join(parts) + "\n")
-            print(f"records: {run.out}; tables: {run.out.with_suffix('.md').name}")
-        self._show(run.found, run.out)
-        return 130 if run.interrupted else 0
 
     def again(self, path: Path) -> int:
         """Shows the records of an earlier run."""

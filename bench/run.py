@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bench import lost, records
+from bench import files, lost, records
 from bench.cases import LABELS, Case, Inputs, make_inputs
 from bench.check import Reference, poison
 from bench.goals import summary
@@ -58,16 +58,16 @@ class Run:
         self.say(f"{provider}: left out, {why}")
 
     def about(self) -> str:
-        versions = ", ".join(f"{name} {version}" for name, version in records.versions().items())
-        return f"{self.device_name}: {self.limit}; {versions}; commit {records.commit()}"
+        versions = ", ".join(f"{name} {version}" for name, version in files.versions().items())
+        return f"{self.device_name}: {self.limit}; {versions}; commit {files.commit()}"
 
     def save(self) -> None:
         if self.out is None:
             return
-        records.write(self.out, json.dumps(self.found, indent=1) + "\n")
+        files.write(self.out, json.dumps(self.found, indent=1) + "\n")
         remarks = "\n".join(f"- {line}" for line in (*self.lines, *summary(self.found)))
         parts = [self.about(), f"`{self.command}`", records.table(self.found), records.NOTES, remarks]
-        records.write(self.out.with_suffix(".md"), "\n\n".join(parts) + "\n")
+        files.write(self.out.with_suffix(".md"), "\n\n".join(parts) + "\n")
 
     def _measured(self, case: Case) -> set[tuple[str, str]]:
         """Operations and passes that have records: an earlier process may have measured them."""
@@ -82,7 +82,7 @@ class Run:
         for op, passes in ops_of(case).items():
             if all((op, name) in self._measured(case) for name in passes):
                 continue
-            self.found = [r for r in self.found if (records.case_of(r), r["op"]) != (case, op)]  # a part is none
+            partial_before = [r for r in self.found if (records.case_of(r), r["op"]) == (case, op)]
             if self._time_is_up():
                 self.say(f"skipped {op} at {case}: the {self.minutes:g} minutes are over")
                 continue
@@ -95,6 +95,8 @@ class Run:
                 variants = {p: by_name[p].within(call) for p, call in variants.items()}
                 fail = partial(self._fail, f"{op} {name} at {case}")
                 timed = measure(variants, self.device, self.reps, self.cap_s, fail)
+                # What an earlier process measured of this pass, before the GPU was lost in another.
+                self.found = [r for r in self.found if not (r in partial_before and r["pass"] == name)]
                 self.found += [
                     records.record(
                         op,
@@ -122,6 +124,7 @@ class Run:
     def _try(self, provider: Provider, op: str, case: Case, inputs: Inputs, reference: Reference) -> Call | None:
         """The call to be timed, after it has run once; of our loss also after its result was found to be right."""
         call = None
+        print(f"{op} at {case}: {provider.name}", flush=True)  # whoever hangs is named
         try:
             check_room(provider, case, self.device)
             call = provider.ops[op](inputs)

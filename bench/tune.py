@@ -14,7 +14,7 @@ a line in LOG.md: a configuration that changed by itself would change the bits o
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bench import cases, lost, machine, records
+from bench import cases, files, lost, machine
 from bench.cases import Inputs, make_inputs
 from bench.check import WrongResult
 from bench.measure import measure
@@ -146,20 +146,22 @@ def main(argv: list[str]) -> int:
             print(*(f"{kernel} {config(kernel, values)}" for values in SPACE[kernel]), sep="\n")
         return 0
     device_name = machine.device_name(args.device, torch.get_num_threads())
-    out = records.path_of("tune", device=args.device, device_name=device_name, out=args.out, quick=args.quick)
+    out = files.path_of("tune", device_name=device_name, out=args.out, quick=args.quick)
     found = json.loads(out.read_text()) if args.go_on and out is not None else []
-    about = {"device": device_name, "versions": records.versions(), "commit": records.commit()}
-    about["command"] = records.command_of("tune", [word for word in argv if word != "--go-on"])
+    about = {"device": device_name, "versions": files.versions(), "commit": files.commit()}
+    about["command"] = files.command_of("tune", [word for word in argv if word != "--go-on"])
 
     def add(row: dict[str, Any]) -> None:
         found.append(row | about)
         if out is not None:
-            records.write(out, json.dumps(found, indent=1) + "\n")
+            files.write(out, json.dumps(found, indent=1) + "\n")
 
+    # The fused product last: it is off by default, and its loads by descriptors are the likeliest to hang.
+    groups = [[k for k in args.kernels if k != "project"], [k for k in args.kernels if k == "project"]]
     try:
-        for regime in cases.REGIMES:
+        for regime, kernels in ((regime, group) for group in groups for regime in cases.REGIMES):
             done = {r["kernel"] for r in found if r["regime"] == regime and "ms_p50" in r}
-            todo = [kernel for kernel in args.kernels if kernel not in done]
+            todo = [kernel for kernel in kernels if kernel not in done]
             if not todo:
                 continue
             x = make_inputs(replace(QUICK if args.quick else cases.CUDA, regime=regime), args.device)
@@ -180,7 +182,7 @@ def main(argv: list[str]) -> int:
         print(f"winner: {kernel} {json.dumps(chosen)}", flush=True)
     if out is not None:
         print(f"records: {out}")
-    return 0
+    return int(not any("ms_p50" in r for r in found))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -213,55 +215,53 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def tuned(
     kernel: str, x: Inputs, expected: Tensor, args: argparse.Namespace, found: Sequence[dict]
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Rows by configuration: the shipped one (for `project` the way without it, cuBLAS and a pass over the logits), and
     those of the space. One that is wrong, or too much for the chip, says so in `failed`; neither ends the run."""
     from raft_kernels import use_backend
 
-    call = operation(kernel, x) if args.device == "cuda" else _interpreted(partial(operation, kernel, x))
     tolerance = TOLERANCE if args.device == "cuda" else INTERPRETED_TOLERANCE
     down = {r["config"] for r in found if r["kernel"] == kernel and "failed" in r}
+    failed: list[dict[str, Any]] = []
 
-    def run(chosen: Config | None) -> object:
+    def fail(label: str, error: Exception) -> None:
+        print(f"{kernel} {label}: left out, {reason(error)}", flush=True)
+        lost.check_answers(args.device, f"{kernel} {label}")
+        failed.append({"config": label, "failed": reason(error)})
+
+    def run(call: Callable[[], object], chosen: Config | None) -> object:
         with using({kernel: chosen} if chosen else {}), use_backend("triton"):
             return call()
 
-    space = [None, *(config(kernel, values) for values in SPACE[kernel][: 1 if args.quick else None])]
     variants: dict[str, Callable[[], object]] = {}
-    rows: list[dict[str, Any]] = []
-    for chosen in space:
+    for chosen in [None, *(config(kernel, values) for values in SPACE[kernel][: 1 if args.quick else None])]:
         label = json.dumps(chosen) if chosen else "shipped"
         if label in down:
             continue
+        print(f"{kernel} {label}", flush=True)  # whichever hangs is named
         try:
-            check(run(chosen), expected, tolerance)
+            with use_backend("triton"):
+                call = operation(kernel, x)
+            check(run(call, chosen), expected, tolerance)
         except Exception as error:  # noqa: BLE001
-            print(f"{kernel} {label}: left out, {reason(error)}", flush=True)
-            lost.check_answers(args.device, f"{kernel} {label}")
-            rows.append({"config": label, "failed": reason(error)})
+            fail(label, error)
             continue
-        variants[label] = partial(run, chosen)
-    measured = measure(variants, args.device, args.reps)
+        variants[label] = partial(run, call, chosen)
+    measured = measure(variants, args.device, args.reps, on_error=fail)
+    yield from failed
     base = measured["shipped"].ms_p50 if "shipped" in measured else math.nan
     for label, m in sorted(measured.items(), key=lambda item: item[1].ms_p50):
-        rows.append({"config": label, **vars(m)})
         print(
             f"{kernel:16} {m.ms_p50:8.2f} ms  {m.ms_p50 / base:5.2f} x shipped  {m.peak_mib:7.0f} MiB  {label}",
             flush=True,
         )
-    return rows
-
-
-def _interpreted(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
-    from raft_kernels import use_backend
-
-    with use_backend("triton"):
-        return make()
+        yield {"config": label, **vars(m)}
 
 
 def winners(found: Sequence[dict[str, Any]]) -> dict[str, Config]:
     """Kernel -> the configuration that is fastest over all regimes, by the geometric mean of its times to the shipped
-    one's, where it wins by MARGIN. One that failed in any regime is none."""
+    one's, where it wins by MARGIN. One that failed in any regime is none. Each is tuned alone: whether they gain together
+    (tiles of tokens of different sizes need lists of their own) is what `bench kernels --tuned` measures."""
     times: dict[str, dict[str, list[float]]] = {}
     for r in found:
         if "ms_p50" in r:

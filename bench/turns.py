@@ -81,11 +81,14 @@ class Child:
         self.stop()
         return result
 
-    def stop(self) -> None:
+    def stop(self, patience_s: float = 10) -> None:
         self._connection.close()  # who waits for a turn goes home then
-        self._process.join(10)
+        self._process.join(patience_s)
         if self._process.is_alive():
             self._process.terminate()
+        self._process.join(patience_s)
+        if self._process.is_alive():
+            self._process.kill()
         self._process.join()
 
     def _receive(self, expected: str) -> Any:

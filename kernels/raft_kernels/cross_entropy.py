@@ -112,6 +112,9 @@ def _backward(ctx, grad_loss, _grad_partition):
 _chunked.register_autograd(_backward, setup_context=_setup_context)
 
 
+# Tokens of a chunk, at least: with fewer the products, and adding up the head's gradient, cost more than they should (a CPU, 256
+# tokens, V = 151936: 1.19 times plain torch's time in chunks of 65, 0.97 in chunks of 128).
+TOKENS = 128
 # Elements of the rows of logits that are turned into a gradient at once: they stay in a core's cache.
 CACHED = 1 << 19
 
@@ -158,7 +161,7 @@ def _sum_and_gradients(
     grad_bias = hidden.new_zeros(weight.shape[:1], dtype=head.dtype) if need_bias else None
     kept = None if keep is None else keep.to(head.dtype)
     total = hidden.new_zeros((), dtype=head.dtype)
-    for rows, buffer in walk(n, head.vocab, hidden, head.dtype):
+    for rows, buffer in walk(n, head.vocab, hidden, head.dtype, least=TOKENS):
         x = hidden[rows]
         z = head.logits_(buffer, x)
         total += _to_gradient_(head, z, labels[rows], None if kept is None else kept[rows]).sum()

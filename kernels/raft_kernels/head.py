@@ -33,10 +33,14 @@ def walk(
     like: Tensor,
     dtype: torch.dtype,
     cuda_budget: int | None = None,
+    least: int = 1,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Pairs of a slice of the n tokens and an empty buffer (its tokens, width). All buffers share their memory."""
+    """Pairs of a slice of the n tokens and an empty buffer (its tokens, width). All buffers share their memory.
+
+    least: tokens of a slice, where there are so many, whatever the budget.
+    """
     budget = (cuda_budget or CUDA_BUDGET) if like.device.type == "cuda" else CPU_BUDGET
-    parts = -(-n // max(1, budget // width))
+    parts = -(-n // max(least, budget // width))
     buffer = like.new_empty((-(-n // max(1, parts)), width), dtype=dtype)
     for i in range(parts):
         rows = slice(n * i // parts, n * (i + 1) // parts)

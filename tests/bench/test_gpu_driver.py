@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import archive, device_tests, gpu, gpu_stages, records
+from bench import archive, device_tests, files, gpu, gpu_stages
 from bench.gpu_stages import Stage
 
 ROOT = Path(gpu.__file__).parents[1]
@@ -92,7 +92,7 @@ def test_a_crash_a_hang_and_silence_cost_their_own_time_only(monkeypatch, tmp_pa
     }
     assert rows["saves"]["code"] == 0 and "saved" in rows["saves"]["tail"]
     assert (rows["absent"]["code"], rows["absent"]["skipped"]) == (None, "nothing is installed")
-    assert rows["says"]["tail"] == f"{records.commit()} yes False"
+    assert rows["says"]["tail"] == f"{files.commit()} yes False"
     assert rows["profile"]["code"] == 0
     assert rows["late"]["code"] is None and "it takes 10000 at least" in rows["late"]["skipped"]
     out = capsys.readouterr().out
@@ -104,7 +104,7 @@ def test_a_crash_a_hang_and_silence_cost_their_own_time_only(monkeypatch, tmp_pa
     into = tmp_path / "into"
     assert archive.main([str(tmp_path / "out" / "results.tgz"), "--into", str(into)]) == 0
     assert {p.name for p in into.iterdir()} == {
-        "gpu-unknown.json",
+        "gpu-cpu.json",
         "profile-cpu.json",
         "profile-cpu.md",
         "saved-cpu.json",
@@ -221,7 +221,8 @@ def made(path: Path, **files: str) -> Path:
 
 
 def test_records_of_an_archive_and_nothing_else(tmp_path):
-    files = {"stages.json": "[]", "results/machine-h200.json": "[]", "results/kernels-h200-point.md": "table"}
+    machine = json.dumps([{"device": "NVIDIA H200"}])
+    files = {"stages.json": "[]", "results/machine-h200.json": machine, "results/kernels-h200-point.md": "table"}
     more = {
         "logs/env.txt": "log",
         "results/../../escape.json": "[]",
@@ -234,6 +235,38 @@ def test_records_of_an_archive_and_nothing_else(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
         *("a.tgz", "gpu-h200.json", "kernels-h200-point.md", "machine-h200.json")
     ]
+
+
+def test_the_stages_of_a_second_call_join_those_of_the_first(tmp_path):
+    def row(name, code=None, skipped=None):
+        return {"name": name, "code": code, "seconds": 1.0, "skipped": skipped, "tail": ""}
+
+    of_device = {"results/tests-h200-rest.json": json.dumps([{"device": "NVIDIA H200"}])}
+    first = [row("env", 0), row("rest", skipped="no time"), row("step", skipped="no time")]
+    second = [row("rest", 1), row("step", skipped="no time"), row("rollout", 0)]
+    for name, stages in (("a", first), ("b", second)):
+        path = made(tmp_path / f"{name}.tgz", **{"stages.json": json.dumps(stages), **of_device})
+        archive.unpack(path, tmp_path / "into")
+    found = json.loads((tmp_path / "into" / "gpu-h200.json").read_text())
+    assert {r["name"]: (r["code"], r["skipped"]) for r in found} == {
+        "env": (0, None),
+        "rest": (1, None),
+        "step": (None, "no time"),
+        "rollout": (0, None),
+    }
+
+
+def test_an_earlier_archive_is_not_written_over(monkeypatch, tmp_path, capsys):
+    drive(monkeypatch, tmp_path, [planted("one", "")])
+    with pytest.raises(SystemExit):
+        drive(monkeypatch, tmp_path, [planted("one", "")])
+    assert "holds the results of an earlier call; name another folder" in capsys.readouterr().err
+
+
+def test_the_driver_does_not_wait_for_torch():
+    """Its clock would start after the import, which takes half a minute from a cold disk."""
+    program = "import sys, bench.gpu; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).strip() == "False"
 
 
 def test_what_is_no_archive_is_refused_in_one_line(tmp_path, capsys):
@@ -274,29 +307,38 @@ def test_after_a_lost_gpu_the_rest_of_the_tests_run(tmp_path):
     tests = tmp_path / "test_made_up.py"
     tests.write_text(
         "import pytest\n"
+        "failed = []\n"
+        "@pytest.fixture(autouse=True)\n"
+        "def free_memory():\n"
+        "    yield\n"
+        "    assert not failed, 'nothing can be freed on a GPU that is lost'\n"
         "def test_fine(): pass\n"
         "@pytest.mark.parametrize('a', [1, 2])\n"
-        "def test_broken(a): assert a == 1, 'a is wrong'\n"
+        "def test_broken(a):\n"
+        "    if a == 2: failed.append(a)\n"
+        "    assert a == 1, 'a is wrong'\n"
         "def test_after(): pass\n"
         "def test_skipped(): pytest.skip('no second GPU')\n"
     )
     out = tmp_path / "tests.json"
-    # A GPU that is lost once: with the failure in the first process.
-    program = f"""
-import sys
-from pathlib import Path
-from bench import device_tests, lost
-device_tests.FILE = Path({str(tests)!r})
-def check(device, culprit):
-    raise lost.DeviceLost(culprit)
-lost.check_answers = check
-def again(*words):
-    print("again", *words)
-    sys.exit(device_tests.main(list(words[1:])))
-lost.start_again = again
-sys.exit(device_tests.main(["--group", "rest", "--out", {str(out)!r}]))
-"""
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from bench import device_tests, lost\n"
+        f"device_tests.FILE = Path({str(tests)!r})\n"
+        "def check(device, culprit):\n"
+        "    raise lost.DeviceLost(culprit)\n"
+        "def again(*words):\n"
+        "    print('again', *words, flush=True)\n"
+        "    os.execv(sys.executable, [sys.executable, __file__, *words[1:]])\n"
+        "lost.check_answers, lost.start_again = check, again\n"
+        "sys.exit(device_tests.main(sys.argv[1:]))\n"
+    )
+    words = [sys.executable, str(program), "--group", "rest", "--out", str(out)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    run = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     found = {r["test"]: r for r in json.loads(out.read_text())}
     assert run.stdout.count("again tests --group rest") == 1
     assert {name: r["outcome"] for name, r in found.items()} == {
@@ -308,3 +350,4 @@ sys.exit(device_tests.main(["--group", "rest", "--out", {str(out)!r}]))
     }
     assert "a is wrong" in found["test_broken[2]"]["message"] and found["test_skipped"]["message"] == "no second GPU"
     assert run.returncode == 1 and "1 lost the GPU, 3 passed, 1 skipped" in run.stdout
+    assert "_ test_broken[2] _" in run.stdout  # pytest's own account of it

@@ -389,4 +389,6 @@ def test_no_access_out_of_bounds():
         text=True,
         check=False,
     )
+    if "Device not supported" in run.stdout + run.stderr:
+        pytest.skip("compute-sanitizer does not support this machine")
     assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cases, check, goals, kernels, limits, plot, providers, records
+from bench import cases, check, files, goals, kernels, limits, plot, providers, records
 from bench.cases import Case
 from bench.measure import Measured, measure, peak_mib
 from bench.providers import OPS, Provider
@@ -416,15 +416,15 @@ def test_where_records_go():
     assert path("--sweep", "point", "--name", "tuned", device="cuda", name="NVIDIA H100 80GB HBM3") == (
         "kernels-h100-80gb-hbm3-tuned.json"
     )
-    assert records.command_of("kernels", ["--quick", "--out", "x", "--reps", "2", "--out=y"]) == (
+    assert files.command_of("kernels", ["--quick", "--out", "x", "--reps", "2", "--out=y"]) == (
         "python -m bench kernels --quick --reps 2"
     )
 
 
 def test_a_machine_that_keeps_nothing_says_where_records_go_and_what_is_measured(tmp_path):
     program = """
-from bench import kernels, records
-print(records.commit())
+from bench import files, kernels
+print(files.commit())
 print(kernels.output(kernels.parse(["--device", "cpu", "--quick"]), "cpu"))
 """
     for part in ("bench", "kernels"):

@@ -291,6 +291,8 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(way, monkeypatch, tai
     monkeypatch.setattr(head, "CAST_BUDGET", 1 << 12)
     monkeypatch.setattr(head_sparse, "TABLE_BUDGET", 1 << 14)
     monkeypatch.setattr(head_sparse, "PAIR_BUDGET", 1 << 12)
+    monkeypatch.setattr(ce, "TOKENS", 1)
+    monkeypatch.setattr(ce, "CACHED", 1 << 12)
     v, h, k = 8000, 4, 8
 
     def peak(n):

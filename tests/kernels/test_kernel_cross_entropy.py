@@ -133,6 +133,7 @@ def test_leading_sizes_and_frozen_head(provider):
 
 
 def test_chunks_change_nothing(monkeypatch):
+    monkeypatch.setattr(ce, "TOKENS", 1)
     for dtype in (torch.float32, torch.bfloat16):
         c, labels = make_case(29, 12, 507, dtype), labels_of(29, 507)
         results = []
@@ -172,6 +173,7 @@ def test_choice_of_provider():
 def test_the_graph_can_be_used_twice(monkeypatch, dtype):
     """The gradients of the forward pass are given away; the second time they are made again, to the same bits."""
     monkeypatch.setattr(head, "CPU_BUDGET", 2000)
+    monkeypatch.setattr(ce, "TOKENS", 1)
     monkeypatch.setattr(ce, "CACHED", 1000)
     made = []
     real = ce._sum_and_gradients
@@ -246,6 +248,7 @@ def test_memory_is_one_chunk_beyond_the_gradients(monkeypatch):
     from bench.measure import peak_mib
 
     monkeypatch.setattr(head, "CPU_BUDGET", 1 << 18)
+    monkeypatch.setattr(ce, "TOKENS", 1)
     n, h, v = 512, 16, 8192
     x = leaves(tuple(make_case(n, h, v).student[:2]))
     labels = torch.randint(0, v, (n,))

@@ -1,5 +1,6 @@
 """Children that take turns: none works outside its turn, and one that fails costs the others nothing."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from bench import children, records
+from bench import children, files
 from bench.children import Run, measure_children
 from bench.limits import Ceilings
 from bench.turns import Child, Failed
@@ -43,7 +44,9 @@ def test_who_fails_is_left_out(monkeypatch, run, capsys):
         "dead: left out, its process ended with exit code 3",
     ]
     assert "a long story" in (run.logs / "broken").read_text()
-    assert f"its output: {run.logs / 'dead'}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"its output, {run.logs / 'dead'}, ends with:\n" in out
+    assert "a long story" in out and "ValueError: no such kernel" in out  # the log may be gone when somebody looks
 
 
 class Fake:
@@ -70,7 +73,7 @@ class Fake:
         self.log.append(f"end {self.name}")
         return {}
 
-    def stop(self):
+    def stop(self, patience_s=10):
         self.log.append(f"stop {self.name}")
 
 
@@ -123,10 +126,38 @@ def test_what_was_measured_before_an_interruption_is_kept(run, fakes):
 
 
 def test_where_records_go():
-    def name(benchmark, device="cpu", device_name="cpu, 2 threads", **options):
-        found = records.path_of(benchmark, device=device, device_name=device_name, **options)
+    def name(benchmark, device_name="cpu, 2 threads", **options):
+        found = files.path_of(benchmark, device_name=device_name, **options)
         return found and found.name
 
     assert name("train") == "train-cpu.json" and name("train", quick=True) is None
-    assert name("rollout", "cuda", "NVIDIA H200") == "rollout-h200.json"
-    assert name("rollout", "cuda", "NVIDIA H200", out=Path("x.json")) == "x.json"
+    assert name("rollout", "NVIDIA H200") == "rollout-h200.json"
+    assert name("rollout", "NVIDIA H200", out=Path("x.json")) == "x.json"
+    assert files.short_name("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
+
+
+def test_what_was_measured_of_a_model_is_on_disk_before_the_next_one(monkeypatch, tmp_path, capsys):
+    """And an interruption ends the run: the next model would have no time."""
+    from bench import publish
+
+    seen = []
+
+    def measure(work, args, run):
+        seen.append((work, (tmp_path / "r.json").exists()))
+        if work == "second":
+            run.interrupted = True
+        run.found.append({"model": work})
+
+    view = publish.View(lambda found: "", "", lambda found: [], lambda found: [], lambda found: ("", ""), "s")
+    monkeypatch.setattr(publish, "draw", lambda *args: "none")
+    made = Run("cpu", "cpu", Ceilings(1e11, 1e10), "bench", tmp_path / "r.json", "idle", logs=tmp_path / "logs")
+    monkeypatch.setattr(publish, "prepare", lambda *args: made)
+
+    class Args:
+        records, models = None, ["first", "second", "third"]
+
+    assert view.run("train", Args, [], measure) == 130
+    assert seen == [("first", False), ("second", True)]
+    assert [r["model"] for r in json.loads((tmp_path / "r.json").read_text())] == ["first", "second"]
+    made.found, made.interrupted = [], False
+    assert view.publish(made) == 1  # nothing was measured

@@ -190,8 +190,10 @@ def weight_gradient_kernel(
 
 
 def _tokens(width: int, tile: int) -> int:
-    """Tokens of a chunk: whole tiles in a workspace of a bounded number of elements."""
-    return max(1, BUDGET // (width * tile)) * tile
+    """Tokens of a chunk: whole tiles in a workspace of a bounded number of elements. Four tiles or a multiple, where they
+    fit: every chunk's part of the lists then starts at 16 bytes, and Triton compiles the kernels once."""
+    tiles = max(1, BUDGET // (width * tile))
+    return (tiles // 4 * 4 or tiles) * tile
 
 
 def _wide(operands: torch.dtype, *stored: Tensor) -> bool:
