@@ -16,10 +16,11 @@ import torch
 from bench import files, machine
 from bench.limits import Ceilings, ceilings
 from bench.turns import Child, Failed
-from bench.work import ON_GPU, WORKS, Work
+from bench.work import ON_GPU, WORKS, Work, real
 
 # GiB of memory on a CPU: a child that waits holds libraries, vLLM's cache, a small model and its optimizer; one works.
 WAITING_GIB, WORKING_GIB = 1.2, 7
+REAL_MODEL, DATA_DIR = "RAFT_REAL_MODEL", "RAFT_DATA_DIR"  # folders that are not part of the repository
 OUTPUT_LINES = 40  # of a child that failed: on a machine that keeps nothing its log goes
 
 
@@ -68,12 +69,34 @@ def make_parser(name: str, about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a tiny model, one thread, no vLLM unless named")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     parser.add_argument("--models", type=works, help=f"comma-separated, of {', '.join(WORKS)}")
+    parser.add_argument(
+        "--model",
+        nargs="?",
+        const="",
+        help=f"a checkpoint in place of --models (default: the one that {REAL_MODEL} names)",
+    )
+    parser.add_argument(
+        "--data", default="", help=f"JSONL with its questions and answers; a name in {DATA_DIR}, or a path"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="rows of a step, with --model (default: 8)")
     parser.add_argument("--threads", type=int, help="threads of a CPU run (default: torch's choice, quick 1)")
     parser.add_argument("--rollout-tokens", type=int, help="a rollout's most, in place of the model's own")
     parser.add_argument("--alone", action="store_true", help="one provider after the other, not by turns")
     parser.add_argument("--out", type=Path, help="the records; tables and picture go beside them")
     parser.add_argument("--records", type=Path, help="measure nothing, show these")
     return parser
+
+
+def checkpoint(args: argparse.Namespace) -> Work:
+    """What --model, --data and --batch ask for. ValueError where they do not say enough."""
+    folder = args.model or os.environ.get(REAL_MODEL, "")
+    path = Path(os.environ.get(DATA_DIR, ""), args.data)
+    data = path if path.exists() else Path(args.data)
+    if not folder:
+        raise ValueError(f"--model: name a folder, here or in {REAL_MODEL}")
+    if not args.data or not data.is_file():
+        raise ValueError(f"--data: {args.data or 'missing'}; a file of rows goes with --model, here or in {DATA_DIR}")
+    return real(folder, str(data.resolve()), args.batch)
 
 
 def works(names: str) -> list[Work]:
@@ -88,6 +111,11 @@ def prepare(args: argparse.Namespace, name: str, argv: Sequence[str]) -> Run:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch finds no GPU here")
     args.alone = args.alone or args.device == "cuda"
+    if args.model is not None:
+        try:
+            args.models = [checkpoint(args)]
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
     default = ["quick"] if args.quick else ON_GPU if args.device == "cuda" else ["cpu"]
     args.models = args.models or [WORKS[name] for name in default]
     if args.rollout_tokens:
@@ -101,7 +129,8 @@ def prepare(args: argparse.Namespace, name: str, argv: Sequence[str]) -> Run:
     device_name = machine.device_name(args.device, threads)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     limit = ceilings(args.device, dtype, args.quick)
-    out = files.path_of(name, device_name=device_name, out=args.out, quick=args.quick)
+    own = [args.models[0].name.lower()] if args.model is not None else []
+    out = files.path_of(name, *own, device_name=device_name, out=args.out, quick=args.quick)
     run = Run(args.device, device_name, limit, files.command_of(name, argv), out, state)
     print(run.about(), flush=True)
     for missing, why in args.missing.items():

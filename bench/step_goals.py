@@ -39,8 +39,28 @@ def goals(named: dict[str, Record]) -> Iterator[str]:
     for peer in peers or ["TRL"]:
         found = ratio(named.get(peer), ours, "ms_p50")
         yield goal_line(">= 2", found, f"x faster than {peer} on the same work", f"{name}, whole step ")
+    yield from real_goals(named, ours)
     wasted = ours["padding"]["teacher"] + ours["padding"]["student"] if ours else None
     yield goal_line("<= 0", wasted, "padding tokens a step in the forwards of teacher and student", f"{name} ")
+
+
+def real_goals(named: dict[str, Record], ours: Record | None) -> Iterator[str]:
+    """Against TRL as it comes: its distillers have no cross-entropy, so what a user has to run instead of ours is both."""
+    sft, peer = named.get("ours-sft"), named.get("trl-sft")
+    if sft is None or peer is None:
+        return
+    yield goal_line("<= 1", ratio(sft, peer, "ms_p50"), "x the time of trl-sft", "ours-sft ")
+    yield goal_line("<= 1", _peak_ratio(sft, peer), "x the peak memory of trl-sft", "ours-sft ")
+    for name in ("trl-sdft", "trl-distillation"):
+        if ours and (distiller := named.get(name)):
+            both = ours["ms_p50"] / (distiller["ms_p50"] + peer["ms_p50"])
+            yield goal_line("<= 0.6", both, f"x the time of {name} and trl-sft together", f"{ours['provider']} ")
+            found = _peak_ratio(ours, distiller)
+            yield goal_line("<= 1", found, f"x the peak memory of {name}", f"{ours['provider']} ")
+
+
+def _peak_ratio(above: Record, below: Record) -> float | None:
+    return above["peak_mib"] / below["peak_mib"] if above["peak_mib"] and below["peak_mib"] else None
 
 
 def memory_goals(shared: Record | None, copied: Record | None) -> Iterator[str]:

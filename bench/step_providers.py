@@ -7,6 +7,7 @@ ours-hf                     RAFTTrainer with transformers' own generation
 trl-distillation            TRL's DistillationTrainer: rollouts and a divergence over the full vocabulary
 trl-sdft                    TRL's SDFTTrainer: rollouts, a teacher that sees the answer, top-K on the student's ids
   ...-ce                    with the cross-entropy of the answers added, which our step has and TRL's has not
+ours-sft, trl-sft           cross-entropy alone: our method "sft" and TRL's SFTTrainer
 """
 
 import importlib.util
@@ -18,6 +19,7 @@ from bench.providers import Unavailable
 from bench.step_setup import Setup, vllm_installed
 from bench.work import Work
 
+SFT = ("ours-sft", "trl-sft")
 OURS = re.compile(r"ours-(shared|copied|hf)(-unpacked)?(?:-r(\d+))?")
 TRL = re.compile(r"trl-(distillation|sdft)(-ce)?")
 
@@ -34,7 +36,9 @@ def defaults(quick: bool) -> list[str]:
 
 def check(name: str) -> str | None:
     """Why a provider cannot run here; None if it may. ValueError for a name that there is not."""
-    ours, trl = OURS.fullmatch(name), TRL.fullmatch(name)
+    ours, trl = OURS.fullmatch(name), TRL.fullmatch(name) or name == "trl-sft"
+    if name == "ours-sft":
+        return None
     if not ours and not trl:
         raise ValueError(f"{name} unknown; there are {(__doc__ or '').partition(chr(10) * 2)[2]}")
     needed = "trl" if trl else "vllm" if ours and ours[1] != "hf" else None
@@ -50,6 +54,10 @@ def make(name: str, work: Work, device: str, folder: Path, steps: int) -> Setup:
     """Builds model, engine and trainer; `folder` takes their files."""
     if ours := OURS.fullmatch(name):
         return make_ours(ours[1], bool(ours[2]), int(ours[3] or 1), work, device, folder, steps)
+    if name in SFT:
+        from bench import sft_steps
+
+        return (sft_steps.make_ours if name == "ours-sft" else sft_steps.make_trl)(work, device, folder, steps)
     found = TRL.fullmatch(name)
     if found is None:
         raise Unavailable(f"{name} is no provider")

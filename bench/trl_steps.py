@@ -50,7 +50,7 @@ def make_trl(kind: str, with_ce: bool, work: Work, device: str, folder: Path, st
     _time(trainer, watch)
     _count(trainer, model, tokens)
     last: dict[str, float] = {}
-    trainer.add_callback(_Optimizer(watch, last))
+    trainer.add_callback(Optimizer(watch, last))
     loss = "divergence over the full vocabulary" if kind == "distillation" else f"JSD on the student's top-{work.k}"
     sees = "the question only" if kind == "distillation" else "the answer"
     extra = " + CE on answers in a forward of its own" if with_ce else ", no CE"
@@ -177,7 +177,7 @@ def _count(trainer: Any, model: Any, tokens: Tokens) -> None:
     around(trainer, "_generate", drawn)
 
 
-class _Optimizer(TrainerCallback):
+class Optimizer(TrainerCallback):
     """The rest of a step after its backward, as our trainer counts it: clipping and the optimizer."""
 
     def __init__(self, watch: Stopwatch, last: dict[str, float]):

@@ -1,13 +1,16 @@
-"""What every engine and trainer is given: a model of random weights, a tokenizer of made-up words, and rows.
+"""What every engine and trainer is given: a model of random weights, a tokenizer of made-up words, and rows; or a checkpoint
+with rows of a file.
 
 Lengths decide what a step costs, so they are mixed as in real data: prompts and answers are log-normal. A random model
 knows no end of an answer; here one word in `rollout_mean` of the vocabulary ends one, so rollouts have geometric
 lengths with a cap, and the same distribution of lengths whoever generates them.
 """
 
+import json
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 PAD, START, END, UNKNOWN = SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
@@ -42,6 +45,8 @@ class Work:
     answers: Lengths
     rollout_mean: int  # of the geometric distribution, before the cap
     rollout_most: int
+    folder: str = ""  # of a checkpoint; none: random weights and made-up words
+    data: str = ""  # JSONL with its rows
 
     @property
     def rows(self) -> int:
@@ -156,6 +161,41 @@ WORKS: dict[str, Work] = {
 ON_GPU = ["smollm3-3b", "llama-3.2-3b", "phi-4-mini"]
 
 
+MOST_CHARACTERS = 2_000  # of a question and answer from a file: some 500 tokens, so that nobody has to cut anything
+
+
+def real(folder: str, data: str, batch: int) -> Work:
+    """A checkpoint as it would be trained on a CPU, in fp32, with rows of a file. ValueError for what cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().to_dict()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no checkpoint can be read there ({str(error).splitlines()[0]})") from error
+    name = Path(folder).resolve().name
+    work = Work(
+        name, config, "float32", 512, batch, Lengths(32, 1.0, 256), Lengths(128, 1.0, 768), 64, 64, folder, data
+    )
+    if len(make_rows(work)) < work.rows:
+        raise ValueError(
+            f"{data}: {work.rows} rows of question and answer under {MOST_CHARACTERS} characters are needed"
+        )
+    return work
+
+
+def _rows_of(path: str, count: int) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            short = len(row["question"]) + len(row["answer"]) <= MOST_CHARACTERS
+            if row.get("split", "train") == "train" and row["answer"].strip() and short:
+                rows.append({"id": f"r{len(rows)}", "question": row["question"], "answer": row["answer"]})
+            if len(rows) == count:
+                break
+    return rows
+
+
 def ends(work: Work) -> int:
     """How many words of the vocabulary end an answer."""
     return max(1, round(work.vocabulary / work.rollout_mean))
@@ -163,6 +203,10 @@ def ends(work: Work) -> int:
 
 def make_tokenizer(work: Work) -> Any:
     """One token a word. The last `ends(work)` words are those that end an answer; no text contains them."""
+    if work.folder:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(work.folder, local_files_only=True, padding_side="left")
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -188,6 +232,10 @@ def make_model(work: Work, device: str, seed: int = 0) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if work.folder:
+        return AutoModelForCausalLM.from_pretrained(
+            work.folder, dtype=getattr(torch, work.dtype), attn_implementation="sdpa", local_files_only=True
+        ).to(device)
     pad, _, end, _ = range(len(SPECIAL))
     config = AutoConfig.for_model(**work.config, pad_token_id=pad, eos_token_id=end, bos_token_id=None)
     torch.manual_seed(seed)
@@ -202,7 +250,9 @@ def make_model(work: Work, device: str, seed: int = 0) -> Any:
 
 
 def make_rows(work: Work, seed: int = 0) -> list[dict[str, str]]:
-    """Questions and answers of made-up words; the same rows whoever asks."""
+    """Questions and answers of made-up words, or of a file; the same rows whoever asks."""
+    if work.data:
+        return _rows_of(work.data, work.rows)
     generator = random.Random(seed)
     first, last = len(SPECIAL) + 2, work.vocabulary - ends(work)
 
@@ -215,6 +265,12 @@ def make_rows(work: Work, seed: int = 0) -> list[dict[str, str]]:
 
 def make_prompts(work: Work, count: int, seed: int = 0) -> list[list[int]]:
     """Token ids of `count` prompts of mixed lengths, for engines alone."""
+    if work.folder:
+        tokenizer, questions = make_tokenizer(work), [row["question"] for row in make_rows(work)]
+        turns = [[{"role": "user", "content": questions[i % len(questions)]}] for i in range(count)]
+        return [
+            tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=True)["input_ids"] for t in turns
+        ]
     generator = random.Random(seed)
     first, last = len(SPECIAL) + 2, work.vocabulary - ends(work)
     return [[generator.randrange(first, last) for _ in range(work.prompts.draw(generator))] for _ in range(count)]
@@ -227,4 +283,8 @@ def parameter_bytes(model: Any) -> int:
 
 def answer_tokens(work: Work, seed: int = 0) -> float:
     """Of a step, with the token that ends a turn; the mean over all rows."""
-    return work.batch * sum(len(row["answer"].split()) + 1 for row in make_rows(work, seed)) / work.rows
+    answers = [row["answer"] for row in make_rows(work, seed)]
+    tokens = (
+        make_tokenizer(work)(answers, add_special_tokens=False)["input_ids"] if work.folder else map(str.split, answers)
+    )
+    return work.batch * sum(len(words) + 1 for words in tokens) / work.rows
