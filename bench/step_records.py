@@ -1,6 +1,7 @@
 """The records of whole training steps, one a provider and model, and their table."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from bench.step_limits import floor_s
 from bench.work import Work, answer_tokens
 
 PARTS = ("rollout", "teacher", "forward_backward", "optimizer", "refresh", "other")
+REGIME = "log-normal prompts and answers, geometric rollouts"  # of made-up words
 COUNTS = ("completions", "completion", "longest")
 
 
@@ -49,7 +51,7 @@ def step_record(
         "v": work.vocabulary,
         "k": work.k,
         "dtype": work.dtype,
-        "regime": "log-normal prompts and answers, geometric rollouts",
+        "regime": f"rows of {Path(work.data).name}" if work.data else REGIME,
         "batch": work.batch,
         "steps_per_refresh": every,
         "steps": len(steps),

@@ -3,6 +3,7 @@
 python -m bench train              on a CPU a model of 16M parameters, on a GPU the shapes of three models of 3B
 python -m bench train --quick      a minute, on a tiny model, without vLLM: that it runs, not how fast it is
 python -m bench train --providers ours-shared,trl-sdft --steps 48
+python -m bench train --model FOLDER --data FILE    a checkpoint, 8 of its rows a step, rollouts of 64 tokens, in fp32
 python -m bench train --records bench/results/train-cpu.json    table, goals and picture of an earlier run
 
 Each provider trains in a process of its own. On a CPU they take turns of a few steps, the first of which is not timed;

@@ -4,18 +4,20 @@ the contract names, and goals follow from them."""
 import json
 import random
 import time
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 from torch import nn
 
-from bench import stacked, step_goals, step_providers, step_records, train, work
+from bench import children, stacked, step_goals, step_providers, step_records, train, work
 from bench.limits import Ceilings
 from bench.probes import Stopwatch, Tokens
 from bench.step_limits import floor_s
 from bench.step_providers import make
-from bench.work import WORKS, Lengths, answer_tokens, ends, make_model, make_rows, make_tokenizer
+from bench.work import WORKS, Lengths, answer_tokens, ends, make_model, make_prompts, make_rows, make_tokenizer, real
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("same_process")
 
@@ -65,6 +67,96 @@ def test_the_shapes_on_a_gpu_are_those_of_the_models(name, millions):
     model = make_model(WORKS[name], "meta")
     assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=1) and model.dtype == torch.bfloat16
     assert all(p.device.type == "meta" for p in model.parameters())
+
+
+# A real checkpoint with rows of a file
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A folder, and a file of 32 usable rows among others."""
+    folder = tiny.build("llama", tmp_path / "TinyLlama")
+    rows = [{"question": f"what is {i}?", "answer": f"it is {i} of {i}" * (1 + i % 5)} for i in range(40)]
+    rows[3]["split"], rows[4]["answer"], rows[5]["answer"] = "test", " ", "x" * 3000
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder, tmp_path / "rows.jsonl"
+
+
+def test_work_of_a_checkpoint(checkpoint):
+    folder, data = checkpoint
+    work = real(str(folder), str(data), batch=2)
+    assert (work.name, work.batch, work.rows) == ("TinyLlama", 2, 32)
+    rows = make_rows(work)
+    questions = [row["question"] for row in rows]
+    assert len(rows) == 32 and not {"what is 3?", "what is 4?", "what is 5?"} & set(questions)
+    assert [row["id"] for row in rows] == [f"r{i}" for i in range(32)]
+    model, tokenizer = make_model(work, "cpu"), make_tokenizer(work)
+    assert model.dtype == torch.float32 and model.config.vocab_size == work.vocabulary == len(tokenizer)
+    lengths = [len(tokenizer(row["answer"], add_special_tokens=False)["input_ids"]) + 1 for row in rows]
+    assert answer_tokens(work) == pytest.approx(2 * sum(lengths) / 32)
+    ids = make_prompts(work, 33)
+    assert "what is 0?" in tokenizer.decode(ids[0]) and ids[32] == ids[0]
+
+
+def test_what_a_checkpoint_needs_is_said_in_a_line(checkpoint, tmp_path, monkeypatch):
+    folder, data = checkpoint
+    for name in ("RAFT_REAL_MODEL", "RAFT_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def refused(*words):
+        with pytest.raises(SystemExit) as error:
+            train.main(["--quick", "--device", "cpu", *words])
+        return str(error.value)
+
+    assert refused("--model") == "--model: name a folder, here or in RAFT_REAL_MODEL"
+    assert refused("--model", str(folder)).startswith("--data: missing; a file of rows goes with --model")
+    assert refused("--model", str(folder), "--data", "none.jsonl").startswith("--data: none.jsonl; a file of rows")
+    assert "32 rows" in refused("--model", str(folder), "--batch", "2", "--data", str(few(tmp_path)))
+    assert "no checkpoint can be read there" in refused("--model", str(tmp_path), "--data", str(data))
+    monkeypatch.setenv("RAFT_REAL_MODEL", str(folder))
+    monkeypatch.setenv("RAFT_DATA_DIR", str(tmp_path))
+    args = train.parse(["--model", "--data", "rows.jsonl", "--batch", "2"])
+    assert children.checkpoint(args) == real(str(folder), str(data), 2)
+
+
+def few(folder: Path) -> Path:
+    (folder / "few.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    return folder / "few.jsonl"
+
+
+@pytest.mark.slow
+def test_sft_alone_ours_and_trls_on_a_checkpoint(checkpoint, tmp_path, monkeypatch):
+    folder, _ = checkpoint
+    monkeypatch.setenv("RAFT_REAL_MODEL", str(folder))
+    monkeypatch.setenv("RAFT_DATA_DIR", str(tmp_path))
+    words = ["--quick", "--device", "cpu", "--model", "--data", "rows.jsonl", "--batch", "2", "--steps", "2"]
+    out = tmp_path / "records.json"
+    assert train.main([*words, "--providers", "ours-sft,trl-sft", "--out", str(out)]) == 0
+    ours, trl = json.loads(out.read_text())
+    assert (ours["provider"], trl["provider"]) == ("ours-sft", "trl-sft") and ours["model"] == "TinyLlama"
+    assert str(tmp_path) not in json.dumps([ours["command"], ours["model"]])  # no path of this machine
+    assert ours["tokens"]["student"] == pytest.approx(
+        trl["tokens"]["student"], rel=0.2
+    )  # another mark at the end of turns
+    assert ours["regime"] == "rows of rows.jsonl"
+    assert ours["padding"]["student"] == 0 < trl["padding"]["student"]
+    assert ours["seconds"]["rollout"] == ours["seconds"]["teacher"] == 0 < ours["seconds"]["forward_backward"]
+
+
+def test_goals_on_a_real_model():
+    found = [
+        record(steps=[step(5.0)] * 4, mib=90.0),
+        record("ours-sft", [step(2.0)] * 4, mib=50.0),
+        record("trl-sft", [step(2.5)] * 4, mib=40.0),
+        record("trl-sdft", [step(5.0)] * 4, mib=100.0),
+    ]
+    lines = [line for line in goal_lines(*found) if "trl-s" in line]
+    assert lines == [
+        "ours-sft <= 1 x the time of trl-sft: 0.80 met",
+        "ours-sft <= 1 x the peak memory of trl-sft: 1.25 missed",
+        "ours-shared <= 0.6 x the time of trl-sdft and trl-sft together: 0.67 missed",
+        "ours-shared <= 1 x the peak memory of trl-sdft: 0.90 met",
+    ]
 
 
 # Providers
