@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .checks import check_choice, check_linear, check_positive
 from .head import Head, accumulate_dtype, logsumexp_, operand_dtype, walk
@@ -156,7 +157,8 @@ def _sum_and_gradients(
     head = Head(weight, bias, weight.shape[0], 1.0, softcap, operands)
     need_hidden, need_weight, need_bias = needs
     n = len(hidden)
-    grad_hidden = hidden.new_empty(hidden.shape) if need_hidden else None
+    # In fp32 until they are scaled: fp16 would lose what a GradScaler's factor is there to keep.
+    grad_hidden = hidden.new_empty(hidden.shape, dtype=head.dtype) if need_hidden else None
     grad_weight = hidden.new_empty(weight.shape, dtype=head.dtype) if need_weight else None
     grad_bias = hidden.new_zeros(weight.shape[:1], dtype=head.dtype) if need_bias else None
     kept = None if keep is None else keep.to(head.dtype)
@@ -187,6 +189,7 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
         grads, ctx.grads = ctx.grads, None
         if grads is None:

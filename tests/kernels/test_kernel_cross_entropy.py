@@ -192,6 +192,27 @@ def test_the_graph_can_be_used_twice(monkeypatch, dtype):
         assert a.data_ptr() != b.data_ptr()
 
 
+def test_gradients_below_the_range_of_fp16_reach_a_loss_scaler():
+    """A gradient of 2**-30 is 0 in fp16; scaled by 2**16 before it is rounded, it is not."""
+    hidden, weight = torch.zeros(1, 2, dtype=torch.float16), torch.zeros(4, 2, dtype=torch.float16)
+    weight[:, 0] = torch.tensor([2.0**-14, 0, 0, 0])
+    weight[0, 1] = 2.0**-24
+    x = leaves((hidden, weight))
+    loss = linear_cross_entropy(*x, torch.tensor([0]), reduction="sum")
+    (loss * 2.0**16).backward()
+    # (q_0 - 1) w_0 + sum of q_v w_v with q = 1/4: -3/4 of the weight's.
+    torch.testing.assert_close(x[0].grad, torch.tensor([[-3.0, -0.75 * 2**-8]], dtype=torch.float16))
+
+
+def test_no_second_derivative():
+    c, labels = make_case(4, 3, 9), labels_of(4, 9)
+    x = leaves(c.student)
+    loss = linear_cross_entropy(x[0], x[1], labels, bias=x[2])
+    (grad,) = torch.autograd.grad(loss, x[0], create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2), (0, 1, 2)], ids=str)
 def test_each_combination_of_gradients(needed):
     c, labels = make_case(23, 12, 57, torch.float64), labels_of(23, 57)
