@@ -240,6 +240,11 @@ def _liger(
     return liger_fused_linear_cross_entropy(hidden, weight, labels, bias, **options)
 
 
+def may_look(x: Tensor) -> bool:
+    """Whether values can be read without waiting for a device."""
+    return x.device.type == "cpu"
+
+
 def linear_cross_entropy(
     hidden: Tensor,  # (..., H)
     weight: Tensor,  # (V, H)
@@ -271,8 +276,8 @@ def linear_cross_entropy(
     provider = choose_provider(x, weight, bias, reduction)
     operands = operand_dtype(hidden, weight)
     keep = flat != ignore_index
-    if provider == "forward" and x.device.type == "cpu":
-        # Looking is free there, and ignored positions, those of prompts say, may be most.
+    if provider == "forward" and may_look(x):
+        # Ignored positions, those of prompts say, may be most.
         live = keep.nonzero().squeeze(1)
         if len(live) < len(flat):
             x, flat = x[live], flat[live]

@@ -237,18 +237,21 @@ def test_ignored_positions_cost_nothing_on_a_cpu(monkeypatch):
     assert seen == [2] and (x[0].grad[labels == -100] == 0).all() and (x[0].grad[5] != 0).any()
 
 
-def test_the_way_of_a_gpu_keeps_ignored_positions_out(monkeypatch):
-    """There nothing may be looked at: positions stay, with weight 0."""
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_way_of_a_gpu_keeps_ignored_positions_out(monkeypatch, reduction):
+    """There nothing may be looked at: positions stay, with weight 0, whatever they hold."""
+    monkeypatch.setattr(ce, "may_look", lambda x: False)
     c, labels = make_case(24, 8, 30, torch.float64), labels_of(24, 30)
-    ignored = labels == -100
-    x = leaves(c.student)
-    keep, safe = ~ignored, labels.masked_fill(ignored, 0)
-    clean = x[0].masked_fill(ignored.unsqueeze(1), 0)
-    loss = ce._Sum.apply(clean, x[1], x[2], safe, keep, 5.0, torch.float64)
-    y = leaves(c.student)
-    expected = expected_loss(y[0], y[1], labels, bias=y[2], softcap=5.0, reduction="sum")
+    kept = labels != -100
+    hidden = c.student_hidden.clone()
+    hidden[~kept] = math.nan
+    x, y = leaves((hidden, *c.student[1:])), leaves((c.student_hidden[kept], *c.student[1:]))
+    loss = linear_cross_entropy(x[0], x[1], labels, bias=x[2], softcap=5.0, reduction=reduction)
+    expected = expected_loss(y[0], y[1], labels[kept], bias=y[2], softcap=5.0, reduction=reduction)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss, x), torch.autograd.grad(expected, y))
+    found, exact = torch.autograd.grad(loss, x), torch.autograd.grad(expected, y)
+    assert (found[0][~kept] == 0).all()
+    torch.testing.assert_close([found[0][kept], *found[1:]], list(exact))
 
 
 def test_gradients_of_the_forward_pass_under_autocast():
