@@ -29,7 +29,7 @@ def stages(device: str) -> list[Stage]:
     size = ("--device", device) if cuda else ("--device", device, "--quick")
     quick = () if cuda else ("--quick",)
     loss = ("kernels", *size, "--plain", "--regime", "both", "--sweep", "point")
-    both = "raft_kernels,gemm,gemm+topk,torch,trl,liger_fused_jsd,liger_kl"
+    both = "raft_kernels,gemm,gemm+topk,torch,torch_native,trl,liger_ce,liger_fused_jsd,liger_kl"
     models = "smollm3-3b,llama-3.2-3b,phi-4-mini" if cuda else "quick"
     engines = "smollm3-2-layers,smollm3-3b" if cuda else "quick"
     short = ("--rollout-tokens", "32") if cuda else ()

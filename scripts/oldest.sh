@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs tests/raft and tests/kernels with the oldest versions that are supported, in .venv-oldest; a second run installs nothing.
+# Runs tests/raft, tests/kernels and tests/bench with the oldest versions that are supported, in .venv-oldest; a second run installs nothing.
 #   scripts/oldest.sh [arguments of pytest]    PYTHON: a Python 3.12, WORKERS: test files at a time
 # What is optional is missing, and the project is not installed: tests that need vLLM, TRL, Liger or datasets skip.
 set -euo pipefail
@@ -42,5 +42,5 @@ if [ ! -x $venv/bin/python ] || [ "$(cat $venv/oldest-installed 2>/dev/null)" !=
 fi
 
 # Triton's interpreter of that age cannot run under that numpy.
-exec $venv/bin/python -m pytest -q --numprocesses="${WORKERS:-2}" --dist=loadfile tests/raft tests/kernels \
+exec $venv/bin/python -m pytest -q --numprocesses="${WORKERS:-2}" --dist=loadfile tests/raft tests/kernels tests/bench \
   --ignore=tests/kernels/test_triton_interpreter.py "$@"

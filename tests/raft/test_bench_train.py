@@ -126,6 +126,7 @@ def few(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_sft_alone_ours_and_trls_on_a_checkpoint(checkpoint, tmp_path, monkeypatch):
+    pytest.importorskip("trl")
     folder, _ = checkpoint
     monkeypatch.setenv("RAFT_REAL_MODEL", str(folder))
     monkeypatch.setenv("RAFT_DATA_DIR", str(tmp_path))
