@@ -139,10 +139,8 @@ def main(argv: list[str]) -> int:
         run.leave_out(name, why)
     if args.without and run.out is not None and run.out.exists():
         run.found = json.loads(run.out.read_text())
-        remarks = run.out.with_suffix(".remarks")
-        run.lines = (
-            list(dict.fromkeys([*json.loads(remarks.read_text()), *run.lines])) if remarks.exists() else run.lines
-        )
+        remarks = json.loads(run.out.with_suffix(".remarks").read_text())  # written before every new start
+        run.lines = list(dict.fromkeys([*remarks, *run.lines]))
     if args.named:
         usable = [replace(provider, slow_start=False) for provider in usable]
     elif args.quick:
@@ -163,7 +161,6 @@ def main(argv: list[str]) -> int:
     show(run.found, run.out, args.plain)
     if run.out is not None:
         print(f"records: {run.out}; tables: {run.out.with_suffix('.md').name}")
-    if run.out is not None:
         run.out.with_suffix(".remarks").unlink(missing_ok=True)
     asked = providers.OURS in (*args.providers, *args.without)
     missed = asked and not any(r["provider"] == providers.OURS for r in run.found) and run.minutes > 0
