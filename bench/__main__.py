@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train",
     "tune": "tune",
     "profile": "profile",
+    "busy": "busy",
     "tests": "device_tests",
     "machine": "machine",
     "gpu": "gpu",

@@ -15,8 +15,10 @@ from typing import Any, NoReturn
 
 from raft import __version__
 from raft.config import Config, EvalSettings, RefineSettings, check_train, load_config, save_config
+from raft.cpu import share_cpu
 from raft.errors import ConfigError, Interrupted, RaftError, RunFolderError
 from raft.models import check_model, check_top_k
+from raft.progress import say
 from raft.rows import read_rows
 from raft.runs import Run, check_run, open_run, stop_on_signals
 
@@ -26,6 +28,7 @@ DEMO_RUN = "runs/out/demo"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code: 0, 2 for a `RaftError`, 128 + signal number when stopped."""
     _quiet_libraries()
+    share_cpu()
     try:
         with stop_on_signals():
             args = _arguments(argv)
@@ -269,17 +272,15 @@ def _quiet_libraries() -> None:
     """Set before the libraries are imported; what the user has set stays."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if not sys.stderr.isatty():  # a bar would fill a log file with itself
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-class _Stderr(logging.StreamHandler):
-    """Writes to what sys.stderr is at the time, not to what it was when the handler was made."""
+class _Stderr(logging.Handler):
+    """Writes to what sys.stderr is at the time, not to what it was when the handler was made, and around the bars."""
 
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), sys.stderr)
 
 
 def _log_to_stderr() -> None:

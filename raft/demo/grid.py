@@ -10,6 +10,7 @@ import argparse
 import statistics
 from pathlib import Path
 
+from raft.cpu import share_cpu
 from raft.demo.record import commit, machine, versions
 from raft.demo.settings import DOMAIN, GRID_EPOCHS, GRID_RATES, METHODS, Choice, DemoSettings
 from raft.demo.stages import Stages
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--domain", default=DOMAIN)
     args = parser.parse_args()
+    share_cpu()
     points = run_grid(Run(args.run), seed=args.seed, domain=args.domain)
     chosen = {method: max(found, key=value) for method, found in points.items()}
     record = {

@@ -7,6 +7,7 @@ from raft.config import Config, EvalSettings, save_config
 from raft.demo.record import machine, settle, versions
 from raft.demo.settings import BASE_MODEL, DOMAIN, MAX_ANSWER, MAX_MODEL_LEN, REFINE, DemoSettings
 from raft.demo.stages import Clock, Stages, train_settings
+from raft.progress import say
 from raft.runs import Run, write_json
 
 SUITES = ("domain", "general", "format")
@@ -26,7 +27,7 @@ def run_demo(
     stages = Stages(run, domain, seed, settings)
     clock = Clock(run.path / "seconds.json")
 
-    print(f"raft demo: domain {domain}, seed {seed}, folder {run.path}" + (", resumed" if resume else ""), flush=True)
+    say(f"raft demo: domain {domain}, seed {seed}, folder {run.path}" + (", resumed" if resume else ""))
     clock.time("[1/8] starting the engine", "engine", lambda: stages.engine)
     scores = {
         "base": clock.time("[2/8] scoring the base model", "eval_base", lambda: stages.evaluate("base", BASE_MODEL))
@@ -44,7 +45,7 @@ def run_demo(
     scores["raft"] = clock.time("[7/8] scoring RAFT", "eval_raft", lambda: stages.evaluate("raft", run.model_dir))
     _say(scores)
 
-    print("[8/8] writing the report ...", flush=True)
+    say("[8/8] writing the report ...")
     from raft.evaluate import weight_distance
     from raft.report import write_report
 
@@ -55,7 +56,7 @@ def run_demo(
     write_json(run.eval_dir / "weight_distance.json", distances)
     summary = _summary(scores, clock, stages)
     write_json(run.path / "summary.json", summary)
-    print(write_report(run.path))
+    say(str(write_report(run.path)))
     return summary
 
 
@@ -74,7 +75,7 @@ def _config(run: Run, seed: int, settings: DemoSettings) -> Config:
 
 def _say(scores: dict[str, dict]) -> None:
     name, result = list(scores.items())[-1]
-    print(f"      {name}: " + ", ".join(f"{suite} {result['scores'][suite]:.3f}" for suite in SUITES), flush=True)
+    say(f"      {name}: " + ", ".join(f"{suite} {result['scores'][suite]:.3f}" for suite in SUITES))
 
 
 def _old(scores: dict[str, float]) -> dict[str, float]:

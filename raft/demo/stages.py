@@ -18,6 +18,7 @@ from raft.demo.settings import (
     DemoSettings,
 )
 from raft.demo.world import World, draw_world
+from raft.progress import say
 from raft.runs import Run, read_json, read_jsonl, write_json, write_text
 
 
@@ -34,7 +35,6 @@ def train_settings(method: str, choice: Choice, seed: int) -> dict[str, Any]:
         "rollout_max_tokens": MAX_ANSWER,
         "max_length": MAX_MODEL_LEN,
         "save_total_limit": 1,
-        "dataloader_pin_memory": False,
         "report_to": [],
         "seed": seed,
     }
@@ -72,7 +72,7 @@ class Stages:
 
         from raft.models import load_model
 
-        # The stages have their own lines; bars of a second each would bury them.
+        # Each phase has a bar of its own; those of a second each would bury them.
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
         return load_model(BASE_MODEL, dtype=torch.float32).eval()
@@ -88,7 +88,7 @@ class Stages:
         from raft.engines import make_engine
 
         engine = make_engine(self.settings.engine, self.model, self.tokenizer, max_model_len=MAX_MODEL_LEN)
-        print(f"      engine: {engine.name}, weights {engine.weights.mode}", flush=True)
+        say(f"      engine: {engine.name}, weights {engine.weights.mode}")
         return engine
 
     def load_weights(self, source: Any) -> None:
@@ -128,7 +128,7 @@ class Stages:
         """Scores of the engine's present weights, greedy."""
         from raft.evaluate import evaluate
 
-        return evaluate(items, self.engine, self._greedy())
+        return evaluate(items, self.engine, self._greedy(), progress=True)
 
     def train(self, method: str, choice: Choice, run: Run) -> None:
         """Trains one method into `run` (a folder with train/ and model/), validating every few epochs.
@@ -137,8 +137,6 @@ class Stages:
         """
         if run.model_dir.exists():
             return
-        from transformers import PrinterCallback
-
         from raft.train.checkpoint import last_checkpoint
         from raft.train.config import RAFTConfig
         from raft.train.interrupt import StopAtStepEnd
@@ -148,7 +146,9 @@ class Stages:
 
         rows: list[dict] = self.world.train if method == "sft" else self.refine()
         self.load_weights(self.base)
-        args = RAFTConfig(output_dir=str(run.train_dir), disable_tqdm=True, **train_settings(method, choice, self.seed))
+        args = RAFTConfig(
+            output_dir=str(run.train_dir), disable_tqdm=False, **train_settings(method, choice, self.seed)
+        )
         trainer = RAFTTrainer(
             model=self.model,
             args=args,
@@ -157,8 +157,6 @@ class Stages:
             engine=self.engine,
             teacher=self.base,
         )
-        # metrics.jsonl has every step; the terminal gets a line for each validation.
-        trainer.remove_callback(PrinterCallback)
         validation = ValidationCallback(
             self.world.validation,
             every_epochs=self.settings.validate_every,
@@ -181,11 +179,8 @@ class Stages:
     def _validate(self, items: Any, engine: Any, sampling: Any) -> Any:
         from raft.evaluate import evaluate
 
-        result = evaluate(items, engine, sampling)
-        print(
-            "      validation: " + ", ".join(f"{suite} {score:.2f}" for suite, score in result["scores"].items()),
-            flush=True,
-        )
+        result = evaluate(items, engine, sampling, progress=True)
+        say("      validation: " + ", ".join(f"{suite} {score:.2f}" for suite, score in result["scores"].items()))
         return result
 
 
@@ -197,7 +192,7 @@ class Clock:
         self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
 
     def time(self, label: str, name: str, work: Callable[[], Any]) -> Any:
-        print(f"{label} ...", flush=True)
+        say(f"{label} ...")
         start = time.monotonic()
         try:
             return work()

@@ -14,11 +14,14 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
 
 from raft.engines.base import Completion, Sampling, check_prompts, context_length, eos_ids, from_folder, request_seed
 from raft.engines.host import fit_threads
 from raft.engines.weights import OwnWeights
+from raft.progress import Call, call
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +66,19 @@ class HFEngine:
         # generate() fills what we leave open from the model's own generation config: repetition penalty, top_k, ...
         self._model.generation_config = GenerationConfig()
         try:
-            with fit_threads(self._parameters):
+            with fit_threads(self._parameters), call(len(prompts)) as progress:
                 for start in range(0, len(prompts), self._batch_size):
                     chosen = longest_first[start : start + self._batch_size]
-                    done.update(zip(chosen, self._batch([prompts[i] for i in chosen], chosen, sampling), strict=True))
+                    asked = [prompts[i] for i in chosen]
+                    done.update(zip(chosen, self._batch(asked, chosen, sampling, progress), strict=True))
         finally:
             self._model.generation_config = own_config
             self._model.train(was_training)
         return [done[i] for i in range(len(prompts))]
 
-    def _batch(self, prompts: list[Sequence[int]], indices: list[int], sampling: Sampling) -> list[Completion]:
+    def _batch(
+        self, prompts: list[Sequence[int]], indices: list[int], sampling: Sampling, progress: Call
+    ) -> list[Completion]:
         """Completions of one batch; `indices` are the requests' places in the whole call."""
         device = self._model.get_input_embeddings().weight.device
         width = max(map(len, prompts))
@@ -99,6 +105,7 @@ class HFEngine:
                 use_cache=True,
             ),
             logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([_Finished(stop, limits, width, progress)]),
         )
         rows = output[:, width:].tolist()
         return [_cut(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
@@ -114,6 +121,21 @@ class HFEngine:
 
     def close(self) -> None:
         """Nothing to do: a model read from a folder goes with the last reference to the engine."""
+
+
+class _Finished(StoppingCriteria):
+    """Stops nothing; tells the progress of each row that has come to its end."""
+
+    def __init__(self, stop: set[int], limits: Sequence[int], prompt_width: int, progress: Call):
+        self._stop, self._limits, self._prompt_width, self._progress = stop, limits, prompt_width, progress
+        self._running = list(range(len(limits)))
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # [B, T] -> [B] bool
+        made, last = input_ids.shape[1] - self._prompt_width, input_ids[:, -1].tolist()
+        running = [i for i in self._running if last[i] not in self._stop and made < self._limits[i]]
+        self._progress.finished(len(self._running) - len(running))
+        self._running = running
+        return torch.full((input_ids.shape[0],), not running, device=input_ids.device)
 
 
 class _Draw(LogitsProcessor):

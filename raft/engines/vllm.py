@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import gc
 import importlib
 import importlib.util
@@ -9,7 +10,8 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +40,7 @@ from raft.engines.base import (
 from raft.engines.host import discard_pages, fit_threads, own_random_state, undisturbed
 from raft.engines.weights import CannotShare, OwnWeights, base_model, check_plain, peft_configs
 from raft.errors import ConfigError, EngineError
+from raft.progress import Call, Progress, call, lasting_stderr
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +113,8 @@ class VLLMEngine:
             self._parameters = model.num_parameters()
             self._eos = eos_ids(model, self.tokenizer)
         self._vocab_size = config.get_text_config().vocab_size
+        if _on_cpu():
+            self.release()  # vLLM has written zeros to all of its cache: until it is used it need not be in memory
         log.info("vLLM engine ready, weights: %s", self.weights.mode)
 
     def _follow(self, model: PreTrainedModel, config: PretrainedConfig, weights: str, options: dict[str, Any]) -> None:
@@ -161,11 +166,11 @@ class VLLMEngine:
         }
         # Each request its own generator. (Without any, the CPU build would also compile its sampler first, for 9 s.)
         seeds = [request_seed(sampling.seed, i) if sampling.temperature > 0 else None for i in range(len(prompts))]
-        with own_random_state(), fit_threads(self._parameters):
+        with own_random_state(), fit_threads(self._parameters), call(len(prompts)) as progress:
             outputs = self._llm.generate(
                 [{"prompt_token_ids": list(prompt)} for prompt in prompts],
                 [SamplingParams(**shared, seed=seed) for seed in seeds],
-                use_tqdm=False,
+                use_tqdm=functools.partial(_Finished, progress),
                 lora_request=self._adapter.request if self._adapter is not None else None,
             )
         return [_completion(request.outputs[0]) for request in outputs]
@@ -218,6 +223,35 @@ class VLLMEngine:
 
     def _worker(self) -> Any:
         return self._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+class _Finished:
+    """What vLLM takes for tqdm, whose bars it makes around requests that it adds and of those that it works on.
+
+    It shows nothing, and tells the progress what is finished.
+    """
+
+    postfix = ""
+
+    def __init__(self, progress: Call, iterable: Iterable[Any] = (), **_: Any):
+        self._progress, self._iterable, self._start, self.n = progress, iterable, time.monotonic(), 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._iterable)
+
+    @property
+    def format_dict(self) -> dict[str, float]:
+        return {"elapsed": time.monotonic() - self._start}
+
+    def update(self, n: int = 1) -> None:
+        self.n += n
+        self._progress.finished(n)
+
+    def refresh(self) -> None:
+        """There is nothing to draw."""
+
+    def close(self) -> None:
+        """There is nothing to draw."""
 
 
 def _make_llm(
@@ -364,7 +398,11 @@ def _starting() -> Iterator[None]:
     keep_process_group = torch.distributed.is_initialized() or _many_processes()
     quiet = os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING").upper() not in ("INFO", "DEBUG")
     try:
-        with undisturbed(quiet):
+        with (
+            lasting_stderr() as stderr,
+            Progress("starting vLLM", final=False, stream=stderr),
+            undisturbed(quiet),
+        ):
             yield
     except Exception as error:
         if not keep_process_group:

@@ -103,7 +103,7 @@ def _evaluate_model(config: Config, path: str, items: list[Row], data_path: str 
     engine = make_engine(settings.engine, path, load_tokenizer(path), max_model_len=settings.max_model_len)
     try:
         sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens, seed=config.seed)
-        result: Evaluation = evaluate(items, engine, sampling, batch_size=settings.batch_size)
+        result: Evaluation = evaluate(items, engine, sampling, batch_size=settings.batch_size, progress=True)
         engine_name = engine.name
     finally:
         engine.close()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from raft.errors import InputError
 from raft.evaluate import checks
+from raft.progress import Progress
 
 if TYPE_CHECKING:
     from raft.engines import Engine, Sampling
@@ -39,12 +40,14 @@ def evaluate(
     *,
     suite_field: str = "suite",
     batch_size: int | None = None,
+    progress: bool = False,
 ) -> Evaluation:
     """Answer every item with `engine` and score it with the item's check.
 
     An item is a row with "prompt" (chat messages) or "question", and optionally a suite (default "domain"), "skill",
     "check" (default token F1) and "answer" (needed by token F1 alone). Every item is validated before a token is made.
     `batch_size` bounds the items in one call of the engine (default: all in one); it does not change greedy answers.
+    `progress` shows how far it is, on stderr.
     """
     from raft.engines.chat import chat_ids
 
@@ -52,9 +55,12 @@ def evaluate(
     prompts = [chat_ids(engine.tokenizer, _prompt(item)) for item in items]
     size = batch_size or len(prompts)
     completions = []
-    for start in range(0, len(prompts), size):
-        # The start moves the seed, or request i of every batch would draw the same random numbers.
-        completions += engine.generate(prompts[start : start + size], replace(sampling, seed=sampling.seed + start))
+    with Progress("answer", len(prompts), "item", per_call=True, final=False, show=progress) as phase:
+        for start in range(0, len(prompts), size):
+            # The start moves the seed, or request i of every batch would draw the same random numbers.
+            batch = engine.generate(prompts[start : start + size], replace(sampling, seed=sampling.seed + start))
+            completions += batch
+            phase.add(len(batch))
     samples = []
     for number, (item, completion) in enumerate(zip(items, completions, strict=True)):
         output = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True).strip()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from raft.progress import Progress
 from raft.prompts import Message
 from raft.refine.embed import Embedder
 from raft.refine.filter import pair_similarities
@@ -34,12 +35,16 @@ def diagnose(
     unusable: Mapping[str, int],
     failed: int,
     nll: AnswerNLL | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """diagnostics.json. `rows` are the rows with their chats, `fused` the lines of fused.jsonl, in the same order."""
     kept = [row for row in fused if row["kept"]]
     raw = [row["answer"] for row in kept]
     own = [row["rewritten"] for row in kept]
     refined = [row["fused_answer"] for row in kept]
+    with Progress("refine: embed", 3 * len(kept), "text", per_call=True, final=False, show=progress) as phase:
+        embedding = _embedding(embedder, raw, own, refined)
+        phase.add(3 * len(kept))
     result: dict[str, Any] = {
         "rows": len(fused),
         "kept": len(kept),
@@ -51,7 +56,7 @@ def diagnose(
             name: {**summary([row["judge_scores"][i] for row in kept]), "unusable": unusable.get(name, 0)}
             for i, name in enumerate(judges)
         },
-        "embedding": _embedding(embedder, raw, own, refined),
+        "embedding": embedding,
         "overlap": {
             f"{n}gram_f1": summary([ngram_f1(a, b, n) for a, b in zip(raw, refined, strict=True)]) for n in (1, 2)
         },
@@ -60,7 +65,9 @@ def diagnose(
     }
     if nll is not None:
         chats = [row["prompt"] for row, line in zip(rows, fused, strict=True) if line["kept"]]
-        result["nll"] = _nll(nll, chats, raw, refined)
+        with Progress("refine: likelihood", 2 * len(kept), "text", per_call=True, final=False, show=progress) as phase:
+            result["nll"] = _nll(nll, chats, raw, refined)
+            phase.add(2 * len(kept))
     return result
 
 
@@ -95,11 +102,10 @@ def _class(character: str) -> str:
 def _embedding(embedder: Embedder, raw: list[str], own: list[str], refined: list[str]) -> dict[str, Summary]:
     """Cosines of raw answer, rewriting and refined answer with one another."""
     pairs = {"raw_refined": (raw, refined), "raw_own": (raw, own), "own_refined": (own, refined)}
-    values: dict[str, list[float | None]] = {}
-    for name, (a, b) in pairs.items():
-        cosines = pair_similarities(embedder, list(zip(a, b, strict=True))) if a else np.empty(0)
-        values[name] = [float(cosine) if np.isfinite(cosine) else None for cosine in cosines]
-    return {name: summary(cosines) for name, cosines in values.items()}
+    together = [pair for a, b in pairs.values() for pair in zip(a, b, strict=True)]
+    cosines = pair_similarities(embedder, together) if together else np.empty(0)
+    values = [float(cosine) if np.isfinite(cosine) else None for cosine in cosines]
+    return {name: summary(values[i * len(raw) : (i + 1) * len(raw)]) for i, name in enumerate(pairs)}
 
 
 def _length(raw: list[str], refined: list[str]) -> dict[str, Summary]:

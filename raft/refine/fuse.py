@@ -10,7 +10,7 @@ from raft.engines import Engine, Sampling
 from raft.prompts import Message
 from raft.refine.generate import Job, Limits, outputs
 from raft.refine.judges import Panel
-from raft.refine.progress import Progress
+from raft.refine.progress import StageProgress
 from raft.refine.rewrite import in_chat
 from raft.refine.store import Failures, Store, row_key
 from raft.rows import Row
@@ -42,7 +42,7 @@ def fuse(
     *,
     model_id: str,
     seed: int,
-    bar: Progress,
+    bar: StageProgress,
 ) -> Fusion:
     """Fuses `rows`, which are those that the filter kept. A row without a usable candidate goes to `failures`.
 
@@ -89,7 +89,7 @@ def fuse(
                 if number == turns or row_id in accepted:
                     done += 1
                     kept += row_id in best
-            bar.add(done, fresh=min(batch.fresh_rows, done), tokens=batch.fresh_tokens, kept=kept)
+            bar.add_rows(done, fresh=min(batch.fresh_rows, done), tokens=batch.fresh_tokens, kept=kept)
         open_rows = [row for row in open_rows if row["id"] not in accepted]
     for row in open_rows:
         if row["id"] not in best:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raft.engines.chat import chat_ids
+from raft.progress import call
 from raft.prompts import Message
 
 # Tokens of a forward pass, padding included: bounds the logits, which are this times the vocabulary.
@@ -24,7 +25,7 @@ def answer_nll(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), call(len(inputs)) as progress:
             for batch in _batches([len(asked) + len(said) for asked, said in inputs]):
                 width = max(len(inputs[i][0]) + len(inputs[i][1]) for i in batch)
                 # Padding on the right needs no mask in a causal model: no answer looks that far.
@@ -38,6 +39,7 @@ def answer_nll(
                     if said:
                         at = logits[row, len(asked) - 1 : len(asked) - 1 + len(said)].float()
                         result[i] = float(torch.nn.functional.cross_entropy(at, torch.tensor(said, device=at.device)))
+                progress.finished(len(batch))
     finally:
         model.train(was_training)
     return result

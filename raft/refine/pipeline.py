@@ -12,7 +12,7 @@ from raft.refine.embed import Embedder, load_embedder
 from raft.refine.filter import keeps, similarities
 from raft.refine.fuse import Fusion, fuse
 from raft.refine.judges import Judge, Panel, check_judges, default_judges
-from raft.refine.progress import Progress
+from raft.refine.progress import StageProgress
 from raft.refine.rewrite import rewrite
 from raft.refine.store import Failures, Store, write_lines
 from raft.rows import Row, normalize_rows
@@ -53,15 +53,15 @@ def refine(
             for name in ("rewrite", "filter", "fuse", "judge")
         }
         failures = files.enter_context(Failures(folder / "failed.jsonl"))
-        with Progress("rewrite", len(checked), show=progress) as bar:
+        with StageProgress("rewrite", len(checked), show=progress) as bar:
             rewritten = rewrite(
                 checked, lambda: engine, stores["rewrite"], failures, settings, model_id=model_id, seed=seed, bar=bar
             )
-        with Progress("filter", len(checked), show=progress) as bar:
+        with StageProgress("filter", len(checked), show=progress) as bar:
             similarity = similarities(checked, rewritten, embedder, stores["filter"], failures, settings, bar=bar)
         passed = [row for row in checked if keeps(similarity.get(row["id"], -1.0), settings.tau)]
         panel = Panel(judges, stores["judge"])
-        with Progress("fuse", len(passed), show=progress) as bar:
+        with StageProgress("fuse", len(passed), show=progress) as bar:
             fusion = fuse(
                 passed,
                 rewritten,
@@ -79,7 +79,16 @@ def refine(
     failures.finish([row["id"] for row in checked])
     _warn(failures, panel, len(checked))
     names = [judge.name for judge in judges]
-    numbers = diagnose(checked, fused, embedder, judges=names, unusable=panel.unusable, failed=len(failures), nll=nll)
+    numbers = diagnose(
+        checked,
+        fused,
+        embedder,
+        judges=names,
+        unusable=panel.unusable,
+        failed=len(failures),
+        nll=nll,
+        progress=progress,
+    )
     write_json(folder / "diagnostics.json", numbers)
     return fused
 

@@ -7,7 +7,7 @@ from raft.config import RefineSettings
 from raft.engines import Engine, Sampling
 from raft.prompts import Message
 from raft.refine.generate import Job, Limits, outputs
-from raft.refine.progress import Progress
+from raft.refine.progress import StageProgress
 from raft.refine.store import Failures, Store, row_key
 from raft.rows import Row
 
@@ -21,7 +21,7 @@ def rewrite(
     *,
     model_id: str,
     seed: int,
-    bar: Progress,
+    bar: StageProgress,
 ) -> dict[str, str]:
     """Row id -> y~ ~ p(. | x, y), for every row whose rewriting is usable; the others go to `failures`."""
     parameters = {"temperature": settings.rewrite_temperature, "max_tokens": settings.max_tokens, "seed": seed}
@@ -34,7 +34,7 @@ def rewrite(
                 failures.add(line["id"], "rewrite", line["failed"])
             else:
                 rewritten[line["id"]] = line["text"]
-        bar.add(len(batch.lines), fresh=batch.fresh_rows, tokens=batch.fresh_tokens, kept=len(rewritten))
+        bar.add_rows(len(batch.lines), fresh=batch.fresh_rows, tokens=batch.fresh_tokens, kept=len(rewritten))
     return rewritten
 
 

@@ -80,8 +80,8 @@ class RAFTConfig(TrainingArguments):
     """Dense TFLOP/s of one device in the precision of training, for the MFU. None: from a table, by the GPU's name."""
     vllm_gpu_memory_utilization: float = 0.3
     """Share of the GPU for vLLM: the weights, which are the student's own where they are shared, and the KV cache."""
-    release_cache: bool | None = None
-    """Free the engine's KV cache while the model is trained. None: on a GPU only, where vLLM can (0.31 and later)."""
+    release_cache: bool = True
+    """Free the memory of the engine's KV cache while the model is trained. On a GPU that takes vLLM 0.31 or later."""
 
     max_length: int = 2048
     """Tokens of prompt and answer, or prompt and rollout, at most. Longer answers are cut, longer prompts are refused."""
@@ -116,6 +116,8 @@ class RAFTConfig(TrainingArguments):
                 not self.use_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             )
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is nothing to pin it for, and torch says so for every loader
         if self.n_gpu > 1:
             raise ConfigError(
                 f"found {self.n_gpu} GPUs in one process: start one process for each, with torchrun or accelerate launch"

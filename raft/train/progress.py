@@ -1,14 +1,36 @@
-"""The bar of a training run: steps, time left, and the numbers that one watches."""
+"""What a training run shows: steps, epoch, time left, and the numbers that one watches. The whole line is in metrics.jsonl."""
 
 from typing import Any
 
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
+
+from raft.progress import Progress, say
 
 SHOWN = {"loss": "loss", "loss_sft": "sft", "loss_kl": "kl", "lambda": "lambda", "tokens_per_second": "tok/s"}
 
 
-class Progress(ProgressCallback):
-    """transformers' bar with the last line's main numbers at its end. The whole line is in metrics.jsonl."""
+class TrainingProgress(ProgressCallback):
+    """In place of transformers' bar, which fills a log file with itself and vanishes behind its numbers on a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._training: Progress | None = None
+        self._prediction: Progress | None = None
+        self._shown: list[str] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self._shown, self.current_step = [], state.global_step
+            self._training = Progress("train", state.max_steps, "step", done=state.global_step).start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._training is not None:
+            epoch = f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs:g}"
+            self._training.add(state.global_step - self.current_step, figures=[epoch, *self._shown])
+            self.current_step = state.global_step
 
     def on_log(
         self,
@@ -18,21 +40,56 @@ class Progress(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self.training_bar is None or logs is None:
+        if not state.is_world_process_zero or logs is None:
             return
-        if "loss_sft" not in logs:  # an evaluation, or the end
-            super().on_log(args, state, control, logs=logs, **kwargs)
-            return
-        shown = {short: f"{logs[name]:.4g}" for name, short in SHOWN.items() if name in logs}
-        rollout = logs.get("share_rollout")
-        if rollout is not None:
-            shown["rollout"] = f"{rollout:.0%}"
-        self.training_bar.set_postfix(shown, refresh=False)
+        if "loss_sft" in logs:
+            rollout = logs.get("share_rollout")
+            self._shown = [f"{short} {logs[name]:.4g}" for name, short in SHOWN.items() if name in logs]
+            self._shown += [] if rollout is None else [f"rollout {rollout:.0%}"]
+        elif "eval_loss" in logs:
+            say(f"step {state.global_step}: eval_loss {logs['eval_loss']:.4g}")
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and has_length(eval_dataloader):
+            if self._prediction is None:
+                self._prediction = Progress("evaluate", len(eval_dataloader), "batch", final=False).start()
+            self._prediction.add(1)
+
+    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._close_prediction()
+
+    def on_predict(self, *args: Any, **kwargs: Any) -> None:
+        self._close_prediction()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self, whole: bool = True) -> None:
+        """whole: not after an error, of which the Trainer tells its callbacks nothing."""
+        self._close_prediction()
+        if self._training is not None:
+            self._training.stop(whole)
+            self._training = None
+
+    def _close_prediction(self) -> None:
+        if self._prediction is not None:
+            self._prediction.stop()
+            self._prediction = None
 
 
-def show_progress(trainer: Trainer) -> None:
+def show_progress(trainer: Trainer) -> TrainingProgress | None:
     """Takes the place of transformers' own bar, where the trainer has one."""
+    progress = TrainingProgress()
     own = [c for c in trainer.callback_handler.callbacks if type(c) is ProgressCallback]
-    if own:
-        trainer.remove_callback(own[0])
-        trainer.add_callback(Progress())
+    if not own:
+        return None
+    trainer.remove_callback(own[0])
+    trainer.add_callback(progress)
+    return progress

@@ -35,6 +35,7 @@ from raft.train.inputs import check_fsdp, check_settings, fit, render_evaluation
 from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, statistics, student_batch
 from raft.train.master import keep_masters
 from raft.train.model import LanguageModel, inside_forward
+from raft.train.noise import without_bars
 from raft.train.packing import Span, move
 from raft.train.progress import show_progress
 from raft.train.records import RolloutLog, Window, drop_after
@@ -133,7 +134,7 @@ class RAFTTrainer(Trainer):
         self._files: dict[str, JsonlAppender] = {}
         self._bound_seen = False
         self.add_callback(_Steps(self))
-        show_progress(self)
+        self._progress = show_progress(self)
 
     # ---- a step ----
 
@@ -177,7 +178,7 @@ class RAFTTrainer(Trainer):
         assert self.engine is not None
         with self.clock.part("rollout"):
             completions = self.engine.generate(prompts, sampling)
-            if self._releases_cache:
+            if self.args.release_cache:
                 self.engine.release()
         self.window.add(
             "flops",
@@ -327,7 +328,7 @@ class RAFTTrainer(Trainer):
                 # DeepSpeed updates buffers of its own, of which the parameters are views.
                 weights="copied" if self.is_deepspeed_enabled else self.args.engine_weights,
                 gpu_memory_utilization=self.args.vllm_gpu_memory_utilization,
-                release_on_gpu=self._releases_cache,
+                release_on_gpu=self.args.release_cache,
             )
         if self.engine is not None:
             self.engine.refresh()
@@ -406,6 +407,10 @@ class RAFTTrainer(Trainer):
         finally:
             self._close()
 
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with without_bars():
+            super()._save(*args, **kwargs)
+
     def _prune(self) -> None:
         """The post-step of method fapm. Checkpoints hold the weights before it, so a resumed run prunes once, like any other."""
         if self._base is not None:
@@ -447,11 +452,9 @@ class RAFTTrainer(Trainer):
     def _state_name(self) -> str:
         return state_name(self.args.process_index, self.args.world_size)
 
-    @property
-    def _releases_cache(self) -> bool:
-        return self.args.device.type == "cuda" if self.args.release_cache is None else self.args.release_cache
-
     def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.close(whole=False)
         try:
             self._write_rollouts()
         finally:  # after an error of the device it cannot be read

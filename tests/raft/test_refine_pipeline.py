@@ -532,23 +532,3 @@ def test_progress_is_one_line_a_stage_without_a_terminal(tmp_path, capsys):
     )
     printed = capsys.readouterr().err.splitlines()
     assert "6 of them done before" in printed[0] and "rows/s" not in printed[0]
-
-
-def test_progress_on_a_terminal_has_speed_share_and_time_left(tmp_path, monkeypatch):
-    import io
-
-    from raft.refine.progress import Progress
-
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    screen = Terminal()
-    monkeypatch.setattr("sys.stderr", screen)
-    with Progress("fuse", 10) as bar:
-        bar.add(4)
-        bar.add(3, fresh=3, tokens=300, kept=5)
-        shown = str(bar._bar)
-        assert bar._bar.initial == 4
-    assert "7/10" in shown and "row/s" in shown and "<" in shown  # elapsed < left
-    assert "tokens/s" in shown and "kept 71.4 %" in shown

@@ -4,12 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PrinterCallback, ProgressCallback
 
 from raft.train.flops import Flops, named_peak, peak_flops
 from raft.train.model import LanguageModel
 from raft.train.packing import Span, pack
-from raft.train.progress import Progress
 from tests.golden.training import lines, load, trainer
 
 
@@ -116,14 +114,3 @@ def test_operations_are_those_that_torch_counts(family):
     )  # counted by us as if they were products
     ours = flops.forward(spans, positions) + upper - 2 * norms * sum(lengths)
     assert ours == pytest.approx(counted.get_total_flops(), rel=1e-2)
-
-
-def test_the_bar_shows_the_numbers_that_one_watches(tmp_path, capsys):
-    made = trainer(tmp_path, max_steps=2, disable_tqdm=False)
-    kinds = {type(c) for c in made.callback_handler.callbacks}
-    assert Progress in kinds and not {ProgressCallback, PrinterCallback} & kinds
-    made.train()
-    bar = capsys.readouterr().err.strip().split("\r")[-1]
-    assert "2/2" in bar and "<00:0" in bar  # steps, and the time left
-    for name in ("loss=", "sft=", "kl=", "lambda=", "tok/s=", "rollout="):
-        assert name in bar, bar

@@ -1,0 +1,202 @@
+"""The commands of `raft` on an idle machine and beside others: what users wait where a machine is shared.
+
+python -m bench busy --model FOLDER --data FILE    demo, refine, train, eval, plain generation; idle, then beside two busy processes
+python -m bench busy --tasks demo                  the micro-world alone needs neither a model nor data
+python -m bench busy --before CHECKOUT             an earlier commit's idle times beside ours, by turns
+
+A task is a whole command in a process of its own, from the shell to its last line. A busy process adds numbers for ever, at
+the same priority. Writes busy-cpu.json (records) and .md (the table) to bench/results.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench import files
+from bench.goals import goal_line
+
+IDLE_GOAL, BUSY_GOAL = 1.1, 4.0  # times the idle time of an earlier commit, and of our own
+PATIENCE_S = 1800.0
+ROWS, STEPS, TOKENS = 16, 4, 64
+TASKS = ("demo", "refine", "train", "eval", "generate")
+
+
+def commands(model: str, data: str, folder: Path) -> dict[str, list[str]]:
+    """Arguments of `raft` for each task, in a run folder of its own."""
+    given = ["--model", model, "--data", data]
+
+    def run(name: str) -> list[str]:
+        return ["--run", str(folder / name), "--overwrite"]
+
+    lengths = [f"max_tokens={TOKENS}", "max_model_len=1024"]
+    of_train = ["method=raft", f"max_steps={STEPS}", "per_device_train_batch_size=4", f"rollout_max_tokens={TOKENS}"]
+    answer = [f"evaluate.{setting}" for setting in lengths]
+    return {
+        "demo": ["demo", *run("demo")],
+        "refine": ["refine", *given, *run("refine"), *(f"refine.{setting}" for setting in lengths)],
+        "train": ["train", *given, *run("train"), *(f"train.{setting}" for setting in [*of_train, "max_length=1024"])],
+        "eval": ["eval", *given, *run("eval"), *answer],
+        "generate": ["eval", *given, *run("generate"), *answer, "evaluate.engine=hf"],
+    }
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """That many processes that want a core each, all the time."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def seconds(arguments: Sequence[str], checkout: Path, log: Path) -> float:
+    """What `raft ARGUMENTS` of a checkout takes; SystemExit with the end of its output where it fails."""
+    began = time.monotonic()
+    with log.open("ab") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "raft", *arguments],
+            check=False,
+            cwd=checkout,
+            stdout=output,
+            stderr=output,
+            timeout=PATIENCE_S,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )
+    if done.returncode:
+        raise SystemExit(f"raft {' '.join(arguments)} ended with {done.returncode}:\n{log.read_text()[-2000:]}")
+    return time.monotonic() - began
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench busy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="a checkpoint (default: the one that RAFT_REAL_MODEL names)")
+    parser.add_argument("--data", default="", help="JSONL with question and answer; a name in RAFT_DATA_DIR, or a path")
+    parser.add_argument("--tasks", default="", help=f"comma-separated, of {', '.join(TASKS)} (default: all)")
+    parser.add_argument("--busy", type=int, default=2, help="busy processes (default: 2)")
+    parser.add_argument("--reps", type=int, default=1, help="runs of each command in each state (default: 1)")
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier commit")
+    parser.add_argument("--out", type=Path, help="the records; the table goes beside them")
+    args = parser.parse_args(argv)
+    args.tasks = args.tasks.split(",") if args.tasks else list(TASKS)
+    if unknown := sorted(set(args.tasks) - set(TASKS)):
+        parser.error(f"--tasks: {', '.join(unknown)} unknown; there are {', '.join(TASKS)}")
+    if args.tasks != ["demo"]:
+        from bench.children import checkpoint
+
+        args.batch = ROWS
+        try:
+            args.work = checkpoint(args)
+        except ValueError as error:
+            parser.error(str(error))
+    return args
+
+
+def main(argv: list[str]) -> int:
+    args = parse(argv)
+    from bench import machine  # imports torch
+
+    state = machine.state()
+    print(state, flush=True)
+    here = Path(__file__).resolve().parents[1]
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="raft-busy-") as temporary:
+        folder = Path(temporary)
+        model, data = "", ""
+        if hasattr(args, "work"):
+            model, data = args.work.folder, str(_rows(args.work, folder / "rows.jsonl"))
+        runs = commands(model, data, folder)
+        for task in args.tasks:
+            taken: dict[str, list[float]] = {"before": [], "idle": [], "busy": []}
+
+            def time_it(kind: str, checkout: Path, task: str = task, taken: dict[str, list[float]] = taken) -> None:
+                taken[kind].append(seconds(runs[task], checkout, folder / f"{task}.log"))
+                print(f"{task}, {kind}: {taken[kind][-1]:.1f} s", flush=True)
+
+            for _ in range(args.reps):
+                if args.before:
+                    time_it("before", args.before)
+                time_it("idle", here)
+                with busy(args.busy):
+                    time_it("busy", here)
+            found.append(
+                {
+                    "op": "command",
+                    "task": task,
+                    "model": Path(model).name if task != "demo" else "micro-world",
+                    "device": f"cpu, {os.cpu_count()} cores",
+                    "busy_processes": args.busy,
+                    "seconds": {kind: [round(s, 1) for s in times] for kind, times in taken.items() if times},
+                    "versions": files.versions(machine.PACKAGES),
+                    "commit": files.commit(),
+                    "command": files.command_of("busy", argv),
+                }
+            )
+            _write(args.out or files.RESULTS / "busy-cpu.json", found, state)
+    print(f"\n{table(found)}\n\n" + "\n".join(summary(found)))
+    return 0
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    lines = ["| task | model | earlier commit, idle, s | idle, s | beside others, s | idle / earlier | beside / idle |"]
+    lines.append("|---|---|" + "---:|" * 5)
+    for record in found:
+        before, idle, beside = (_median(record, kind) for kind in ("before", "idle", "busy"))
+        assert idle and beside
+        cells = [f"{before:.1f}" if before else "-", f"{idle:.1f}", f"{beside:.1f}"]
+        cells += [f"{idle / before:.2f}" if before else "-", f"{beside / idle:.2f}"]
+        lines.append(f"| {record['task']} | {record['model']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def summary(found: Sequence[dict[str, Any]]) -> list[str]:
+    lines = []
+    for record in found:
+        before, idle, beside = (_median(record, kind) for kind in ("before", "idle", "busy"))
+        assert idle and beside
+        lines.append(
+            goal_line(f"<= {BUSY_GOAL}", beside / idle, "of its idle time", f"{record['task']} beside others ")
+        )
+        if before:
+            lines.append(
+                goal_line(f"<= {IDLE_GOAL}", idle / before, "of the earlier commit's", f"{record['task']} idle ")
+            )
+    return lines
+
+
+def _median(record: dict[str, Any], kind: str) -> float | None:
+    times = record["seconds"].get(kind)
+    return statistics.median(times) if times else None
+
+
+def _rows(work: Any, path: Path) -> Path:
+    """The first rows of the data, in a file of their own."""
+    from bench.work import make_rows
+
+    lines = [json.dumps({"question": row["question"], "answer": row["answer"]}) for row in make_rows(work)[:ROWS]]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _write(path: Path, found: list[dict[str, Any]], state: str) -> None:
+    files.write(path, json.dumps(found, indent=1) + "\n")
+    note = (
+        f"Whole commands, their start included. {ROWS} rows; refine, eval and generate: at most {TOKENS} tokens an answer; "
+        f"train: {STEPS} steps of 4 rows with rollouts as long; generate: eval with plain transformers (evaluate.engine=hf)."
+    )
+    goals = "\n".join(f"- {line}" for line in summary(found))
+    about = [f"{state}; commit {found[0]['commit']}", f"`{found[0]['command']}`", table(found), note, goals]
+    files.write(path.with_suffix(".md"), "\n\n".join(about) + "\n")

@@ -1,0 +1,213 @@
+"""Progress: a sign of life at least every half minute in a log file, and a bar that stays one on a narrow terminal."""
+
+import io
+import os
+import re
+import sys
+import time
+
+import pytest
+from transformers import PrinterCallback, ProgressCallback
+
+from raft import progress
+from raft.progress import Progress, amount, call, clock, lasting_stderr, say
+from raft.refine.progress import StageProgress
+from raft.train.progress import TrainingProgress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def screens(self):
+        """What each redraw showed."""
+        return [part for part in re.split(r"[\r\n]|\x1b\[A", self.getvalue()) if part.strip()]
+
+
+@pytest.fixture
+def open_terminal(monkeypatch):
+    """To be called in the test itself: pytest puts its own stderr in place when that begins."""
+
+    def install():
+        screen = Terminal()
+        monkeypatch.setattr(sys, "stderr", screen)
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("LINES", "24")
+        monkeypatch.setattr(progress, "REDRAW_S", 0.02)
+        return screen
+
+    return install
+
+
+@pytest.fixture
+def often(monkeypatch):
+    monkeypatch.setattr(progress, "EVERY_S", 0.05)
+
+
+def until(condition, patience_s=20):
+    end = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
+
+
+def test_a_call_that_takes_long_does_not_keep_a_log_file_waiting(often, capsys):
+    said = []
+
+    def lines():
+        said.extend(capsys.readouterr().err.splitlines())
+        return said
+
+    with Progress("refine: fuse", 10, per_call=True) as phase:
+        phase.add(4, fresh=2, figures=["kept 75.0 %"])
+        with call(6) as answers:
+            answers.finished(2)
+            until(lambda: len(lines()) >= 2)
+    # 2 and 2 were made in this time: of the 4 that are left each takes a quarter of it
+    pattern = r"refine: fuse: 4 of 10 rows, 2 of 6 in this call, [\d.,]+ (rows/s|s/row), kept 75.0 %, 0:\d\d left"
+    assert re.fullmatch(pattern, said[0]), said[0]
+    assert re.match(r"refine: fuse: 4 rows in [\d.]+ s, 2 of them done before, ", lines()[-1])
+
+
+def test_time_left_follows_from_what_was_made_now(monkeypatch):
+    monkeypatch.setattr(Progress, "seconds", 30.0)
+    phase = Progress("p", 100, per_call=True)
+    phase.add(40, fresh=10)  # 30 of them by an earlier run
+    assert phase._where() == ["40 of 100 rows", "3.0 s/row", "3:00 left"]
+    phase._call = progress.Call(20, done=5)
+    assert phase._where() == ["40 of 100 rows", "5 of 20 in this call", "2.0 s/row", "1:50 left"]
+    steps = Progress("train", 100, "step")
+    steps.add(10)
+    steps._call = progress.Call(20, done=5)  # rollouts are no steps
+    assert steps._where()[-1] == "4:30 left"
+
+
+def test_the_innermost_phase_speaks(often, capsys):
+    said = []
+    with Progress("outer", 2), Progress("inner", 2, final=False):
+        until(lambda: said.extend(capsys.readouterr().err.splitlines()) or len(said) >= 3)
+    assert {line.split(":")[0] for line in said} == {"inner"}
+
+
+def test_work_of_unknown_length_says_how_long_it_has_taken(often, capsys):
+    said = []
+    with Progress("starting vLLM", final=False):
+        until(lambda: said.extend(capsys.readouterr().err.splitlines()) or said)
+    assert re.fullmatch(r"starting vLLM: 0:0\d so far", said[0])
+
+
+@pytest.mark.parametrize("options", [{"show": False}, {"total": 0}])
+def test_what_is_not_to_be_shown_is_silent(options, often, capsys):
+    with Progress("quiet", **({"total": 5} | options)) as phase:
+        phase.add(1)
+        time.sleep(0.1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_only_the_first_rank_speaks(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    with Progress("train", 5, "step") as phase:
+        phase.add(5)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_leaves_no_phase_and_no_summary(capsys):
+    with pytest.raises(KeyError), Progress("broken", 5):
+        raise KeyError("x")
+    assert not progress._open and capsys.readouterr().err == ""
+
+
+def test_no_call_is_needed_and_none_needs_a_phase():
+    with call(3) as answers:
+        answers.finished(3)
+    assert answers.done == 3
+
+
+def test_lines_reach_a_stderr_that_was_led_elsewhere_in_the_meantime(often, capfd):
+    with lasting_stderr() as stderr, Progress("starting vLLM", final=False, stream=stderr):
+        kept = os.dup(2)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        said = []
+        until(lambda: said.append(capfd.readouterr().err) or "so far" in "".join(said))
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def test_a_bar_is_a_bar_on_80_columns(open_terminal):
+    terminal = open_terminal()
+    with StageProgress("rewrite", 300) as stage:
+        stage.add_rows(120, fresh=120, tokens=123_456, kept=100)
+        time.sleep(0.1)
+    shown = terminal.screens()
+    assert any("120/300" in line for line in shown)
+    for line in shown:
+        assert len(line) <= 80, line
+        bar = re.search(r"\|(.*?)\|", line)
+        assert bar and len(bar[1]) >= 10, line
+    assert "kept 83.3 %" in shown[-2] and "row" in shown[-2] and "<" in shown[-2]  # elapsed < left
+
+
+def test_what_is_read_from_disk_is_no_part_of_the_speed(open_terminal):
+    open_terminal()
+    with StageProgress("fuse", 10) as stage:
+        stage.add_rows(4)
+        stage.add_rows(3, fresh=3, tokens=300, kept=5)
+        assert stage._bar.initial == 4 and stage._bar.n == 7
+
+
+def test_lines_and_bars_leave_each_other_whole(open_terminal):
+    terminal = open_terminal()
+    with Progress("train", 10, "step") as phase:
+        phase.add(3)
+        say("validation: 0.5", sys.stderr)
+        phase.add(1)
+    assert "validation: 0.5" in terminal.screens()
+
+
+def test_the_training_bar_keeps_its_bar(open_terminal, tmp_path):
+    terminal = open_terminal()
+    from tests.raft.test_train_metrics import trainer
+
+    made = trainer(tmp_path, max_steps=2, disable_tqdm=False)
+    kinds = {type(c) for c in made.callback_handler.callbacks}
+    assert TrainingProgress in kinds and not {ProgressCallback, PrinterCallback} & kinds
+    made.train()
+    bars = [line for line in terminal.screens() if line.startswith("train:")]
+    assert "2/2" in bars[-1] and "epoch" in bars[-1]
+    for line in bars:
+        assert len(line) <= 80 and len(re.search(r"\|(.*?)\|", line)[1]) >= 10, line
+    assert not progress._open
+
+
+def test_a_log_file_of_a_training_has_lines_and_no_bars(tmp_path, often, capsys):
+    from tests.raft.test_train_metrics import trainer
+
+    made = trainer(tmp_path, max_steps=6, disable_tqdm=False)
+    capsys.readouterr()
+    made.train()
+    said = capsys.readouterr().err
+    assert "\r" not in said and "%|" not in said
+    lines = [line for line in said.splitlines() if line.startswith("train: ")]
+    assert re.match(r"train: 6 steps in [\d.]+ s, ", lines[-1])
+    for name in ("epoch ", "loss ", "sft ", "kl ", "lambda ", "tok/s ", "rollout "):
+        assert name in lines[-1], lines[-1]
+
+
+def test_an_error_in_a_training_ends_its_phase(tmp_path, capsys):
+    from tests.raft.test_train_metrics import trainer
+
+    made = trainer(tmp_path, max_steps=2, disable_tqdm=False)
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    made.training_step = fails
+    with pytest.raises(RuntimeError):
+        made.train()
+    assert not progress._open
+
+
+def test_words():
+    assert (amount(1, "row"), amount(1200, "row")) == ("1 row", "1,200 rows")
+    assert (clock(7.4), clock(247), clock(3723)) == ("0:07", "4:07", "1:02:03")
