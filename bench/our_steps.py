@@ -1,33 +1,52 @@
 """Our trainer, with each engine, packed or padded."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.probes import Stopwatch, Tokens, around
 from bench.step_setup import SEED, Setup, shared_settings, watch_generate
 from bench.work import Work, make_model, make_rows, make_tokenizer
 
+NAME = re.compile(r"ours-(shared|copied|hf)(-unpacked)?(?:-r(\d+))?(?:-p(\d+))?")
 
-def make_ours(engine_name: str, unpacked: bool, every: int, work: Work, device: str, folder: Path, steps: int) -> Setup:
-    """engine_name: as of `make_engine`. every: optimizer steps that one call of the engine feeds."""
+
+class Variant(NamedTuple):
+    """Of our trainer; its name is in bench/step_providers.py."""
+
+    engine: str  # as of `make_engine`
+    unpacked: bool = False
+    every: int = 1  # optimizer steps that one call of the engine feeds
+    budget: int | None = None  # tokens of a pack at most
+
+    @classmethod
+    def of(cls, name: str) -> "Variant | None":
+        found = NAME.fullmatch(name)
+        if found is None:
+            return None
+        return cls(found[1], bool(found[2]), int(found[3] or 1), int(found[4]) if found[4] else None)
+
+
+def make_ours(variant: Variant, work: Work, device: str, folder: Path, steps: int) -> Setup:
     from bench.unpacked import unpack
     from raft.runs import read_jsonl
     from raft.train.config import RAFTConfig
     from raft.train.trainer import RAFTTrainer
 
     model, tokenizer = make_model(work, device, SEED), make_tokenizer(work)
-    engine = make_engine(engine_name, model, tokenizer, work, work.batch * every)
+    engine = make_engine(variant.engine, model, tokenizer, work, work.batch * variant.every)
     args = RAFTConfig(
         **shared_settings(work, device, folder, steps),
         top_k=work.k,
         max_length=work.max_length,
         teacher_max_length=work.teacher_max_length,
         rollout_max_tokens=work.rollout_most,
-        steps_per_refresh=every,
+        steps_per_refresh=variant.every,
+        max_tokens_per_micro_batch=variant.budget,
     )
     trainer = RAFTTrainer(model, args, make_rows(work, SEED), processing_class=tokenizer, engine=engine)
-    if unpacked:
+    if variant.unpacked:
         unpack(trainer, work.batch)
     tokens = Tokens()
     tokens.watch(trainer.student.inner.get_decoder(), "student")
@@ -35,7 +54,9 @@ def make_ours(engine_name: str, unpacked: bool, every: int, work: Work, device: 
     assert teacher is not None
     tokens.watch(teacher.model.inner.get_decoder(), "teacher")
     count_engine(engine, model, tokens)
-    batch = "padded, answers and rollouts apart" if unpacked else "packed, answers and rollouts together"
+    batch = "padded, answers and rollouts apart" if variant.unpacked else "packed, answers and rollouts together"
+    batch += f", at most {variant.budget} tokens at once" if variant.budget else ""
+    plain = variant.engine == "hf"
     return Setup(
         trainer,
         model,
@@ -43,8 +64,8 @@ def make_ours(engine_name: str, unpacked: bool, every: int, work: Work, device: 
         Stopwatch(device),
         # The last line of what every run of this trainer writes.
         lambda: read_jsonl(folder / "metrics.jsonl")[-1]["seconds"],
-        "transformers" if engine_name == "hf" else "vLLM",
-        "own" if engine_name == "hf" else engine.weights.mode,
+        "transformers" if plain else "vLLM",
+        "own" if plain else engine.weights.mode,
         f"CE on answers + KL on the teacher's top-{work.k}, teacher sees the answer; {batch}",
     )
 

@@ -4,6 +4,7 @@ ours-shared, ours-copied    RAFTTrainer with vLLM, which shares or copies the st
 ours-hf                     RAFTTrainer with transformers' own generation
   ...-unpacked              padded batches, answers and rollouts in a forward each; all else equal
   ...-r4, ...-r16           one call of the engine feeds 4 or 16 optimizer steps
+  ...-p512                  packs of at most 512 tokens
 trl-distillation            TRL's DistillationTrainer: rollouts and a divergence over the full vocabulary
 trl-sdft                    TRL's SDFTTrainer: rollouts, a teacher that sees the answer, top-K on the student's ids
   ...-ce                    with the cross-entropy of the answers added, which our step has and TRL's has not
@@ -14,13 +15,12 @@ import importlib.util
 import re
 from pathlib import Path
 
-from bench.our_steps import make_ours
+from bench.our_steps import Variant, make_ours
 from bench.providers import Unavailable
 from bench.step_setup import Setup, vllm_installed
 from bench.work import Work
 
 SFT = ("ours-sft", "trl-sft")
-OURS = re.compile(r"ours-(shared|copied|hf)(-unpacked)?(?:-r(\d+))?")
 TRL = re.compile(r"trl-(distillation|sdft)(-ce)?")
 
 
@@ -36,24 +36,24 @@ def defaults(quick: bool) -> list[str]:
 
 def check(name: str) -> str | None:
     """Why a provider cannot run here; None if it may. ValueError for a name that there is not."""
-    ours, trl = OURS.fullmatch(name), TRL.fullmatch(name) or name == "trl-sft"
+    ours, trl = Variant.of(name), TRL.fullmatch(name) or name == "trl-sft"
     if name == "ours-sft":
         return None
     if not ours and not trl:
         raise ValueError(f"{name} unknown; there are {(__doc__ or '').partition(chr(10) * 2)[2]}")
-    needed = "trl" if trl else "vllm" if ours and ours[1] != "hf" else None
+    needed = "trl" if trl else "vllm" if ours and ours.engine != "hf" else None
     return f"{needed} is not installed" if needed and importlib.util.find_spec(needed) is None else None
 
 
 def steps_per_refresh(name: str) -> int:
-    found = OURS.fullmatch(name)
-    return int(found[3] or 1) if found else 1
+    ours = Variant.of(name)
+    return ours.every if ours else 1
 
 
 def make(name: str, work: Work, device: str, folder: Path, steps: int) -> Setup:
     """Builds model, engine and trainer; `folder` takes their files."""
-    if ours := OURS.fullmatch(name):
-        return make_ours(ours[1], bool(ours[2]), int(ours[3] or 1), work, device, folder, steps)
+    if ours := Variant.of(name):
+        return make_ours(ours, work, device, folder, steps)
     if name in SFT:
         from bench import sft_steps
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Co
 from raft.engines import HFEngine, Sampling, VLLMEngine, make_engine
 from raft.engines.weights import checkpoint_tensors
 from raft.errors import ConfigError, EngineError, InputError, ModelError
+from raft.progress import Call
 from raft.train.model import LanguageModel
 from tests.tiny import build
 from tests.tiny import tokenizer as make_tokenizer
@@ -374,6 +375,14 @@ def test_more_requests_than_run_at_once_come_back_in_order(qwen3):
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(100)]
     expected = own(qwen3.model)
     assert qwen3.engine.generate(prompts, GREEDY) == [expected[i % len(PROMPTS)] for i in range(100)]
+
+
+def test_the_phase_around_it_sees_what_is_finished(qwen3, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Call, "finished", lambda call, n=1: seen.append(n))
+    sampling = Sampling(temperature=1.0, max_tokens=16, seed=3, stop_token_ids=tuple(range(0, 900, 4)))
+    qwen3.engine.generate(PROMPTS, sampling)
+    assert sum(seen) == len(PROMPTS) and len(seen) > 1
 
 
 def test_no_prompts_no_completions(qwen3):

@@ -15,6 +15,7 @@ from bench import children, stacked, step_goals, step_providers, step_records, t
 from bench.limits import Ceilings
 from bench.probes import Stopwatch, Tokens
 from bench.step_limits import floor_s
+from bench.our_steps import Variant
 from bench.step_providers import make
 from bench.work import WORKS, Lengths, answer_tokens, ends, make_model, make_prompts, make_rows, make_tokenizer, real
 from tests import tiny
@@ -166,6 +167,7 @@ def test_goals_on_a_real_model():
 def test_names_of_providers(monkeypatch):
     assert step_providers.steps_per_refresh("ours-shared-r16") == 16
     assert step_providers.steps_per_refresh("trl-sdft-ce") == 1
+    assert Variant.of("ours-hf-r4-p512") == Variant("hf", False, 4, 512) and Variant.of("trl-sdft") is None
     monkeypatch.setattr(step_providers.importlib.util, "find_spec", lambda name: None)
     assert step_providers.check("ours-hf-unpacked-r4") is None
     assert step_providers.check("ours-copied") == "vllm is not installed"

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from raft.engines import Completion, Engine, HFEngine, Sampling, chat_ids, generate_text, make_engine, request_seed
 from raft.engines.base import eos_ids
 from raft.errors import ConfigError, InputError, ModelError
+from raft.progress import Call
 from tests.tiny import build
 
 PROMPTS = [[5, 6, 7, 8], [300, 301], [17] * 12, [42], [700, 8, 9, 10, 11, 12, 13], [500, 400, 300]]
@@ -92,6 +93,15 @@ def test_draws_have_the_models_distribution(engine, model, sampling):
     e, o = e[e > 0], o[e > 0]
     freedom = len(e) - 1
     assert ((o - e) ** 2 / e).sum() < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_the_phase_around_it_sees_what_is_finished(engine, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Call, "finished", lambda call, n=1: seen.append((call.total, n)))
+    sampling = Sampling(temperature=1.0, max_tokens=12, seed=3, stop_token_ids=tuple(range(0, 900, 4)))
+    lengths = {len(c.token_ids) for c in engine.generate(PROMPTS, sampling)}
+    assert sum(n for _, n in seen) == len(PROMPTS) and {total for total, _ in seen} == {len(PROMPTS)}
+    assert len([n for _, n in seen if n]) == len(lengths) > 1  # each row as it ends, not all at the end
 
 
 def test_every_eos_id_ends_a_completion_and_stays_in_it(model, tokenizer):
