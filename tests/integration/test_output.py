@@ -15,7 +15,8 @@ OWN = re.compile(
 
 
 def raft(*arguments):
-    return subprocess.run([sys.executable, "-m", "raft", *map(str, arguments)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "raft", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ from torch import nn
 
 from bench import children, stacked, step_goals, step_providers, step_records, train, work
 from bench.limits import Ceilings
+from bench.our_steps import Variant
 from bench.probes import Stopwatch, Tokens
 from bench.step_limits import floor_s
-from bench.our_steps import Variant
 from bench.step_providers import make
 from bench.work import WORKS, Lengths, answer_tokens, ends, make_model, make_prompts, make_rows, make_tokenizer, real
 from tests import tiny
