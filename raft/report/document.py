@@ -128,7 +128,7 @@ def _skills(data: RunData) -> Section:
 
 def _training(data: RunData) -> Section:
     drawn = figures.trade_off(data), figures.losses(data), figures.balance(data), figures.weight_lambda(data)
-    return Section("Training", figures=_present(*drawn))
+    return Section("Training", tables=_present(tables.warning_table(data)), figures=_present(*drawn))
 
 
 def _weights(data: RunData) -> Section:

@@ -23,6 +23,7 @@ class Training:
 
     metrics: list[dict[str, Any]]
     validation: list[dict[str, Any]]
+    warnings: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def load_run(path: str | Path) -> RunData:
 
 
 def _training(folder: Path) -> Training:
-    return Training(read_jsonl(folder / "metrics.jsonl"), read_jsonl(folder / "validation.jsonl"))
+    return Training(*(read_jsonl(folder / f"{name}.jsonl") for name in ("metrics", "validation", "warnings")))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -130,6 +130,17 @@ def skill_table(data: RunData) -> Table | None:
     return Table("skills", "Mean score in percent of each skill.", header, rows)
 
 
+def warning_table(data: RunData) -> Table | None:
+    """What the trainings have warned of, each once."""
+    rows = [
+        [Cell(method_name(method)), Cell(str(line["step"]), float(line["step"])), Cell(line["text"])]
+        for method, training in data.training.items()
+        for line in training.warnings
+    ]
+    header = [Cell("Method"), Cell("Step"), Cell("Warning")]
+    return Table("warnings", "What the trainer has warned of, once each.", header, rows) if rows else None
+
+
 def stage_table(data: RunData) -> Table | None:
     """Seconds per stage, as the run wrote them."""
     stages: Mapping[str, Any] = data.summary.get("seconds") or {}

@@ -19,6 +19,8 @@ from raft.train.packing import Span, move
 from raft.train.rollout import Scored
 from raft_kernels import TopK
 
+_LOOKED_AT = 64  # positions, whose whole distributions are held
+
 
 class Teacher:
     """A copy of the student as it was at the start, another model, or the student itself with its LoRA adapters off."""
@@ -111,6 +113,24 @@ class Teacher:
             self.model.model.eval()
             top = inside_forward(wrapper, self.model.model, compute) if self.is_sharded(wrapper) else compute()
         return top, packed.spans
+
+    @torch.no_grad()
+    def k_for(self, share: float, scored: list[Scored], temperature: float, wrapper: nn.Module) -> int | None:
+        """K whose tokens hold `share` of this teacher's tempered probability, mean over some positions of these rollouts.
+
+        None where its weights are sharded: a look would take all ranks.
+        """
+        if self.is_sharded(wrapper) or not scored:
+            return None
+        packed, positions = teacher_pack(scored, share=self.model.shares_prompts)
+        device = self.model.head().weight.device
+        some = torch.linspace(0, len(positions) - 1, min(len(positions), _LOOKED_AT)).long()
+        packed, positions = packed.to(device), move(positions[some], device)
+        with adapters_off(self.model.model) if self.shares_student else nullcontext(), self.model.attention():
+            self.model.model.eval()
+            logits = self.model.head().logits(self.model.hidden(packed)[positions]).float()
+        held = torch.softmax(logits / temperature, -1).sort(-1, descending=True).values.cumsum(-1).mean(0)  # [V]
+        return int((held < share).sum()) + 1
 
     def is_sharded(self, wrapper: nn.Module) -> bool:
         """Whether the weights are only whole inside the wrapper's forward, in which then every rank must take part.

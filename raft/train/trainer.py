@@ -21,7 +21,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from raft.engines.base import Completion, Engine, Sampling, eos_ids
 from raft.errors import RunFolderError
 from raft.models import load_model, load_tokenizer
-from raft.runs import JsonlAppender, write_json
+from raft.runs import JsonlAppender, read_jsonl, write_json
 from raft.train import fapm
 from raft.train.balance import Balance
 from raft.train.batching import Unit, check_budget, split_alike, units
@@ -41,6 +41,7 @@ from raft.train.progress import show_progress
 from raft.train.records import RolloutLog, Window, drop_after
 from raft.train.rollout import RolloutQueue, Scored
 from raft.train.teacher import Teacher
+from raft.train.watch import Finding, Watch, line_of
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ class RAFTTrainer(Trainer):
         self._rollouts: Tensor  # scored ones of the step, over all ranks
         self._seen: Tensor  # [4] float64: L_SFT and its tokens, L_KL and its rollouts, summed over the packs so far
         self._files: dict[str, JsonlAppender] = {}
-        self._bound_seen = False
+        self.watch = Watch(args)
+        self._looked_at: list[Scored] = []  # rollouts of the last refresh, for a look at the teacher
         self.add_callback(_Steps(self))
         self._progress = show_progress(self)
 
@@ -200,6 +202,7 @@ class RAFTTrainer(Trainer):
             scored = [*scored, *(s for rows in ahead for row in rows for s in row.scored)]
         with self.clock.part("teacher"), self.accelerator.autocast(), self.teacher.present():
             spans = self.teacher.score(scored, self.args, self.model_wrapped)
+        self._looked_at = [Scored(s.example, s.completion) for s in scored[:4]]
         positions = sum(len(s.completion.token_ids) for s in scored)
         self.window.add("teacher_tokens", sum(span.tokens for span in spans))
         self.window.add("flops", self._flops.forward(spans, positions))
@@ -333,10 +336,11 @@ class RAFTTrainer(Trainer):
         if self.engine is not None:
             self.engine.refresh()
         if self.is_world_process_zero():
-            for name in ("metrics.jsonl", "rollouts.jsonl"):
-                path = Path(self.args.output_dir, name)
-                drop_after(path, self.state.global_step)
-                self._files[name] = JsonlAppender(path)
+            folder = Path(self.args.output_dir)
+            for name in ("metrics.jsonl", "rollouts.jsonl", "warnings.jsonl"):
+                drop_after(folder / name, self.state.global_step)
+                self._files[name] = JsonlAppender(folder / name)
+            self.watch = Watch(self.args, known=[line["name"] for line in read_jsonl(folder / "warnings.jsonl")])
             engine = getattr(self.engine, "name", "an engine")
             lines = describe(self.args, self.train_dataset, self.cuts, self.state.max_steps, engine)
             print("\n".join(lines), file=sys.stderr)
@@ -361,28 +365,38 @@ class RAFTTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds losses, lambda, times and rollout statistics to a logged training step, and writes it to metrics.jsonl."""
         if self.is_in_train and "loss" in logs and self.window.steps:
-            self._warn_of_bound()
+            steps = self.window.steps
+            most_lambda = None if self.args.lambda_bound is None else self.window.most_lambda()
             line = self.window.drain(lambda t: self.accelerator.reduce(t, "sum"), self.args.device, self.clock.reset())
             fields = line.fields(self._peak_flops)
             if self.is_world_process_zero():
                 head = {"step": self.state.global_step, "epoch": self.state.epoch}
                 self._files["metrics.jsonl"].append({**head, **logs, **fields})
+                self._tell(
+                    self.watch.metrics(self.state.global_step, steps, {**logs, **fields}, most_lambda, self._k_for)
+                )
             self._write_rollouts()
             for name in ("seconds", "share", "phase_tokens_per_second"):
                 fields |= {f"{name}_{part}": value for part, value in fields.pop(name).items()}
             logs = {**logs, **{name: value for name, value in fields.items() if value is not None}}
         super().log(logs, start_time)
 
-    def _warn_of_bound(self) -> None:
-        bound = self.args.lambda_bound if self.args.fixed_lambda is None else None
-        most = self.window.most_lambda() if bound is not None and not self._bound_seen else None
-        if bound is not None and most is not None and most >= bound:
-            self._bound_seen = True
-            logger.warning("lambda has reached its upper bound of %g by step %d", bound, self.state.global_step)
+    def _tell(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            logger.warning("step %d: %s", finding.step, finding.text)
+            self._files["warnings.jsonl"].append(line_of(finding))
+
+    def _k_for(self, share: float) -> int | None:
+        assert self.teacher is not None
+        with self.accelerator.autocast(), self.teacher.present():
+            return self.teacher.k_for(share, self._looked_at, self.args.temperature, self.model_wrapped)
 
     def _write_rollouts(self) -> None:
-        for line in self.rollout_log.drain(self.processing_class.decode):
+        lines = self.rollout_log.drain(self.processing_class.decode)
+        for line in lines:
             self._files["rollouts.jsonl"].append(line)
+        if lines:
+            self._tell(self.watch.rollouts(lines))
 
     # ---- checkpoints ----
 

@@ -167,7 +167,7 @@ def test_lines_and_bars_leave_each_other_whole(open_terminal):
 
 def test_the_training_bar_keeps_its_bar(open_terminal, tmp_path):
     terminal = open_terminal()
-    from tests.raft.test_train_metrics import trainer
+    from tests.golden.training import trainer
 
     made = trainer(tmp_path, max_steps=2, disable_tqdm=False)
     kinds = {type(c) for c in made.callback_handler.callbacks}
@@ -181,7 +181,7 @@ def test_the_training_bar_keeps_its_bar(open_terminal, tmp_path):
 
 
 def test_a_log_file_of_a_training_has_lines_and_no_bars(tmp_path, often, capsys):
-    from tests.raft.test_train_metrics import trainer
+    from tests.golden.training import trainer
 
     made = trainer(tmp_path, max_steps=6, disable_tqdm=False)
     capsys.readouterr()
@@ -195,7 +195,7 @@ def test_a_log_file_of_a_training_has_lines_and_no_bars(tmp_path, often, capsys)
 
 
 def test_an_error_in_a_training_ends_its_phase(tmp_path, capsys):
-    from tests.raft.test_train_metrics import trainer
+    from tests.golden.training import trainer
 
     made = trainer(tmp_path, max_steps=2, disable_tqdm=False)
 

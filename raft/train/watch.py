@@ -1,0 +1,141 @@
+"""What a run says, once each, when its numbers tell that a setting does not fit it: the number, and what helps.
+
+Every finding is logged, and kept in train/warnings.jsonl, which the report shows.
+"""
+
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raft.refine.text import ngrams, words
+from raft.train.config import RAFTConfig
+
+LEAST_MASS = 0.9  # of the teacher, on its K tokens
+WANTED_MASS = 0.95
+MOST_TRUNCATED = 1 / 3  # of the rollouts
+LAMBDAS = 0.1, 10.0
+MOST_CLIPPED = 10.0  # times the clip
+PATIENCE = 20  # steps that a number of single steps may be out of its range
+ROLLOUTS = 32  # the last ones, which loops and scripts are looked for in
+MOST_ODD = 1 / 4  # of them
+LOOP = 0.5  # distinct trigrams of a text that loops, at most
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of warnings.jsonl."""
+
+    step: int
+    name: str
+    text: str
+
+
+class Watch:
+    """Looks at every line of metrics and every logged rollout. `known`: names that an earlier life of the run has said."""
+
+    def __init__(self, args: RAFTConfig, known: Iterable[str] = ()):
+        self._args = args
+        self._said = set(known)
+        self._since: dict[str, int] = {}  # name -> steps in a row
+        self._odd: dict[str, deque[bool]] = {name: deque(maxlen=ROLLOUTS) for name in ("loops", "script")}
+
+    def metrics(
+        self,
+        step: int,
+        steps: int,  # that the line is the mean of
+        line: Mapping[str, Any],
+        most_lambda: float | None = None,
+        k_for: Callable[[float], int | None] = lambda share: None,  # K that would hold this share of the teacher's mass
+    ) -> list[Finding]:
+        """What this line is the first to show. k_for is only asked where its answer is told."""
+        args, found = self._args, []
+
+        def tell(name: str, text: str) -> None:
+            self._said.add(name)
+            found.append(Finding(step, name, text))
+
+        mass = line.get("teacher_mass")
+        if self._new("teacher_mass") and args.tail == "renormalize" and mass is not None and mass < LEAST_MASS:
+            enough = k_for(WANTED_MASS)
+            wider = "a larger top_k" if enough is None else f"top_k {enough:,} would hold {WANTED_MASS:g}"
+            tell(
+                "teacher_mass",
+                f"the teacher's {args.top_k} tokens hold {mass:.2f} of its probability, and what is outside is not "
+                f"distilled: {wider}, tail: bucket keeps the rest as one class",
+            )
+        cut = line.get("rollout_truncated")
+        if self._new("truncated") and not args.mask_truncated and cut is not None and cut > MOST_TRUNCATED:
+            tell(
+                "truncated",
+                f"{cut:.0%} of the rollouts were cut at {args.rollout_max_tokens} tokens: a larger rollout_max_tokens lets "
+                "them end, mask_truncated leaves the cut ones out",
+            )
+        weight, bound = line.get("lambda"), args.lambda_bound
+        if args.fixed_lambda is None and weight is not None:
+            if self._new("bound") and bound is not None and most_lambda is not None and most_lambda >= bound:
+                tell("bound", f"lambda has reached its upper bound of {bound:g} by step {step}")
+            low, high = LAMBDAS
+            outside = not low <= weight <= high
+            if self._lasts("lambda", outside, steps):
+                side = f"above {high:g}" if weight > high else f"below {low:g}"
+                tell(
+                    "lambda",
+                    f"lambda has been {side} for {PATIENCE} steps, now {weight:.3g}: one of the losses is nearly 0 beside the "
+                    "other; lambda_min and lambda_max bound it, fixed_lambda fixes it",
+                )
+        norm, clip = line.get("grad_norm"), args.max_grad_norm
+        if norm is not None and clip:
+            if self._lasts("grad_norm", float(norm) > MOST_CLIPPED * clip, steps):
+                tell(
+                    "grad_norm",
+                    f"the gradient's norm has been above {MOST_CLIPPED:g} times max_grad_norm ({clip:g}) for {PATIENCE} steps, "
+                    f"now {float(norm):.3g}: the clip sets the step's length; raise max_grad_norm, or lower lambda_max",
+                )
+        return found
+
+    def rollouts(self, lines: Iterable[Mapping[str, Any]]) -> list[Finding]:
+        """The same of lines of rollouts.jsonl."""
+        found = []
+        for line in lines:
+            self._odd["loops"].append(loops(line["rollout"]))
+            self._odd["script"].append(leaves_script(line["question"], line["rollout"]))
+            for name, text in (
+                ("loops", "repeat themselves: a lower learning_rate or rollout_temperature keeps the student readable"),
+                ("script", "are mostly in another script than their question: look at rollouts.jsonl"),
+            ):
+                seen = self._odd[name]
+                if self._new(name) and len(seen) == ROLLOUTS and sum(seen) > MOST_ODD * ROLLOUTS:
+                    self._said.add(name)
+                    found.append(Finding(line["step"], name, f"{sum(seen)} of the last {ROLLOUTS} rollouts {text}"))
+        return found
+
+    def _new(self, name: str) -> bool:
+        return name not in self._said
+
+    def _lasts(self, name: str, outside: bool, steps: int) -> bool:
+        """Whether it has been so for PATIENCE steps in a row, and is said for the first time."""
+        self._since[name] = self._since.get(name, 0) + steps if outside else 0
+        return self._since[name] >= PATIENCE and self._new(name)
+
+
+def line_of(finding: Finding) -> dict[str, Any]:
+    return asdict(finding)
+
+
+def loops(text: str) -> bool:
+    """Whether at least half of its trigrams of words came before; a text of a few words never loops."""
+    grams = ngrams(words(text), 3)
+    return grams.total() >= 12 and len(grams) <= LOOP * grams.total()
+
+
+def leaves_script(question: str, text: str) -> bool:
+    """Whether most letters of a text are of scripts that its question has none of."""
+    known, said = _scripts(question), _scripts(text)
+    return bool(known) and said.total() >= 12 and sum(said[s] for s in known) < said.total() / 2
+
+
+def _scripts(text: str) -> Counter[str]:
+    """Letters by script, which is the first word of a letter's Unicode name: LATIN, CYRILLIC, CJK, ..."""
+    return Counter(unicodedata.name(c, "UNKNOWN").split()[0] for c in text if c.isalpha())
