@@ -22,6 +22,11 @@ ROLLOUTS = 32  # the last ones, which loops and scripts are looked for in
 MOST_ODD = 1 / 4  # of them
 LOOP = 0.5  # distinct trigrams of a text that loops, at most
 
+_ODD = {
+    "loops": "repeat themselves: a lower learning_rate or rollout_temperature keeps the student readable",
+    "script": "are mostly in another script than their question: look at rollouts.jsonl",
+}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -39,7 +44,7 @@ class Watch:
         self._args = args
         self._said = set(known)
         self._since: dict[str, int] = {}  # name -> steps in a row
-        self._odd: dict[str, deque[bool]] = {name: deque(maxlen=ROLLOUTS) for name in ("loops", "script")}
+        self._odd: dict[str, deque[bool]] = {name: deque(maxlen=ROLLOUTS) for name in _ODD}
 
     def metrics(
         self,
@@ -50,50 +55,67 @@ class Watch:
         k_for: Callable[[float], int | None] = lambda share: None,  # K that would hold this share of the teacher's mass
     ) -> list[Finding]:
         """What this line is the first to show. k_for is only asked where its answer is told."""
-        args, found = self._args, []
-
-        def tell(name: str, text: str) -> None:
-            self._said.add(name)
-            found.append(Finding(step, name, text))
-
-        mass = line.get("teacher_mass")
-        if self._new("teacher_mass") and args.tail == "renormalize" and mass is not None and mass < LEAST_MASS:
-            enough = k_for(WANTED_MASS)
-            wider = "a larger top_k" if enough is None else f"top_k {enough:,} would hold {WANTED_MASS:g}"
-            tell(
-                "teacher_mass",
-                f"the teacher's {args.top_k} tokens hold {mass:.2f} of its probability, and what is outside is not "
-                f"distilled: {wider}, tail: bucket keeps the rest as one class",
-            )
-        cut = line.get("rollout_truncated")
-        if self._new("truncated") and not args.mask_truncated and cut is not None and cut > MOST_TRUNCATED:
-            tell(
-                "truncated",
-                f"{cut:.0%} of the rollouts were cut at {args.rollout_max_tokens} tokens: a larger rollout_max_tokens lets "
-                "them end, mask_truncated leaves the cut ones out",
-            )
-        weight, bound = line.get("lambda"), args.lambda_bound
-        if args.fixed_lambda is None and weight is not None:
-            if self._new("bound") and bound is not None and most_lambda is not None and most_lambda >= bound:
-                tell("bound", f"lambda has reached its upper bound of {bound:g} by step {step}")
-            low, high = LAMBDAS
-            outside = not low <= weight <= high
-            if self._lasts("lambda", outside, steps):
-                side = f"above {high:g}" if weight > high else f"below {low:g}"
-                tell(
-                    "lambda",
-                    f"lambda has been {side} for {PATIENCE} steps, now {weight:.3g}: one of the losses is nearly 0 beside the "
-                    "other; lambda_min and lambda_max bound it, fixed_lambda fixes it",
-                )
-        norm, clip = line.get("grad_norm"), args.max_grad_norm
-        if norm is not None and clip:
-            if self._lasts("grad_norm", float(norm) > MOST_CLIPPED * clip, steps):
-                tell(
-                    "grad_norm",
-                    f"the gradient's norm has been above {MOST_CLIPPED:g} times max_grad_norm ({clip:g}) for {PATIENCE} steps, "
-                    f"now {float(norm):.3g}: the clip sets the step's length; raise max_grad_norm, or lower lambda_max",
-                )
+        looks: dict[str, Callable[[], str | None]] = {
+            "teacher_mass": lambda: self._mass(line, k_for),
+            "truncated": lambda: self._truncated(line),
+            "bound": lambda: self._bound(step, most_lambda),
+            "lambda": lambda: self._lambda(line, steps),
+            "grad_norm": lambda: self._clipped(line, steps),
+        }
+        found = [
+            Finding(step, name, text) for name, look in looks.items() if name not in self._said and (text := look())
+        ]
+        self._said.update(finding.name for finding in found)
         return found
+
+    def _mass(self, line: Mapping[str, Any], k_for: Callable[[float], int | None]) -> str | None:
+        mass = line.get("teacher_mass")
+        if mass is None or mass >= LEAST_MASS or self._args.tail != "renormalize":
+            return None
+        enough = k_for(WANTED_MASS)
+        wider = "a larger top_k" if enough is None else f"top_k {enough:,} would hold {WANTED_MASS:g}"
+        return (
+            f"the teacher's {self._args.top_k} tokens hold {mass:.2f} of its probability, and what is outside is not "
+            f"distilled: {wider}, tail: bucket keeps the rest as one class"
+        )
+
+    def _truncated(self, line: Mapping[str, Any]) -> str | None:
+        cut = line.get("rollout_truncated")
+        if cut is None or cut <= MOST_TRUNCATED or self._args.mask_truncated:
+            return None
+        return (
+            f"{cut:.0%} of the rollouts were cut at {self._args.rollout_max_tokens} tokens: a larger rollout_max_tokens lets "
+            "them end, mask_truncated leaves the cut ones out"
+        )
+
+    def _bound(self, step: int, most_lambda: float | None) -> str | None:
+        bound = self._args.lambda_bound
+        if bound is None or most_lambda is None or most_lambda < bound or self._args.fixed_lambda is not None:
+            return None
+        return f"lambda has reached its upper bound of {bound:g} by step {step}"
+
+    def _lambda(self, line: Mapping[str, Any], steps: int) -> str | None:
+        weight, (low, high) = line.get("lambda"), LAMBDAS
+        if weight is None or self._args.fixed_lambda is not None:
+            return None
+        if not self._lasts("lambda", not low <= weight <= high, steps):
+            return None
+        side = f"above {high:g}" if weight > high else f"below {low:g}"
+        return (
+            f"lambda has been {side} for {PATIENCE} steps, now {weight:.3g}: one of the losses is nearly 0 beside the other; "
+            "lambda_min and lambda_max bound it, fixed_lambda fixes it"
+        )
+
+    def _clipped(self, line: Mapping[str, Any], steps: int) -> str | None:
+        norm, clip = line.get("grad_norm"), self._args.max_grad_norm
+        if norm is None or not clip:
+            return None
+        if not self._lasts("grad_norm", float(norm) > MOST_CLIPPED * clip, steps):
+            return None
+        return (
+            f"the gradient's norm has been above {MOST_CLIPPED:g} times max_grad_norm ({clip:g}) for {PATIENCE} steps, now "
+            f"{float(norm):.3g}: the clip sets the length of every step; raise max_grad_norm, or lower lambda_max"
+        )
 
     def rollouts(self, lines: Iterable[Mapping[str, Any]]) -> list[Finding]:
         """The same of lines of rollouts.jsonl."""
@@ -101,23 +123,17 @@ class Watch:
         for line in lines:
             self._odd["loops"].append(loops(line["rollout"]))
             self._odd["script"].append(leaves_script(line["question"], line["rollout"]))
-            for name, text in (
-                ("loops", "repeat themselves: a lower learning_rate or rollout_temperature keeps the student readable"),
-                ("script", "are mostly in another script than their question: look at rollouts.jsonl"),
-            ):
-                seen = self._odd[name]
-                if self._new(name) and len(seen) == ROLLOUTS and sum(seen) > MOST_ODD * ROLLOUTS:
+            for name, seen in self._odd.items():
+                if name not in self._said and len(seen) == ROLLOUTS and sum(seen) > MOST_ODD * ROLLOUTS:
                     self._said.add(name)
-                    found.append(Finding(line["step"], name, f"{sum(seen)} of the last {ROLLOUTS} rollouts {text}"))
+                    text = f"{sum(seen)} of the last {ROLLOUTS} rollouts {_ODD[name]}"
+                    found.append(Finding(line["step"], name, text))
         return found
 
-    def _new(self, name: str) -> bool:
-        return name not in self._said
-
     def _lasts(self, name: str, outside: bool, steps: int) -> bool:
-        """Whether it has been so for PATIENCE steps in a row, and is said for the first time."""
+        """Whether it has been so for PATIENCE steps in a row."""
         self._since[name] = self._since.get(name, 0) + steps if outside else 0
-        return self._since[name] >= PATIENCE and self._new(name)
+        return self._since[name] >= PATIENCE
 
 
 def line_of(finding: Finding) -> dict[str, Any]:
