@@ -126,10 +126,10 @@ def main(argv: list[str]) -> int:
                 taken[kind].append(seconds(runs[task], checkout, folder / f"{task}.log"))
                 print(f"{task}, {kind}: {taken[kind][-1]:.1f} s", flush=True)
 
-            for _ in range(args.reps):
-                if args.before:
-                    time_it("before", args.before)
-                time_it("idle", here)
+            for rep in range(args.reps):
+                kinds = [("before", args.before), ("idle", here)] if args.before else [("idle", here)]
+                for kind, checkout in kinds[:: -1 if rep % 2 else 1]:  # whoever comes first finds cold caches
+                    time_it(kind, checkout)
                 with busy(args.busy):
                     time_it("busy", here)
             found.append(

@@ -280,7 +280,10 @@ class _Stderr(logging.Handler):
     """Writes to what sys.stderr is at the time, not to what it was when the handler was made, and around the bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record), sys.stderr)
+        try:
+            say(self.format(record), sys.stderr)
+        except Exception:  # noqa: BLE001  # as logging's own handlers: a line that cannot be written stops no work
+            self.handleError(record)
 
 
 def _log_to_stderr() -> None:

@@ -6,18 +6,18 @@ many items within one call, opens a `call` and says what is finished; the innerm
     refine: fuse: 100 of 252 rows, 37 of 100 in this call, 1.2 rows/s, kept 84.0 %, 240 tokens/s, 2:07 left
 """
 
-import io
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any, Self
 
 EVERY_S = 30.0  # between two lines
 REDRAW_S = 1.0  # of a bar whose numbers do not change: its clock goes on
+LEAST_REDRAW_S = 0.1  # between two drawings, however fast the numbers change
 
 _open: list["Progress"] = []  # the innermost last
 
@@ -48,7 +48,7 @@ class Progress:
         self._show = show and total != 0 and os.environ.get("RANK", "0") == "0"
         self._figures: Sequence[str] = ()
         self._call: Call | None = None
-        self._start = self._said = time.monotonic()
+        self._start = self._said = self._drawn = time.monotonic()
         self._stream = stream
         self._bar: Any = None
         self._end = threading.Event()
@@ -56,15 +56,12 @@ class Progress:
 
     def add(self, items: int, *, fresh: int | None = None, figures: Sequence[str] | None = None) -> None:
         """`items` more are done, `fresh` of them now (default: all) and not by an earlier run. figures: what else to show."""
-        fresh = items if fresh is None else fresh
         self._done += items
-        self._fresh += fresh
+        self._fresh += items if fresh is None else fresh
         if figures is not None:
             self._figures = figures
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._that_fit(), refresh=False)
-            self._bar.initial += items - fresh  # read from disk: no part of the speed, nor of the time left
-            self._bar.update(items)
+        if self._bar is not None and time.monotonic() - self._drawn >= LEAST_REDRAW_S:
+            self._redraw()
 
     @property
     def done(self) -> int:
@@ -81,25 +78,32 @@ class Progress:
         self.stop(whole=kind is None)
 
     def start(self) -> Self:
+        if not self._show:
+            return self
+        self._start = self._said = time.monotonic()
+        stream = self._stream or sys.stderr
+        if getattr(stream, "isatty", lambda: False)():
+            self._bar = self._draw(stream)
+            if self._bar.disable:  # TQDM_DISABLE
+                self._bar, self._show = None, False
+                return self
         _open.append(self)
-        if self._show:
-            self._start = self._said = time.monotonic()
-            stream = self._stream or sys.stderr
-            if stream.isatty():
-                self._bar = self._draw(stream)
-            self._ticker = threading.Thread(target=self._tick, name=f"progress of {self._label}", daemon=True)
-            self._ticker.start()
+        self._ticker = threading.Thread(target=self._tick, name=f"progress of {self._label}", daemon=True)
+        self._ticker.start()
         return self
 
     def stop(self, whole: bool = True) -> None:
-        """whole: all of it was done, and not left because of an error."""
+        """whole: all of it was done, and not left because of an error. Calling it again does nothing."""
+        if self not in _open:
+            return
+        _open.remove(self)
         self._end.set()
         if self._ticker is not None:
-            self._ticker.join()
-        _open.remove(self)
+            self._ticker.join(timeout=1)  # it may be in the middle of a line to a terminal that has gone
         if self._bar is not None:
+            self._redraw()
             self._bar.close()
-        elif self._show and self._final and whole:
+        elif self._final and whole:
             self._print(self._summary())
 
     def _draw(self, stream: IO[str]) -> Any:
@@ -114,9 +118,18 @@ class Progress:
             initial=self._done,
             unit=self._unit,
             file=stream,
-            leave=self._final and len(_open) == 1,
+            leave=self._final and not _open,
             dynamic_ncols=True,
+            smoothing=0,  # rate and time left by all that was made, as in the lines
         )
+
+    def _redraw(self) -> None:
+        self._drawn = time.monotonic()
+        if self._total is not None:
+            self._bar.n = self._done + self._of_this_call()
+            self._bar.initial = self._bar.n - self._made()  # what is read from disk is no part of the speed
+            self._bar.set_postfix_str(self._that_fit(), refresh=False)
+        self._bar.refresh()
 
     def _tick(self) -> None:
         """Runs beside the work, which may stay within one call for longer than anybody should wait for a sign."""
@@ -124,7 +137,7 @@ class Progress:
             if _open[-1:] != [self]:
                 self._said = time.monotonic()  # a phase within this one speaks
             elif self._bar is not None:
-                self._bar.set_postfix_str(self._that_fit(), refresh=True)
+                self._redraw()
             else:
                 self._said = time.monotonic()
                 self._print(self._where())
@@ -151,9 +164,12 @@ class Progress:
         call = self._call
         return [] if call is None or call.total < 2 else [f"{call.done} of {call.total} in this call"]
 
+    def _of_this_call(self) -> int:
+        """Units that the call under way has finished."""
+        return self._call.done if self._per_call and self._call is not None else 0
+
     def _made(self) -> int:
-        call = self._call
-        return self._fresh + (call.done if self._per_call and call is not None else 0)
+        return self._fresh + self._of_this_call()
 
     def _rate(self) -> list[str]:
         made = self._made()
@@ -165,18 +181,16 @@ class Progress:
     def _left(self) -> list[str]:
         assert self._total is not None
         made = self._made()
-        ahead = self._total - self._done - (made - self._fresh)
+        ahead = self._total - self._done - self._of_this_call()
         return [f"{clock(ahead * self.seconds / made)} left"] if made and ahead > 0 else []
 
     def _that_fit(self) -> str:
         """The first of the figures, as many as leave room for a bar of ten columns."""
-        if self._total is None:
-            return ""
         meter = self._bar.format_dict
         bare = self._bar.format_meter(**{**meter, "ncols": None, "postfix": None})  # that has ten
         room = (meter["ncols"] or 80) - len(bare)
         text = ""
-        for figure in (*(self._of_call() if self._per_call else ()), *self._figures):
+        for figure in self._figures:
             longer = f"{text}, {figure}" if text else figure
             if len(longer) + 2 > room:
                 break
@@ -184,7 +198,8 @@ class Progress:
         return text
 
     def _print(self, parts: Sequence[str]) -> None:
-        say(f"{self._label}: {', '.join(parts)}", self._stream or sys.stderr)
+        with suppress(OSError, ValueError):  # a log that has gone is no reason to stop the work
+            say(f"{self._label}: {', '.join(parts)}", self._stream or sys.stderr)
 
 
 @dataclass
@@ -228,11 +243,13 @@ def say(line: str, stream: IO[str] | None = None) -> None:
 def lasting_stderr() -> Iterator[IO[str]]:
     """stderr as it is now, for what must be seen while file descriptor 2 leads elsewhere."""
     try:
-        stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
-    except (AttributeError, io.UnsupportedOperation):  # no file, as in a notebook
+        is_plain = sys.stderr.fileno() == 2
+    except (AttributeError, OSError, ValueError):  # no file at all
+        is_plain = False
+    if not is_plain:  # a notebook's, say: it does not go through that descriptor
         yield sys.stderr
         return
-    with stream:
+    with os.fdopen(os.dup(2), "w") as stream:
         yield stream
 
 

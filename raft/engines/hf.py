@@ -124,7 +124,7 @@ class HFEngine:
 
 
 class _Finished(StoppingCriteria):
-    """Stops nothing; tells the progress of each row that has come to its end."""
+    """Tells the progress of each row that has come to its end; it stops where all have, as generate itself does."""
 
     def __init__(self, stop: set[int], limits: Sequence[int], prompt_width: int, progress: Call):
         self._stop, self._limits, self._prompt_width, self._progress = stop, limits, prompt_width, progress

@@ -53,7 +53,7 @@ def refine(
             for name in ("rewrite", "filter", "fuse", "judge")
         }
         failures = files.enter_context(Failures(folder / "failed.jsonl"))
-        with StageProgress("rewrite", len(checked), show=progress) as bar:
+        with StageProgress("rewrite", len(checked), per_call=True, show=progress) as bar:
             rewritten = rewrite(
                 checked, lambda: engine, stores["rewrite"], failures, settings, model_id=model_id, seed=seed, bar=bar
             )

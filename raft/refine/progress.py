@@ -4,10 +4,10 @@ from raft.progress import Progress
 
 
 class StageProgress(Progress):
-    """Rows of one stage. An answer of an engine is a row."""
+    """Rows of one stage. per_call: an answer of the engine makes a row; in fusion it may take several."""
 
-    def __init__(self, stage: str, total: int, *, show: bool = True):
-        super().__init__(f"refine: {stage}", total, per_call=True, show=show)
+    def __init__(self, stage: str, total: int, *, per_call: bool = False, show: bool = True):
+        super().__init__(f"refine: {stage}", total, per_call=per_call, show=show)
         self._tokens = 0
 
     def add_rows(self, rows: int, *, fresh: int = 0, tokens: int = 0, kept: int = 0) -> None:

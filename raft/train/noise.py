@@ -4,16 +4,17 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+from torch.distributed import get_world_size
 from transformers.utils import logging as transformers_logging
-
-_SAYS_NOTHING = (
-    "mtime may not be reliable",  # checkpoints of a short run are then ordered by their numbers, as they should be
-    "torch.distributed process group is initialized, but parallel_mode",  # the engine's own, of one process
-)
 
 
 def _tells(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_SAYS_NOTHING)
+    text = record.getMessage()
+    if text.startswith("mtime may not be reliable"):
+        return False  # checkpoints of a short run are then ordered by their numbers, as they should be
+    alone = torch.distributed.is_available() and torch.distributed.is_initialized() and get_world_size() == 1
+    return not (alone and text.startswith("torch.distributed process group is initialized"))  # vLLM's own
 
 
 for _name in ("transformers.trainer_utils", "transformers.training_args"):
@@ -22,11 +23,13 @@ for _name in ("transformers.trainer_utils", "transformers.training_args"):
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """transformers draws no bars, as of the shards of a checkpoint that is written."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    """transformers draws no bars, as of the shards of a checkpoint that is written.
+
+    Its public switch would also turn on bars of huggingface_hub that somebody had turned off.
+    """
+    shown = getattr(transformers_logging, "_tqdm_active", True)
+    transformers_logging._tqdm_active = False
     try:
         yield
     finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+        transformers_logging._tqdm_active = shown

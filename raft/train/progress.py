@@ -17,19 +17,21 @@ class TrainingProgress(ProgressCallback):
         super().__init__()
         self._training: Progress | None = None
         self._prediction: Progress | None = None
+        self._epoch = ""
         self._shown: list[str] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            self._shown, self.current_step = [], state.global_step
+            self._epoch, self._shown, self.current_step = "", [], state.global_step
+            self.training_bar = _Lines()
             self._training = Progress("train", state.max_steps, "step", done=state.global_step).start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._training is not None:
-            epoch = f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs:g}"
-            self._training.add(state.global_step - self.current_step, figures=[epoch, *self._shown])
+            self._epoch = f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs:g}"
+            self._training.add(state.global_step - self.current_step, figures=[self._epoch, *self._shown])
             self.current_step = state.global_step
 
     def on_log(
@@ -40,14 +42,15 @@ class TrainingProgress(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not state.is_world_process_zero or logs is None:
+        if self._training is None or logs is None or "train_runtime" in logs:  # which the last line says in words
             return
-        if "loss_sft" in logs:
-            rollout = logs.get("share_rollout")
-            self._shown = [f"{short} {logs[name]:.4g}" for name, short in SHOWN.items() if name in logs]
-            self._shown += [] if rollout is None else [f"rollout {rollout:.0%}"]
-        elif "eval_loss" in logs:
-            say(f"step {state.global_step}: eval_loss {logs['eval_loss']:.4g}")
+        if "loss_sft" not in logs:  # an evaluation, or something of the user's own
+            super().on_log(args, state, control, logs=logs, **kwargs)
+            return
+        rollout = logs.get("share_rollout")
+        self._shown = [f"{short} {logs[name]:.4g}" for name, short in SHOWN.items() if name in logs]
+        self._shown += [] if rollout is None else [f"rollout {rollout:.0%}"]
+        self._training.add(0, figures=[self._epoch, *self._shown])
 
     def on_prediction_step(
         self,
@@ -57,31 +60,39 @@ class TrainingProgress(ProgressCallback):
         eval_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        if state.is_world_process_zero and has_length(eval_dataloader):
-            if self._prediction is None:
-                self._prediction = Progress("evaluate", len(eval_dataloader), "batch", final=False).start()
+        if not (state.is_world_process_zero and has_length(eval_dataloader)):
+            return
+        if self._prediction is None:  # this is the end of the first step: when it began is not known
+            self._prediction = Progress("evaluate", len(eval_dataloader), "step", done=1, final=False).start()
+        else:
             self._prediction.add(1)
 
     def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        self._close_prediction()
+        self.end_evaluation()
 
     def on_predict(self, *args: Any, **kwargs: Any) -> None:
-        self._close_prediction()
+        self.end_evaluation()
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self.close()
 
-    def close(self, whole: bool = True) -> None:
-        """whole: not after an error, of which the Trainer tells its callbacks nothing."""
-        self._close_prediction()
-        if self._training is not None:
-            self._training.stop(whole)
-            self._training = None
-
-    def _close_prediction(self) -> None:
+    def end_evaluation(self) -> None:
         if self._prediction is not None:
             self._prediction.stop()
             self._prediction = None
+
+    def close(self, whole: bool = True) -> None:
+        """whole: not after an error, of which the Trainer tells its callbacks nothing."""
+        self.end_evaluation()
+        if self._training is not None:
+            self._training.stop(whole)
+            self._training = self.training_bar = None
+
+
+class _Lines:
+    """What transformers takes for its bar when it writes a line beside it."""
+
+    write = staticmethod(say)
 
 
 def show_progress(trainer: Trainer) -> TrainingProgress | None:

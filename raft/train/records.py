@@ -175,6 +175,7 @@ class RolloutLog:
                 "step": step,
                 "id": example.id,
                 "question": example.question,
+                "answer": decode(example.target, skip_special_tokens=True),
                 "rollout": decode(completion.token_ids, skip_special_tokens=True),
                 "finish_reason": completion.finish_reason,
                 "teacher_prompt": decode(example.teacher_prompt),

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -292,11 +292,22 @@ class RAFTTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in transformers; eval_dataset: rows as in the constructor."""
-        return super().evaluate(self._rendered(eval_dataset), *args, **kwargs)
+        with self._evaluating():
+            return super().evaluate(self._rendered(eval_dataset), *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, metrics only; test_dataset: rows as in the constructor."""
-        return super().predict(self._rendered(test_dataset), *args, **kwargs)
+        with self._evaluating():
+            return super().predict(self._rendered(test_dataset), *args, **kwargs)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Of a failure the Trainer tells its callbacks nothing, and the progress would go on for ever."""
+        try:
+            yield
+        finally:
+            if self._progress is not None:
+                self._progress.end_evaluation()
 
     def _rendered(self, dataset: Any) -> Any:
         # The Trainer calls `evaluate` again for each of several sets, by its name or with what is rendered already.
@@ -467,9 +478,9 @@ class RAFTTrainer(Trainer):
         return state_name(self.args.process_index, self.args.world_size)
 
     def _close(self) -> None:
-        if self._progress is not None:
-            self._progress.close(whole=False)
         try:
+            if self._progress is not None:
+                self._progress.close(whole=False)
             self._write_rollouts()
         finally:  # after an error of the device it cannot be read
             for file in self._files.values():

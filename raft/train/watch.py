@@ -24,7 +24,7 @@ LOOP = 0.5  # distinct trigrams of a text that loops, at most
 
 _ODD = {
     "loops": "repeat themselves: a lower learning_rate or rollout_temperature keeps the student readable",
-    "script": "are mostly in another script than their question: look at rollouts.jsonl",
+    "script": "are mostly in another script than their question and its answer: look at rollouts.jsonl",
 }
 
 
@@ -44,6 +44,7 @@ class Watch:
         self._args = args
         self._said = set(known)
         self._since: dict[str, int] = {}  # name -> steps in a row
+        self._cut: list[tuple[float, int]] = []  # share of cut rollouts, rollouts, of lines that are looked at together
         self._odd: dict[str, deque[bool]] = {name: deque(maxlen=ROLLOUTS) for name in _ODD}
 
     def metrics(
@@ -57,10 +58,10 @@ class Watch:
         """What this line is the first to show. k_for is only asked where its answer is told."""
         looks: dict[str, Callable[[], str | None]] = {
             "teacher_mass": lambda: self._mass(line, k_for),
-            "truncated": lambda: self._truncated(line),
+            "truncated": lambda: self._truncated(line, steps),
             "bound": lambda: self._bound(step, most_lambda),
             "lambda": lambda: self._lambda(line, steps),
-            "grad_norm": lambda: self._clipped(line, steps),
+            "grad_norm": lambda: self._clipped(line),
         }
         found = [
             Finding(step, name, text) for name, look in looks.items() if name not in self._said and (text := look())
@@ -79,9 +80,18 @@ class Watch:
             f"distilled: {wider}, tail: bucket keeps the rest as one class"
         )
 
-    def _truncated(self, line: Mapping[str, Any]) -> str | None:
-        cut = line.get("rollout_truncated")
-        if cut is None or cut <= MOST_TRUNCATED or self._args.mask_truncated:
+    def _truncated(self, line: Mapping[str, Any], steps: int) -> str | None:
+        share, args = line.get("rollout_truncated"), self._args
+        if share is None or args.mask_truncated:
+            return None
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self._cut.append((share, steps * rows * args.rollouts_per_prompt))
+        drawn = sum(count for _, count in self._cut)
+        if drawn < ROLLOUTS:
+            return None
+        cut = sum(share * count for share, count in self._cut) / drawn
+        self._cut.clear()
+        if cut <= MOST_TRUNCATED:
             return None
         return (
             f"{cut:.0%} of the rollouts were cut at {self._args.rollout_max_tokens} tokens: a larger rollout_max_tokens lets "
@@ -106,15 +116,16 @@ class Watch:
             "lambda_min and lambda_max bound it, fixed_lambda fixes it"
         )
 
-    def _clipped(self, line: Mapping[str, Any], steps: int) -> str | None:
+    def _clipped(self, line: Mapping[str, Any]) -> str | None:
         norm, clip = line.get("grad_norm"), self._args.max_grad_norm
         if norm is None or not clip:
             return None
-        if not self._lasts("grad_norm", float(norm) > MOST_CLIPPED * clip, steps):
+        if not self._lasts("grad_norm", float(norm) > MOST_CLIPPED * clip, 1):  # a line has the norm of its last step
             return None
         return (
-            f"the gradient's norm has been above {MOST_CLIPPED:g} times max_grad_norm ({clip:g}) for {PATIENCE} steps, now "
-            f"{float(norm):.3g}: the clip sets the length of every step; raise max_grad_norm, or lower lambda_max"
+            f"the gradient's norm was above {MOST_CLIPPED:g} times max_grad_norm ({clip:g}) at the last {PATIENCE} logged "
+            f"steps, now {float(norm):.3g}: all are clipped to one length, whatever their losses say; raise max_grad_norm, or "
+            "bound the weight of the distillation with lambda_max"
         )
 
     def rollouts(self, lines: Iterable[Mapping[str, Any]]) -> list[Finding]:
@@ -122,7 +133,7 @@ class Watch:
         found = []
         for line in lines:
             self._odd["loops"].append(loops(line["rollout"]))
-            self._odd["script"].append(leaves_script(line["question"], line["rollout"]))
+            self._odd["script"].append(leaves_script(f"{line['question']} {line['answer']}", line["rollout"]))
             for name, seen in self._odd.items():
                 if name not in self._said and len(seen) == ROLLOUTS and sum(seen) > MOST_ODD * ROLLOUTS:
                     self._said.add(name)
@@ -146,9 +157,9 @@ def loops(text: str) -> bool:
     return grams.total() >= 12 and len(grams) <= LOOP * grams.total()
 
 
-def leaves_script(question: str, text: str) -> bool:
-    """Whether most letters of a text are of scripts that its question has none of."""
-    known, said = _scripts(question), _scripts(text)
+def leaves_script(asked: str, text: str) -> bool:
+    """Whether most letters of a text are of scripts that what was asked has none of."""
+    known, said = _scripts(asked), _scripts(text)
     return bool(known) and said.total() >= 12 and sum(said[s] for s in known) < said.total() / 2
 
 

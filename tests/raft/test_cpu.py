@@ -13,7 +13,6 @@ from raft import cpu
 def environment(monkeypatch):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cpu, "_CGROUP", None)
     monkeypatch.setattr(cpu, "quota", lambda: None)
     monkeypatch.setattr(os, "environ", dict(os.environ))  # what is set goes with it
     return os.environ

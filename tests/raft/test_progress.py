@@ -1,5 +1,6 @@
 """Progress: a sign of life at least every half minute in a log file, and a bar that stays one on a narrow terminal."""
 
+import functools
 import io
 import os
 import re
@@ -7,12 +8,15 @@ import sys
 import time
 
 import pytest
-from transformers import PrinterCallback, ProgressCallback
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from raft import progress
 from raft.progress import Progress, amount, call, clock, lasting_stderr, say
 from raft.refine.progress import StageProgress
+from raft.runs import read_jsonl
 from raft.train.progress import TrainingProgress
+from tests.golden.training import trainer
 
 
 class Terminal(io.StringIO):
@@ -138,22 +142,65 @@ def test_a_bar_is_a_bar_on_80_columns(open_terminal):
     terminal = open_terminal()
     with StageProgress("rewrite", 300) as stage:
         stage.add_rows(120, fresh=120, tokens=123_456, kept=100)
-        time.sleep(0.1)
     shown = terminal.screens()
-    assert any("120/300" in line for line in shown)
+    assert "120/300" in shown[-1] and "kept 83.3 %" in shown[-1] and "row" in shown[-1] and "<" in shown[-1]
     for line in shown:
         assert len(line) <= 80, line
         bar = re.search(r"\|(.*?)\|", line)
         assert bar and len(bar[1]) >= 10, line
-    assert "kept 83.3 %" in shown[-2] and "row" in shown[-2] and "<" in shown[-2]  # elapsed < left
 
 
-def test_what_is_read_from_disk_is_no_part_of_the_speed(open_terminal):
-    open_terminal()
-    with StageProgress("fuse", 10) as stage:
-        stage.add_rows(4)
-        stage.add_rows(3, fresh=3, tokens=300, kept=5)
-        assert stage._bar.initial == 4 and stage._bar.n == 7
+def test_a_bar_moves_while_a_call_lasts(open_terminal):
+    terminal = open_terminal()
+    with Progress("answer", 600, "item", per_call=True), call(600) as answers:
+        answers.finished(300)
+        until(lambda: "300/600" in terminal.screens()[-1])
+        assert re.search(r"50%.*<.*item/s|50%.*<.*s/item", terminal.screens()[-1])
+
+
+def test_what_is_read_from_disk_is_no_part_of_the_speed(open_terminal, monkeypatch):
+    terminal = open_terminal()
+    monkeypatch.setattr(progress, "REDRAW_S", 60)
+    phase = Progress("fuse", 1000, "row").start()
+    phase._bar.start_t -= 60  # a minute ago
+    phase.add(640, fresh=0)
+    phase.add(60)
+    phase._redraw()
+    assert re.search(r"700/1000 .*<0[45]:\d\d, .*1\.0\ds/row", terminal.screens()[-1]), terminal.screens()[-1]
+    phase.stop()
+
+
+@pytest.mark.parametrize("stream", ["no terminal", "disabled"])
+def test_odd_streams_and_settings_are_survived(stream, open_terminal, monkeypatch):
+    if stream == "disabled":
+        terminal = open_terminal()
+        monkeypatch.setattr(tqdm, "__init__", functools.partialmethod(tqdm.__init__, disable=True))  # as TQDM_DISABLE=1
+    else:
+        terminal = type("Log", (), {"write": lambda self, text: None, "flush": lambda self: None})()
+        monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress("train", 5, "step") as phase, lasting_stderr() as stderr:
+        phase.add(5)
+        assert stderr is terminal
+    assert not progress._open
+
+
+def test_a_log_that_has_gone_stops_no_work(monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with Progress("train", 5, "step") as phase:
+        phase.add(5)
+    phase.stop()  # once more does nothing
+    assert not progress._open
+
+
+def test_a_phase_that_is_not_shown_leaves_the_others_alone(often, capsys):
+    said = []
+    with Progress("train", 2, "step"), Progress("answer", 2, show=False):
+        until(lambda: said.extend(capsys.readouterr().err.splitlines()) or said)
+    assert said[0].startswith("train: 0 of 2 steps")
 
 
 def test_lines_and_bars_leave_each_other_whole(open_terminal):
@@ -167,8 +214,6 @@ def test_lines_and_bars_leave_each_other_whole(open_terminal):
 
 def test_the_training_bar_keeps_its_bar(open_terminal, tmp_path):
     terminal = open_terminal()
-    from tests.golden.training import trainer
-
     made = trainer(tmp_path, max_steps=2, disable_tqdm=False)
     kinds = {type(c) for c in made.callback_handler.callbacks}
     assert TrainingProgress in kinds and not {ProgressCallback, PrinterCallback} & kinds
@@ -181,8 +226,6 @@ def test_the_training_bar_keeps_its_bar(open_terminal, tmp_path):
 
 
 def test_a_log_file_of_a_training_has_lines_and_no_bars(tmp_path, often, capsys):
-    from tests.golden.training import trainer
-
     made = trainer(tmp_path, max_steps=6, disable_tqdm=False)
     capsys.readouterr()
     made.train()
@@ -192,11 +235,44 @@ def test_a_log_file_of_a_training_has_lines_and_no_bars(tmp_path, often, capsys)
     assert re.match(r"train: 6 steps in [\d.]+ s, ", lines[-1])
     for name in ("epoch ", "loss ", "sft ", "kl ", "lambda ", "tok/s ", "rollout "):
         assert name in lines[-1], lines[-1]
+    last = read_jsonl(tmp_path / "metrics.jsonl")[-1]
+    assert f", loss {last['loss']:.4g}, " in lines[-1]  # of this step, not of the one before
+
+
+def test_what_a_user_logs_is_printed_beside_it(tmp_path, capsys):
+    made = trainer(tmp_path, max_steps=2, disable_tqdm=False)
+
+    class Own(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            made.log({"my_metric": 0.25})
+
+    made.add_callback(Own())
+    made.train()
+    said = capsys.readouterr()
+    assert said.out.count("my_metric") == 2 and "train_runtime" not in said.out + said.err
+
+
+def test_an_evaluation_that_fails_ends_its_phase(tmp_path, often, capsys):
+    made = trainer(tmp_path, max_steps=1, disable_tqdm=False)
+    made.train()
+    rows = [{"question": f"What is {i}?", "answer": "This."} for i in range(40)]
+    step, counted = made.prediction_step, []
+
+    def fails(*args, **kwargs):
+        counted.append(1)
+        if len(counted) == 2:
+            raise RuntimeError("out of memory")
+        return step(*args, **kwargs)
+
+    made.prediction_step = fails
+    with pytest.raises(RuntimeError):
+        made.evaluate(rows)
+    assert not progress._open and made._progress._prediction is None
+    made.evaluate(rows)
+    assert not progress._open
 
 
 def test_an_error_in_a_training_ends_its_phase(tmp_path, capsys):
-    from tests.golden.training import trainer
-
     made = trainer(tmp_path, max_steps=2, disable_tqdm=False)
 
     def fails(*args, **kwargs):

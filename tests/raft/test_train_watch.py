@@ -50,9 +50,15 @@ def test_a_teacher_that_is_too_flat_for_k(tmp_path):
 
 
 def test_rollouts_that_are_cut(tmp_path):
-    (finding,) = make(tmp_path, rollout_max_tokens=64).metrics(1, 1, GOOD | {"rollout_truncated": 0.5})
-    assert finding.text.startswith("50% of the rollouts were cut at 64 tokens") and "rollout_max_tokens" in finding.text
-    assert not make(tmp_path, mask_truncated=True).metrics(1, 1, GOOD | {"rollout_truncated": 0.5})
+    line = GOOD | {"rollout_truncated": 0.5}
+    made = make(tmp_path, rollout_max_tokens=64, per_device_train_batch_size=8, rollouts_per_prompt=2)
+    assert not made.metrics(1, 1, line)  # 16 rollouts are too few to tell
+    (finding,) = made.metrics(2, 1, line | {"rollout_truncated": 1.0})
+    assert finding.text.startswith("75% of the rollouts were cut at 64 tokens") and "rollout_max_tokens" in finding.text
+    assert not make(tmp_path, mask_truncated=True).metrics(1, 50, line)
+    made = make(tmp_path, per_device_train_batch_size=8)
+    found = [made.metrics(step, 1, GOOD | {"rollout_truncated": float(step % 4 == 0)}) for step in range(1, 41)]
+    assert not any(found)  # one step in four: a quarter of them
 
 
 @pytest.mark.parametrize("value, side", [(30.0, "above 10"), (0.01, "below 0.1")])
@@ -75,7 +81,8 @@ def test_a_line_may_be_the_mean_of_many_steps(tmp_path):
 
 def test_a_gradient_that_is_always_clipped(tmp_path):
     made = make(tmp_path, max_grad_norm=1.0)
-    found = [made.metrics(step, 1, GOOD | {"grad_norm": 28.0}) for step in range(1, 30)]
+    # Every tenth step is logged, and its norm is that of one step.
+    found = [made.metrics(10 * step, 10, GOOD | {"grad_norm": 28.0}) for step in range(1, 30)]
     assert [said(f) for f in found if f] == [["grad_norm"]] and found[19]
     assert "max_grad_norm (1)" in found[19][0].text and "now 28" in found[19][0].text
     assert not make(tmp_path, max_grad_norm=0.0).metrics(1, 50, GOOD | {"grad_norm": 28.0})
@@ -87,8 +94,8 @@ def test_the_bound_of_lambda(tmp_path):
     assert made.metrics(2, 1, GOOD, 3.0)[0].text == "lambda has reached its upper bound of 3 by step 2"
 
 
-def rollout(text, step=1, question="Where is the bank?"):
-    return {"step": step, "question": question, "rollout": text}
+def rollout(text, step=1, question="Where is the bank?", answer="On the river."):
+    return {"step": step, "question": question, "answer": answer, "rollout": text}
 
 
 def test_rollouts_that_repeat_themselves(tmp_path):
@@ -102,8 +109,9 @@ def test_rollouts_that_repeat_themselves(tmp_path):
 
 
 def test_rollouts_in_another_script(tmp_path):
-    found = make(tmp_path).rollouts([rollout("Банк находится на берегу реки.")] * ROLLOUTS)
-    assert said(found) == ["script"]
+    text = "Банк находится на берегу реки."
+    assert said(make(tmp_path).rollouts([rollout(text)] * ROLLOUTS)) == ["script"]
+    assert not make(tmp_path).rollouts([rollout(text, answer="На берегу.")] * ROLLOUTS)  # asked to translate
 
 
 @pytest.mark.parametrize(
@@ -127,8 +135,16 @@ def test_scripts(question, text, found):
     assert leaves_script(question, text) == found
 
 
-def test_a_resumed_run_does_not_say_it_again(tmp_path):
-    assert not make(tmp_path, known=["truncated"]).metrics(1, 1, GOOD | {"rollout_truncated": 1.0})
+def test_a_resumed_run_does_not_say_it_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(watch, "PATIENCE", 1)
+    monkeypatch.setattr(watch, "LAMBDAS", (1e6, 1e7))
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, max_steps=2, **settings).train()
+    assert "lambda has been below" in caplog.text
+    caplog.clear()
+    trainer(tmp_path, max_steps=4, **settings).train(resume_from_checkpoint=True)
+    assert "lambda has been below" not in caplog.text
+    assert [line["name"] for line in read_jsonl(tmp_path / "warnings.jsonl")].count("lambda") == 1
 
 
 def test_k_that_holds_a_share_is_that_of_the_teachers_own_distribution(tmp_path):
