@@ -142,12 +142,21 @@ def main(argv: list[str]) -> int:
                     "seconds": {kind: [round(s, 1) for s in times] for kind, times in taken.items() if times},
                     "versions": files.versions(machine.PACKAGES),
                     "commit": files.commit(),
-                    "command": files.command_of("busy", argv),
+                    "before": _commit(args.before) if args.before else None,
+                    # Where a folder lies on this machine says nothing to others.
+                    "command": files.command_of("busy", [Path(word).name if "/" in word else word for word in argv]),
                 }
             )
             _write(args.out or files.RESULTS / "busy-cpu.json", found, state)
     print(f"\n{table(found)}\n\n" + "\n".join(summary(found)))
     return 0
+
+
+def _commit(checkout: Path) -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
@@ -198,5 +207,6 @@ def _write(path: Path, found: list[dict[str, Any]], state: str) -> None:
         f"train: {STEPS} steps of 4 rows with rollouts as long; generate: eval with plain transformers (evaluate.engine=hf)."
     )
     goals = "\n".join(f"- {line}" for line in summary(found))
-    about = [f"{state}; commit {found[0]['commit']}", f"`{found[0]['command']}`", table(found), note, goals]
+    earlier = f"; the earlier one is {found[0]['before']}" if found[0].get("before") else ""
+    about = [f"{state}; commit {found[0]['commit']}{earlier}", f"`{found[0]['command']}`", table(found), note, goals]
     files.write(path.with_suffix(".md"), "\n\n".join(about) + "\n")

@@ -15,6 +15,7 @@ class TrainingProgress(ProgressCallback):
 
     def __init__(self) -> None:
         super().__init__()
+        self.training_bar: _Lines | None = None
         self._training: Progress | None = None
         self._prediction: Progress | None = None
         self._epoch = ""
@@ -86,7 +87,8 @@ class TrainingProgress(ProgressCallback):
         self.end_evaluation()
         if self._training is not None:
             self._training.stop(whole)
-            self._training = self.training_bar = None
+            self._training = None
+            self.training_bar = None
 
 
 class _Lines:
