@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 
 EVERY_S = 30.0  # between two lines
 REDRAW_S = 1.0  # of a bar whose numbers do not change: its clock goes on
@@ -30,6 +30,8 @@ class Progress:
     final: whether its end stays to be seen: a line that sums up, or the full bar.
     stream: in place of stderr, see `lasting_stderr`.
     """
+
+    _said: ClassVar[float] = 0.0  # when any of them printed a line last
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class Progress:
         self._show = show and total != 0 and os.environ.get("RANK", "0") == "0"
         self._figures: Sequence[str] = ()
         self._call: Call | None = None
-        self._start = self._said = self._drawn = time.monotonic()
+        self._start = self._drawn = time.monotonic()
         self._stream = stream
         self._bar: Any = None
         self._end = threading.Event()
@@ -80,7 +82,9 @@ class Progress:
     def start(self) -> Self:
         if not self._show:
             return self
-        self._start = self._said = time.monotonic()
+        self._start = time.monotonic()
+        if not _open:
+            Progress._said = self._start
         stream = self._stream or sys.stderr
         if getattr(stream, "isatty", lambda: False)():
             self._bar = self._draw(stream)
@@ -133,14 +137,19 @@ class Progress:
 
     def _tick(self) -> None:
         """Runs beside the work, which may stay within one call for longer than anybody should wait for a sign."""
-        while not self._end.wait(self._said + EVERY_S - time.monotonic() if self._bar is None else REDRAW_S):
+        while not self._end.wait(self._pause()):
             if _open[-1:] != [self]:
-                self._said = time.monotonic()  # a phase within this one speaks
-            elif self._bar is not None:
+                continue
+            if self._bar is not None:
                 self._redraw()
-            else:
-                self._said = time.monotonic()
+            elif self._pause() == 0:
                 self._print(self._where())
+
+    def _pause(self) -> float:
+        """Seconds until this phase has something to say, or has to look whether it is the innermost one."""
+        if self._bar is not None or _open[-1:] != [self]:
+            return min(REDRAW_S, EVERY_S)
+        return max(0.0, Progress._said + EVERY_S - time.monotonic())
 
     def _where(self) -> list[str]:
         if self._total is None:
@@ -198,6 +207,7 @@ class Progress:
         return text
 
     def _print(self, parts: Sequence[str]) -> None:
+        Progress._said = time.monotonic()
         with suppress(OSError, ValueError):  # a log that has gone is no reason to stop the work
             say(f"{self._label}: {', '.join(parts)}", self._stream or sys.stderr)
 

@@ -93,6 +93,18 @@ def test_the_innermost_phase_speaks(often, capsys):
     assert {line.split(":")[0] for line in said} == {"inner"}
 
 
+def test_short_phases_in_between_put_no_line_off(often, capsys):
+    said = []
+    with Progress("train", 9, "step"):
+        end = time.monotonic() + 20
+        while len(said) < 5 and time.monotonic() < end:
+            with Progress("answer", 2, final=False):
+                time.sleep(0.03)  # ends before it would say anything itself
+            time.sleep(0.03)
+            said.extend(capsys.readouterr().err.splitlines())
+    assert len(said) >= 5
+
+
 def test_work_of_unknown_length_says_how_long_it_has_taken(often, capsys):
     said = []
     with Progress("starting vLLM", final=False):
