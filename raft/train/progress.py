@@ -50,7 +50,7 @@ class TrainingProgress(ProgressCallback):
             return
         rollout = logs.get("share_rollout")
         self._shown = [f"{short} {logs[name]:.4g}" for name, short in SHOWN.items() if name in logs]
-        self._shown += [] if rollout is None else [f"rollout {rollout:.0%}"]
+        self._shown += [f"rollout {rollout:.0%}"] if rollout else []
         self._training.add(0, figures=[self._epoch, *self._shown])
 
     def on_prediction_step(

@@ -251,6 +251,12 @@ def test_a_log_file_of_a_training_has_lines_and_no_bars(tmp_path, often, capsys)
     assert f", loss {last['loss']:.4g}, " in lines[-1]  # of this step, not of the one before
 
 
+def test_a_method_without_rollouts_shows_no_share_of_them(tmp_path, capsys):
+    trainer(tmp_path, max_steps=2, method="sft", disable_tqdm=False).train()
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("train: 2 steps in ") and "sft " in line and "rollout" not in line and "kl" not in line
+
+
 def test_what_a_user_logs_is_printed_beside_it(tmp_path, capsys):
     made = trainer(tmp_path, max_steps=2, disable_tqdm=False)
 
