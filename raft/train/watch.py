@@ -122,10 +122,10 @@ class Watch:
             return None
         if not self._lasts("grad_norm", float(norm) > MOST_CLIPPED * clip, 1):  # a line has the norm of its last step
             return None
+        bound = ", or bound the weight of the distillation with lambda_max" if self._args.preset.distills else ""
         return (
             f"the gradient's norm was above {MOST_CLIPPED:g} times max_grad_norm ({clip:g}) at the last {PATIENCE} logged "
-            f"steps, now {float(norm):.3g}: all are clipped to one length, whatever their losses say; raise max_grad_norm, or "
-            "bound the weight of the distillation with lambda_max"
+            f"steps, now {float(norm):.3g}: all are clipped to one length, whatever their losses say; raise max_grad_norm{bound}"
         )
 
     def rollouts(self, lines: Iterable[Mapping[str, Any]]) -> list[Finding]:

@@ -85,6 +85,10 @@ def test_a_gradient_that_is_always_clipped(tmp_path):
     found = [made.metrics(10 * step, 10, GOOD | {"grad_norm": 28.0}) for step in range(1, 30)]
     assert [said(f) for f in found if f] == [["grad_norm"]] and found[19]
     assert "max_grad_norm (1)" in found[19][0].text and "now 28" in found[19][0].text
+    assert "lambda_max" in found[19][0].text
+    made = make(tmp_path, method="sft")
+    (finding,) = [f for step in range(20) for f in made.metrics(step, 1, {"grad_norm": 28.0})]
+    assert "lambda" not in finding.text
     assert not make(tmp_path, max_grad_norm=0.0).metrics(1, 50, GOOD | {"grad_norm": 28.0})
 
 
