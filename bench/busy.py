@@ -120,18 +120,7 @@ def main(argv: list[str]) -> int:
             model, data = args.work.folder, str(_rows(args.work, folder / "rows.jsonl"))
         runs = commands(model, data, folder)
         for task in args.tasks:
-            taken: dict[str, list[float]] = {"before": [], "idle": [], "busy": []}
-
-            def time_it(kind: str, checkout: Path, task: str = task, taken: dict[str, list[float]] = taken) -> None:
-                taken[kind].append(seconds(runs[task], checkout, folder / f"{task}.log"))
-                print(f"{task}, {kind}: {taken[kind][-1]:.1f} s", flush=True)
-
-            for rep in range(args.reps):
-                kinds = [("before", args.before), ("idle", here)] if args.before else [("idle", here)]
-                for kind, checkout in kinds[:: -1 if rep % 2 else 1]:  # whoever comes first finds cold caches
-                    time_it(kind, checkout)
-                with busy(args.busy):
-                    time_it("busy", here)
+            times = _times(runs[task], args, here, folder / f"{task}.log")
             found.append(
                 {
                     "op": "command",
@@ -139,10 +128,10 @@ def main(argv: list[str]) -> int:
                     "model": Path(model).name if task != "demo" else "micro-world",
                     "device": f"cpu, {os.cpu_count()} cores",
                     "busy_processes": args.busy,
-                    "seconds": {kind: [round(s, 1) for s in times] for kind, times in taken.items() if times},
+                    "seconds": {kind: [round(s, 1) for s in taken] for kind, taken in times.items()},
                     "versions": files.versions(machine.PACKAGES),
                     "commit": files.commit(),
-                    "before": _commit(args.before) if args.before else None,
+                    "before": files.commit(args.before) if args.before else None,
                     # Where a folder lies on this machine says nothing to others.
                     "command": files.command_of("busy", [Path(word).name if "/" in word else word for word in argv]),
                 }
@@ -152,19 +141,28 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _commit(checkout: Path) -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
+def _times(arguments: Sequence[str], args: argparse.Namespace, here: Path, log: Path) -> dict[str, list[float]]:
+    """Seconds of every run of a command: before (where there is such a checkout), idle, busy."""
+    times: dict[str, list[float]] = {}
+
+    def time_it(kind: str, checkout: Path) -> None:
+        times.setdefault(kind, []).append(seconds(arguments, checkout, log))
+        print(f"{log.stem}, {kind}: {times[kind][-1]:.1f} s", flush=True)
+
+    idle = {"before": args.before, "idle": here} if args.before else {"idle": here}
+    for rep in range(args.reps):
+        for kind in list(idle)[:: -1 if rep % 2 else 1]:  # whoever comes first finds cold caches
+            time_it(kind, idle[kind])
+        with busy(args.busy):
+            time_it("busy", here)
+    return times
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     lines = ["| task | model | earlier commit, idle, s | idle, s | beside others, s | idle / earlier | beside / idle |"]
     lines.append("|---|---|" + "---:|" * 5)
     for record in found:
-        before, idle, beside = (_median(record, kind) for kind in ("before", "idle", "busy"))
-        assert idle and beside
+        before, idle, beside = _medians(record)
         cells = [f"{before:.1f}" if before else "-", f"{idle:.1f}", f"{beside:.1f}"]
         cells += [f"{idle / before:.2f}" if before else "-", f"{beside / idle:.2f}"]
         lines.append(f"| {record['task']} | {record['model']} | {' | '.join(cells)} |")
@@ -174,8 +172,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 def summary(found: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for record in found:
-        before, idle, beside = (_median(record, kind) for kind in ("before", "idle", "busy"))
-        assert idle and beside
+        before, idle, beside = _medians(record)
         lines.append(
             goal_line(f"<= {BUSY_GOAL}", beside / idle, "of its idle time", f"{record['task']} beside others ")
         )
@@ -186,9 +183,10 @@ def summary(found: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _median(record: dict[str, Any], kind: str) -> float | None:
-    times = record["seconds"].get(kind)
-    return statistics.median(times) if times else None
+def _medians(record: dict[str, Any]) -> tuple[float | None, float, float]:
+    """Of an earlier commit, where it was measured; idle; beside others."""
+    found = {kind: statistics.median(taken) for kind, taken in record["seconds"].items()}
+    return found.get("before"), found["idle"], found["busy"]
 
 
 def _rows(work: Any, path: Path) -> Path:

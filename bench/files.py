@@ -27,13 +27,11 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 @functools.cache
-def commit() -> str:
-    """The commit of the working tree, with a plus where it has changes. Outside a repository BENCH_COMMIT, or "unknown"."""
+def commit(checkout: Path = Path(__file__).parent) -> str:
+    """The commit of a working tree, with a plus where it has changes. Outside a repository BENCH_COMMIT, or "unknown"."""
 
     def git(*words: str) -> str:
-        return subprocess.check_output(
-            ["git", *words], text=True, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent
-        ).strip()
+        return subprocess.check_output(["git", *words], text=True, stderr=subprocess.DEVNULL, cwd=checkout).strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")

@@ -27,7 +27,7 @@ class Progress:
 
     total: of `unit`s; None where nobody can know, as while an engine starts: then it shows the time alone.
     per_call: an item of a `call` is one of these units, so that the call under way counts for rate and time left.
-    final: whether its end stays to be seen: a line that sums up, or the full bar.
+    final: whether the end of a known total stays to be seen: a line that sums up, or the full bar.
     stream: in place of stderr, see `lasting_stderr`.
     """
 
@@ -46,7 +46,7 @@ class Progress:
         stream: IO[str] | None = None,
     ):
         self._label, self._total, self._unit = label, total, unit
-        self._done, self._fresh, self._per_call, self._final = done, 0, per_call, final
+        self._done, self._fresh, self._per_call, self._final = done, 0, per_call, final and total is not None
         self._show = show and total != 0 and os.environ.get("RANK", "0") == "0"
         self._figures: Sequence[str] = ()
         self._call: Call | None = None
@@ -64,10 +64,6 @@ class Progress:
             self._figures = figures
         if self._bar is not None and time.monotonic() - self._drawn >= LEAST_REDRAW_S:
             self._redraw()
-
-    @property
-    def done(self) -> int:
-        return self._done
 
     @property
     def seconds(self) -> float:
@@ -130,7 +126,7 @@ class Progress:
     def _redraw(self) -> None:
         self._drawn = time.monotonic()
         if self._total is not None:
-            self._bar.n = self._done + self._of_this_call()
+            self._bar.n = self._done + self._from_call()
             self._bar.initial = self._bar.n - self._made()  # what is read from disk is no part of the speed
             self._bar.set_postfix_str(self._that_fit(), refresh=False)
         self._bar.refresh()
@@ -156,29 +152,27 @@ class Progress:
             return [f"{clock(self.seconds)} so far"]
         return [
             f"{self._done} of {amount(self._total, self._unit)}",
-            *self._of_call(),
+            *self._call_so_far(),
             *self._rate(),
             *self._figures,
             *self._left(),
         ]
 
     def _summary(self) -> list[str]:
-        if self._total is None:
-            return [f"ready after {self.seconds:.1f} s"]
         before = self._done - self._fresh
         earlier = [f"{before} of them done before"] if before else []
         return [f"{amount(self._done, self._unit)} in {self.seconds:.1f} s", *earlier, *self._rate(), *self._figures]
 
-    def _of_call(self) -> list[str]:
+    def _call_so_far(self) -> list[str]:
         call = self._call
         return [] if call is None or call.total < 2 else [f"{call.done} of {call.total} in this call"]
 
-    def _of_this_call(self) -> int:
+    def _from_call(self) -> int:
         """Units that the call under way has finished."""
         return self._call.done if self._per_call and self._call is not None else 0
 
     def _made(self) -> int:
-        return self._fresh + self._of_this_call()
+        return self._fresh + self._from_call()
 
     def _rate(self) -> list[str]:
         made = self._made()
@@ -190,7 +184,7 @@ class Progress:
     def _left(self) -> list[str]:
         assert self._total is not None
         made = self._made()
-        ahead = self._total - self._done - self._of_this_call()
+        ahead = self._total - self._done - self._from_call()
         return [f"{clock(ahead * self.seconds / made)} left"] if made and ahead > 0 else []
 
     def _that_fit(self) -> str:

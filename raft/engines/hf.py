@@ -81,6 +81,7 @@ class HFEngine:
     ) -> list[Completion]:
         """Completions of one batch; `indices` are the requests' places in the whole call."""
         device = self._model.get_input_embeddings().weight.device
+        on_cpu = device.type == "cpu"
         width = max(map(len, prompts))
         limits = [min(sampling.max_tokens, self.max_model_len - len(prompt)) for prompt in prompts]
         stop = {*self._eos, *sampling.stop_token_ids}
@@ -105,8 +106,11 @@ class HFEngine:
                 use_cache=True,
             ),
             logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([_Finished(stop, limits, width, progress)]),
+            # On a GPU the host would wait for every token to know, which generate itself avoids: there batch by batch.
+            stopping_criteria=StoppingCriteriaList([_Finished(stop, limits, width, progress)] if on_cpu else []),
         )
+        if not on_cpu:
+            progress.finished(len(prompts))
         rows = output[:, width:].tolist()
         return [_cut(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
 

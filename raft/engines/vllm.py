@@ -400,7 +400,7 @@ def _starting() -> Iterator[None]:
     try:
         with (
             lasting_stderr() as stderr,
-            Progress("starting vLLM", final=False, stream=stderr),
+            Progress("starting vLLM", stream=stderr),
             undisturbed(quiet),
         ):
             yield

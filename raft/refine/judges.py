@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from raft.errors import ConfigError
 from raft.refine.generate import RUN_ERRORS, reason
 from raft.refine.store import Store, row_key
-from raft.refine.text import content_words, ngrams, words
+from raft.refine.text import content_words, distinct, words
 
 log = logging.getLogger(__name__)
 
@@ -142,13 +142,7 @@ def _whole(text: str) -> float:
 
 def _loopless(text: str, answers: Sequence[str]) -> float:
     """Share of distinct trigrams, against 0.8 or what the answers have themselves: "ha ha ha ha" may be the answer."""
-    return min(1.0, _distinct(text) / min(0.8, *map(_distinct, answers)))
-
-
-def _distinct(text: str) -> float:
-    tokens = words(text)
-    grams = ngrams(tokens, min(3, len(tokens)))
-    return len(grams) / grams.total() if tokens else 1.0
+    return min(1.0, distinct(words(text)) / min(0.8, *(distinct(words(answer)) for answer in answers)))
 
 
 def _proportion(text: str, answers: Sequence[str]) -> float:

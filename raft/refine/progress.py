@@ -14,5 +14,5 @@ class StageProgress(Progress):
         """`rows` more are done, `fresh` of them now and not by an earlier run; `kept` of all rows so far are still in."""
         self._tokens += tokens
         speed = [f"{self._tokens / self.seconds:,.0f} tokens/s"] if self._tokens else []
-        share = f"kept {100 * kept / max(self.done + rows, 1):.1f} %"
+        share = f"kept {100 * kept / max(self._done + rows, 1):.1f} %"
         self.add(rows, fresh=fresh, figures=[share, *speed])

@@ -61,6 +61,12 @@ def ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
 
 
+def distinct(tokens: Sequence[str]) -> float:
+    """Share of distinct trigrams, of shorter n-grams where there are fewer tokens; 1 for none. Low where a text loops."""
+    grams = ngrams(tokens, min(3, len(tokens)))
+    return len(grams) / grams.total() if tokens else 1.0
+
+
 def ngram_f1(a: str, b: str, n: int) -> float | None:
     """F1 of the n-grams of two texts as multisets, in [0, 1]; None where neither has any."""
     left, right = ngrams(words(a), n), ngrams(words(b), n)

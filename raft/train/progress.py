@@ -1,4 +1,7 @@
-"""What a training run shows: steps, epoch, time left, and the numbers that one watches. The whole line is in metrics.jsonl."""
+"""What a training run shows: steps, epoch, time left, and the numbers that one watches.
+
+The whole line is in metrics.jsonl.
+"""
 
 from typing import Any
 
@@ -11,7 +14,7 @@ SHOWN = {"loss": "loss", "loss_sft": "sft", "loss_kl": "kl", "lambda": "lambda",
 
 
 class TrainingProgress(ProgressCallback):
-    """In place of transformers' bar, which fills a log file with itself and vanishes behind its numbers on a terminal."""
+    """In place of transformers' bar, which fills a log file and on a terminal vanishes behind its numbers."""
 
     def __init__(self) -> None:
         super().__init__()

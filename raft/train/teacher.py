@@ -1,9 +1,9 @@
 """The frozen original model, which scores the student's own rollouts with the answer before its eyes (Eq. 7)."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from raft.engines.weights import peft_configs
 from raft.errors import ConfigError
 from raft.train.config import RAFTConfig
 from raft.train.losses import teacher_pack, teacher_topk
-from raft.train.model import LanguageModel, inside_forward
+from raft.train.model import Head, LanguageModel, inside_forward
 from raft.train.packing import Span, move
 from raft.train.rollout import Scored
 from raft_kernels import TopK
 
+Looked = TypeVar("Looked")
 _LOOKED_AT = 64  # positions, whose whole distributions are held
 
 
@@ -98,23 +99,10 @@ class Teacher:
             read += spans
         return read
 
-    @torch.no_grad()
     def topk(self, scored: list[Scored], args: RAFTConfig, wrapper: nn.Module) -> tuple[TopK, tuple[Span, ...]]:
         """[N, K] at every token of the rollouts. `wrapper`: the student as the trainer wrapped it, used if the weights are its own."""
-        packed, positions = teacher_pack(scored, share=self.model.shares_prompts)
-        device = self.model.head().weight.device
-        packed, positions = packed.to(device), move(positions, device)
+        return self._read(scored, wrapper, lambda hidden, head: teacher_topk(hidden, head, args))
 
-        def compute() -> TopK:
-            hidden = self.model.hidden(packed)[positions]
-            return teacher_topk(hidden, self.model.head(), args)
-
-        with adapters_off(self.model.model) if self.shares_student else nullcontext(), self.model.attention():
-            self.model.model.eval()
-            top = inside_forward(wrapper, self.model.model, compute) if self.is_sharded(wrapper) else compute()
-        return top, packed.spans
-
-    @torch.no_grad()
     def k_for(self, share: float, scored: list[Scored], temperature: float, wrapper: nn.Module) -> int | None:
         """K whose tokens hold `share` of this teacher's tempered probability, mean over some positions of these rollouts.
 
@@ -122,15 +110,31 @@ class Teacher:
         """
         if self.is_sharded(wrapper) or not scored:
             return None
+
+        def held(hidden: Tensor, head: Head) -> Tensor:  # [N, H] -> [V]: mass of the 1, 2, ... most probable tokens
+            some = torch.linspace(0, len(hidden) - 1, min(len(hidden), _LOOKED_AT), device=hidden.device).long()
+            probabilities = torch.softmax(head.logits(hidden[some]).float() / temperature, -1)
+            return probabilities.sort(-1, descending=True).values.cumsum(-1).mean(0)
+
+        masses, _ = self._read(scored, wrapper, held)
+        return int((masses < share).sum()) + 1
+
+    @torch.no_grad()
+    def _read(
+        self, scored: list[Scored], wrapper: nn.Module, look: Callable[[Tensor, Head], Looked]
+    ) -> tuple[Looked, tuple[Span, ...]]:
+        """What `look` makes of the head and of the [N, H] hidden states at every token of the rollouts."""
         packed, positions = teacher_pack(scored, share=self.model.shares_prompts)
         device = self.model.head().weight.device
-        some = torch.linspace(0, len(positions) - 1, min(len(positions), _LOOKED_AT)).long()
-        packed, positions = packed.to(device), move(positions[some], device)
+        packed, positions = packed.to(device), move(positions, device)
+
+        def compute() -> Looked:
+            return look(self.model.hidden(packed)[positions], self.model.head())
+
         with adapters_off(self.model.model) if self.shares_student else nullcontext(), self.model.attention():
             self.model.model.eval()
-            logits = self.model.head().logits(self.model.hidden(packed)[positions]).float()
-        held = torch.softmax(logits / temperature, -1).sort(-1, descending=True).values.cumsum(-1).mean(0)  # [V]
-        return int((held < share).sum()) + 1
+            found = inside_forward(wrapper, self.model.model, compute) if self.is_sharded(wrapper) else compute()
+        return found, packed.spans
 
     def is_sharded(self, wrapper: nn.Module) -> bool:
         """Whether the weights are only whole inside the wrapper's forward, in which then every rank must take part.

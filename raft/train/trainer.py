@@ -41,7 +41,7 @@ from raft.train.progress import show_progress
 from raft.train.records import RolloutLog, Window, drop_after
 from raft.train.rollout import RolloutQueue, Scored
 from raft.train.teacher import Teacher
-from raft.train.watch import Finding, Watch, line_of
+from raft.train.watch import Finding, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -395,7 +395,7 @@ class RAFTTrainer(Trainer):
     def _tell(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
             logger.warning("step %d: %s", finding.step, finding.text)
-            self._files["warnings.jsonl"].append(line_of(finding))
+            self._files["warnings.jsonl"].append(vars(finding))
 
     def _k_for(self, share: float) -> int | None:
         assert self.teacher is not None

@@ -6,10 +6,10 @@ Every finding is logged, and kept in train/warnings.jsonl, which the report show
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from raft.refine.text import ngrams, words
+from raft.refine.text import distinct, words
 from raft.train.config import RAFTConfig
 
 LEAST_MASS = 0.9  # of the teacher, on its K tokens
@@ -20,7 +20,8 @@ MOST_CLIPPED = 10.0  # times the clip
 PATIENCE = 20  # steps that a number of single steps may be out of its range
 ROLLOUTS = 32  # the last ones, which loops and scripts are looked for in
 MOST_ODD = 1 / 4  # of them
-LOOP = 0.5  # distinct trigrams of a text that loops, at most
+LEAST_WORDS = 14  # of a text that loops, which has 12 trigrams then
+LOOP = 0.5  # share of distinct trigrams in it, at most
 
 _ODD = {
     "loops": "repeat themselves: a lower learning_rate or rollout_temperature keeps the student readable",
@@ -147,14 +148,10 @@ class Watch:
         return self._since[name] >= PATIENCE
 
 
-def line_of(finding: Finding) -> dict[str, Any]:
-    return asdict(finding)
-
-
 def loops(text: str) -> bool:
     """Whether at least half of its trigrams of words came before; a text of a few words never loops."""
-    grams = ngrams(words(text), 3)
-    return grams.total() >= 12 and len(grams) <= LOOP * grams.total()
+    tokens = words(text)
+    return len(tokens) >= LEAST_WORDS and distinct(tokens) <= LOOP
 
 
 def leaves_script(asked: str, text: str) -> bool:
