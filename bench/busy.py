@@ -1,11 +1,11 @@
 """The commands of `raft` on an idle machine and beside others: what users wait where a machine is shared.
 
-python -m bench busy --model FOLDER --data FILE    demo, refine, train, eval, plain generation; idle, then beside two busy processes
+python -m bench busy --model FOLDER --data FILE    demo, refine, train, eval, generation; idle, then beside two others
 python -m bench busy --tasks demo                  the micro-world alone needs neither a model nor data
 python -m bench busy --before CHECKOUT             an earlier commit's idle times beside ours, by turns
 
-A task is a whole command in a process of its own, from the shell to its last line. A busy process adds numbers for ever, at
-the same priority. Writes busy-cpu.json (records) and .md (the table) to bench/results.
+A task is a whole command in a process of its own, from the shell to its last line. The others are processes that never
+rest, at the same priority. Writes busy-cpu.json (records) and .md (the table) to bench/results.
 """
 
 import argparse
@@ -201,8 +201,9 @@ def _rows(work: Any, path: Path) -> Path:
 def _write(path: Path, found: list[dict[str, Any]], state: str) -> None:
     files.write(path, json.dumps(found, indent=1) + "\n")
     note = (
-        f"Whole commands, their start included. {ROWS} rows; refine, eval and generate: at most {TOKENS} tokens an answer; "
-        f"train: {STEPS} steps of 4 rows with rollouts as long; generate: eval with plain transformers (evaluate.engine=hf)."
+        f"Whole commands, their start included. {ROWS} rows; refine, eval and generate: at most {TOKENS} tokens an "
+        f"answer; train: {STEPS} steps of 4 rows with rollouts as long; generate: eval with plain transformers "
+        "(evaluate.engine=hf)."
     )
     goals = "\n".join(f"- {line}" for line in summary(found))
     earlier = f"; the earlier one is {found[0]['before']}" if found[0].get("before") else ""

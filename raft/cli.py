@@ -1,7 +1,8 @@
 """raft demo | refine | train | eval | report.
 
-What can be checked from files alone (settings, rows, the model's folder, the run folder) is checked before torch is imported,
-and torch is imported only inside the commands. Every error that a user can mend is one line on stderr and exit code 2.
+What can be checked from files alone (settings, rows, the model's folder, the run folder) is checked before torch is
+imported, and torch is imported only inside the commands. Every error that a user can mend is one line on stderr and
+exit code 2.
 """
 
 import argparse

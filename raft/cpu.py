@@ -1,21 +1,21 @@
 """How this process shares a CPU with others: how many threads, and how they wait for each other.
 
 torch's threads wait for each other after every product, and its OpenMP (libgomp) lets them spin for milliseconds before
-they sleep. Where other processes want the same cores, a thread that spins uses up the time of the one that it waits for.
+they sleep. Where other processes want the same cores, a thread that spins uses up the time of the one it waits for.
 """
 
 import os
 from pathlib import Path
 
-# Turns of libgomp's waiting loop before a thread sleeps: a quarter of a millisecond, in place of 300,000. Measured with two
-# busy processes on two cores (bench/LOG.md); on an idle machine nothing was lost, with 1,000 it was up to a third.
+# Turns of libgomp's waiting loop before a thread sleeps: a quarter of a millisecond, in place of 300,000. Measured with
+# two busy processes on two cores (bench/LOG.md); on an idle machine nothing was lost, with 1,000 it was up to a third.
 SPINS = 10_000
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def share_cpu() -> None:
-    """Sets the environment for libraries that are imported later; what the user has set stays. Call it before torch's import."""
+    """Sets the environment of libraries that are imported later, so before torch is; what the user has set stays."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     granted = quota()

@@ -57,7 +57,7 @@ class Progress:
         self._ticker: threading.Thread | None = None
 
     def add(self, items: int, *, fresh: int | None = None, figures: Sequence[str] | None = None) -> None:
-        """`items` more are done, `fresh` of them now (default: all) and not by an earlier run. figures: what else to show."""
+        """`items` more are done, `fresh` of them now (default: all) and not by an earlier run. figures: to show besides."""
         self._done += items
         self._fresh += items if fresh is None else fresh
         if figures is not None:
@@ -219,7 +219,7 @@ class Call:
 
 @contextmanager
 def call(total: int) -> Iterator[Call]:
-    """Work on `total` items is under way; what its `finished` is told shows in the phase around it, where there is one."""
+    """Work on `total` items is under way; what its `finished` is told shows in the phase around it, if any."""
     current = Call(total)
     phase = _open[-1] if _open else None
     if phase is not None:

@@ -1,9 +1,10 @@
-"""Choose learning rate and epochs of each method: `python -m raft.demo.grid --run DIR --out results/microworld_grid.json`.
+"""Choose learning rate and epochs of each method.
 
-Every method gets the same small grid on the same world and is judged on the validation split alone, by the harmonic mean of its
-domain and its general accuracy: who fine-tunes on a domain wants both. (Under their plain mean the untrained model, which knows
-nothing of the domain and forgot nothing, would beat most trained ones.) The rate is constant after the warm-up, so one training of
-the longest length passes through all shorter ones.
+`python -m raft.demo.grid --run DIR --out results/microworld_grid.json`. Every method gets the same small grid on the
+same world and is judged on the validation split alone, by the harmonic mean of its domain and its general accuracy: who
+fine-tunes on a domain wants both. (Under their plain mean the untrained model, which knows nothing of the domain and
+forgot nothing, would beat most trained ones.) The rate is constant after the warm-up, so one training of the longest
+length passes through all shorter ones.
 """
 
 import argparse

@@ -23,7 +23,10 @@ def keeps(similarity: float, tau: float) -> bool:
 
 
 def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """[n] cosines of the rows of a and b ([n, d] each), in float64, to six digits (Eq. 2). NaN where a row is all zeros."""
+    """[n] cosines of the rows of a and b ([n, d] each), in float64, to six digits (Eq. 2).
+
+    NaN where a row is all zeros.
+    """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))

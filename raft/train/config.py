@@ -16,19 +16,20 @@ class RAFTConfig(TrainingArguments):
     """Settings of `RAFTTrainer`. What is not listed here is documented by transformers.TrainingArguments.
 
     Defaults are the paper's where it states them: 3 epochs, batch 16, lr 5e-6, AdamW with weight decay 0.01, K = 512,
-    T = 1.5, beta = 0.9. It is silent on the schedule (here: linear to zero, as transformers has it), on warm-up (none) and
-    on the rollouts' temperature, length and number (here: 1.0, 512, 1).
+    T = 1.5, beta = 0.9. It is silent on the schedule (here: linear to zero, as transformers has it), on warm-up (none)
+    and on the rollouts' temperature, length and number (here: 1.0, 512, 1).
     """
 
     method: str = "raft"
     """raft | sft | sdft | on_policy | fapm: a preset of `raft.train.methods`."""
     target: Target | None = None
-    """The answer to train on: fused (the reference where a row has no fused one), raw, or rewritten. None: the method's own."""
+    """The answer to train on: fused (the reference where a row has no fused one), raw, or rewritten. None: the
+    method's own."""
     teacher_context: TeacherContext | None = None
     """What the teacher reads beside the question: answer (Eq. 7) or none. None: the method's own."""
 
     top_k: int = 512
-    """K: the teacher's most probable tokens that the distributions are cut to (Eq. 9). At most the vocabulary's size."""
+    """K: the teacher's most probable tokens that the distributions are cut to (Eq. 9), at most the vocabulary."""
     temperature: float = 1.5
     """T of both distributions (Eq. 8)."""
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
@@ -72,8 +73,9 @@ class RAFTConfig(TrainingArguments):
     engine_weights: str = "auto"
     """How the engine sees the student's weights: auto, shared or copied (`raft.engines.weights`)."""
     max_tokens_per_micro_batch: int | None = None
-    """Tokens in one forward of training at most, and of the teacher unless one sequence alone is longer. The rows of an optimizer step, per_device_train_batch_size *
-    gradient_accumulation_steps of them, are then split by tokens and no longer by rows. None: the rows of a micro-batch."""
+    """Tokens in one forward of training at most, and of the teacher unless one sequence alone is longer. The rows of an
+    optimizer step, per_device_train_batch_size * gradient_accumulation_steps of them, are then split by tokens and no
+    longer by rows. None: the rows of a micro-batch."""
     teacher_offload: bool = False
     """Keep the teacher in CPU memory. It is on the GPU only to score the rollouts of a refresh, all of them at once."""
     peak_tflops: float | None = None
@@ -84,12 +86,13 @@ class RAFTConfig(TrainingArguments):
     """Free the memory of the engine's KV cache while the model is trained. On a GPU that takes vLLM 0.31 or later."""
 
     max_length: int = 2048
-    """Tokens of prompt and answer, or prompt and rollout, at most. Longer answers are cut, longer prompts are refused."""
+    """Tokens of prompt and answer, or prompt and rollout, at most. Longer answers are cut, longer prompts refused."""
     teacher_max_length: int | None = None
-    """The same for the teacher, whose prompt holds the answer too: that answer is cut, never the question. None: max_length."""
+    """The same for the teacher, whose prompt holds the answer too: that answer is cut, never the question. None:
+    max_length."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the parameters of a model given by its path. bf16 ones (those of a model given as it is too) get fp32
-    master weights in the optimizer, take half the memory, and let a bf16 engine share them."""
+    """Precision of the parameters of a model given by its path. bf16 ones (those of a model given as it is too) get
+    fp32 master weights in the optimizer, take half the memory, and let a bf16 engine share them."""
     log_rollouts: int = 8
     """Rollouts written to rollouts.jsonl, per optimizer step; -1 writes all."""
 
@@ -103,7 +106,8 @@ class RAFTConfig(TrainingArguments):
     logging_nan_inf_filter: bool = False
     """transformers' True looks at every loss, for which the host has to wait in every step."""
     bf16: bool | None = None
-    """Mixed precision. None: where a GPU supports it. The parameters, and so the optimizer's state, keep their own precision."""
+    """Mixed precision. None: where a GPU supports it. The parameters, and so the optimizer's state, keep their own
+    precision."""
 
     def __post_init__(self) -> None:
         if self.balance is None:
@@ -120,7 +124,8 @@ class RAFTConfig(TrainingArguments):
             self.dataloader_pin_memory = False  # there is nothing to pin it for, and torch says so for every loader
         if self.n_gpu > 1:
             raise ConfigError(
-                f"found {self.n_gpu} GPUs in one process: start one process for each, with torchrun or accelerate launch"
+                f"found {self.n_gpu} GPUs in one process: start one process for each, with torchrun or "
+                "accelerate launch"
             )
 
     @property
@@ -169,7 +174,8 @@ class RAFTConfig(TrainingArguments):
         _one_of("engine_weights", self.engine_weights, ("auto", "shared", "copied"))
         if self.rollout_engine == "hf" and self.engine_weights != "auto":
             raise ConfigError(
-                f"engine_weights: expected auto beside rollout_engine='hf', which is the model itself, found {self.engine_weights!r}"
+                "engine_weights: expected auto beside rollout_engine='hf', which is the model itself, found "
+                f"{self.engine_weights!r}"
             )
         for name in ("top_k", "rollouts_per_prompt", "rollout_max_tokens", "steps_per_refresh", "max_length"):
             _whole(name, getattr(self, name), 1)
@@ -203,7 +209,8 @@ class RAFTConfig(TrainingArguments):
             raise ConfigError(f"lambda_min: expected at most lambda_max={bound}, found {self.lambda_min}")
         if method.prunes and (self.fsdp or self.deepspeed):
             raise ConfigError(
-                f"method: expected no fsdp or deepspeed beside {self.method!r}, which ranks the entries of whole weights"
+                f"method: expected no fsdp or deepspeed beside {self.method!r}, which ranks the entries of whole "
+                "weights"
             )
         if method.distills and self.max_length <= self.rollout_max_tokens:
             raise ConfigError(
@@ -211,7 +218,8 @@ class RAFTConfig(TrainingArguments):
             )
         if method.distills and self.teacher_length <= self.rollout_max_tokens:
             raise ConfigError(
-                f"teacher_max_length: expected more than rollout_max_tokens={self.rollout_max_tokens}, found {self.teacher_length}"
+                f"teacher_max_length: expected more than rollout_max_tokens={self.rollout_max_tokens}, found "
+                f"{self.teacher_length}"
             )
         if self.remove_unused_columns:
             raise ConfigError("remove_unused_columns: expected false, the trainer renders the rows itself")
@@ -223,7 +231,8 @@ class RAFTConfig(TrainingArguments):
             raise ConfigError("torch_compile: expected false, every step packs another number of tokens")
         if self.label_smoothing_factor:
             raise ConfigError(
-                f"label_smoothing_factor: expected 0, found {self.label_smoothing_factor}: L_SFT is the plain cross-entropy"
+                f"label_smoothing_factor: expected 0, found {self.label_smoothing_factor}: L_SFT is the plain "
+                "cross-entropy"
             )
 
 
@@ -241,7 +250,8 @@ def _number(
     name: str, value: object, *, low: float, high: float = math.inf, open_low: bool = False, open_high: bool = False
 ) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high or (open_low and value == low) or (open_high and value == high):  # type: ignore[operator]
+    within = number and low <= value <= high  # type: ignore[operator]
+    if not within or (open_low and value == low) or (open_high and value == high):
         above = f"above {low:g}" if open_low else f"of at least {low:g}"
         below = "" if high == math.inf else f" and below {high:g}" if open_high else f" and at most {high:g}"
         raise ConfigError(f"{name}: expected a number {above}{below}, found {value!r}")

@@ -104,7 +104,7 @@ class Teacher:
         return self._read(scored, wrapper, lambda hidden, head: teacher_topk(hidden, head, args))
 
     def k_for(self, share: float, scored: list[Scored], temperature: float, wrapper: nn.Module) -> int | None:
-        """K whose tokens hold `share` of this teacher's tempered probability, mean over some positions of these rollouts.
+        """K whose tokens hold `share` of this teacher's tempered probability, mean over some positions of rollouts.
 
         None where its weights are sharded: a look would take all ranks.
         """

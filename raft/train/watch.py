@@ -39,7 +39,7 @@ class Finding:
 
 
 class Watch:
-    """Looks at every line of metrics and every logged rollout. `known`: names that an earlier life of the run has said."""
+    """Looks at every line of metrics and every logged rollout. `known`: what an earlier life of the run has said."""
 
     def __init__(self, args: RAFTConfig, known: Iterable[str] = ()):
         self._args = args
@@ -95,8 +95,8 @@ class Watch:
         if cut <= MOST_TRUNCATED:
             return None
         return (
-            f"{cut:.0%} of the rollouts were cut at {self._args.rollout_max_tokens} tokens: a larger rollout_max_tokens lets "
-            "them end, mask_truncated leaves the cut ones out"
+            f"{cut:.0%} of the rollouts were cut at {self._args.rollout_max_tokens} tokens: a larger rollout_max_tokens "
+            "lets them end, mask_truncated leaves the cut ones out"
         )
 
     def _bound(self, step: int, most_lambda: float | None) -> str | None:
@@ -113,8 +113,8 @@ class Watch:
             return None
         side = f"above {high:g}" if weight > high else f"below {low:g}"
         return (
-            f"lambda has been {side} for {PATIENCE} steps, now {weight:.3g}: one of the losses is nearly 0 beside the other; "
-            "lambda_min and lambda_max bound it, fixed_lambda fixes it"
+            f"lambda has been {side} for {PATIENCE} steps, now {weight:.3g}: one of the losses is nearly 0 beside the "
+            "other; lambda_min and lambda_max bound it, fixed_lambda fixes it"
         )
 
     def _clipped(self, line: Mapping[str, Any]) -> str | None:
@@ -125,8 +125,9 @@ class Watch:
             return None
         bound = ", or bound the weight of the distillation with lambda_max" if self._args.preset.distills else ""
         return (
-            f"the gradient's norm was above {MOST_CLIPPED:g} times max_grad_norm ({clip:g}) at the last {PATIENCE} logged "
-            f"steps, now {float(norm):.3g}: all are clipped to one length, whatever their losses say; raise max_grad_norm{bound}"
+            f"the gradient's norm was above {MOST_CLIPPED:g} times max_grad_norm ({clip:g}) at the last {PATIENCE} "
+            f"logged steps, now {float(norm):.3g}: all are clipped to one length, whatever their losses say; raise "
+            f"max_grad_norm{bound}"
         )
 
     def rollouts(self, lines: Iterable[Mapping[str, Any]]) -> list[Finding]:

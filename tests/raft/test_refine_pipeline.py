@@ -1,4 +1,4 @@
-"""The logic of the stages and of their restart, with an engine, embedder and judges that are small deterministic programs."""
+"""The logic of the stages and of their restart; engine, embedder and judges are small deterministic programs."""
 
 import json
 import os
@@ -511,7 +511,8 @@ def test_another_fusion_model_is_made_only_when_needed(tmp_path):
     def go(say, **options):
         return refine(
             make_rows(4), Talker(say), Run(tmp_path), settings(),
-            model_id="m", embedder=Angles(), judges=[Number()], progress=False, fusion_engine=fusion, fusion_id="f", **options,
+            model_id="m", embedder=Angles(), judges=[Number()], progress=False,
+            fusion_engine=fusion, fusion_id="f", **options,
         )  # fmt: skip
 
     fused = go(lambda *_: "own 900.")
