@@ -12,15 +12,17 @@ def using(changes: Mapping[str, Config]) -> Iterator[None]:
     from raft_kernels.gpu import configs, project
 
     tables = [configs.SHIPPED, configs.REGISTER_TILES, configs.TENSOR_MEMORY_TILES]
-    before, enabled = [dict(table) for table in tables], project.ENABLED
+    before, faster_on = [dict(table) for table in tables], set(project.FASTER_ON)
     for kernel, chosen in changes.items():
         for table in tables:
             table[kernel, "half"] = chosen
-    project.ENABLED = enabled or "project" in changes
+    if "project" in changes:
+        project.FASTER_ON.add(configs.capability())
     try:
         yield
     finally:
         for table, old in zip(tables, before, strict=True):
             table.clear()
             table.update(old)
-        project.ENABLED = enabled
+        project.FASTER_ON.clear()
+        project.FASTER_ON.update(faster_on)

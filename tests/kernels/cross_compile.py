@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from raft_kernels.divergence import DIVERGENCES
-from raft_kernels.gpu import configs, divergence, project, scatter, select, selected
+from raft_kernels.gpu import configs, divergence, project, scatter, select, selected, union
 
 CHIPS = (80, 90, 100)
 # What one program can use, in bytes.
@@ -94,13 +94,13 @@ def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[V
     found.append(variant(f"scatter_columns {name}", scatter.scatter_columns_kernel, types, blocks, launched))
 
     sizes = dict.fromkeys(("n", "h", "width", "rows", "tiles", "stride_xn"), "i32")
-    types = {"d": d, "x": p, "tokens": "*i32", "sizes": "*i32", "dw": p, **sizes}
+    types = {"d": d, "x": p, "tokens": "*i32", "sizes": "*i32", "order": "*i32", "dw": p, **sizes}
     config = configs.launch("weight_gradient", operand, precision, wide=wide, chip=chip)
     by_weight = {**constants, "stride_xh": 1}
     kernel = selected.weight_gradient_kernel
     found.append(variant(f"weight_gradient {name}", kernel, types, by_weight, config, cores))
 
-    types = {"indices": "*i32", "dy": "*fp32", "d": d, "used": "*i1"}
+    types = {"places": "*i32", "dy": "*fp32", "d": d, "used": "*i1"}
     types |= dict.fromkeys(("n", "k", "first", "width"), "i32")
     blocks = {"BLOCK_V": config["BLOCK_V"]}
     launched = configs.launch("scatter_tiles")
@@ -128,10 +128,39 @@ def selections(chip: int) -> list[Variant]:
         config = configs.launch("candidates", chip=chip)
         found.append(variant(f"candidates G={g}", select.candidates_kernel, types, {"G": g}, config))
     for lanes in (1024, 2048, 4096, 8192, 16384, select.MAX_LANES):
-        types = {"keys": "*i32", "chosen": "*i32", "m": "i32", "k": "i32"}
+        types = {"keys": "*i32", "chosen": "*i32", "z": "*fp32", "groups": "*i32", "logits": "*fp32"}
+        types |= dict.fromkeys(("m", "k", "stride_z"), "i32")
         config = configs.launch("choose", lanes=lanes, chip=chip)
-        found.append(variant(f"choose {lanes}", select.choose_kernel, types, {"LANES": lanes}, config))
+        for g, final in ((1, False), (1, True), (16, True)):
+            constants = {"LANES": lanes, "G": g, "FINAL": final}
+            name = f"choose {lanes} G={g}{' final' if final else ''}"
+            found.append(variant(name, select.choose_kernel, types, constants, config))
     return found
+
+
+def lists(chip: int) -> list[Variant]:
+    types = {"used": "*i1", "members": "*i32", "sizes": "*i32", "places": "*i32"}
+    types |= dict.fromkeys(("m", "stride", "capacity"), "i32")
+    config = configs.launch("compact", chip=chip)
+    found = [
+        variant(
+            f"compact {'with' if places else 'without'} places", union.compact_kernel, types, {"PLACES": places}, config
+        )
+        for places in (False, True)
+    ]
+    types = {"y": "*fp32", "columns": "*i32", "mask": "*i1", "found": "*fp32"}
+    types |= dict.fromkeys(("k", "capacity", "width"), "i32")
+    config = configs.launch("pick_columns", chip=chip)
+    return found + [
+        variant(
+            f"pick_columns {'with' if mask else 'without'} mask",
+            scatter.pick_columns_kernel,
+            types,
+            {"MASK": mask},
+            config,
+        )
+        for mask in (False, True)
+    ]
 
 
 def divergences(chip: int) -> list[Variant]:
@@ -172,7 +201,13 @@ def projections(chip: int) -> list[Variant]:
 
 
 def variants(chip: int) -> list[Variant]:
-    return [*products(chip), *selections(chip), *divergences(chip), *(projections(chip) if chip >= 90 else [])]
+    return [
+        *products(chip),
+        *lists(chip),
+        *selections(chip),
+        *divergences(chip),
+        *(projections(chip) if chip >= 90 else []),
+    ]
 
 
 def compile_for(v: Variant, chip: int) -> Compiled:

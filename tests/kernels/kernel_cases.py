@@ -164,3 +164,14 @@ def sorted_topk(z: Tensor, k: int) -> Tensor:
     z = torch.nan_to_num(z, nan=math.inf, posinf=math.inf, neginf=-math.inf)
     z = torch.where(z == 0, 0.0, z)  # a sort by bits, as on a GPU, would put -0 below 0
     return torch.sort(z, dim=-1, descending=True, stable=True).indices[:, :k].sort(-1).values
+
+
+def selection(z, vocab, k, log_partition_at):
+    """What gpu.select.top_k writes and returns, (ids, log-partition); the logits are those at the ids."""
+    from raft_kernels.gpu import select
+
+    ids = torch.full((len(z), k), -1, dtype=torch.int32, device=z.device)
+    logits = torch.empty((len(z), k), device=z.device)
+    log_partition = select.top_k(z, vocab, log_partition_at, ids, logits)
+    assert torch.equal(logits.nan_to_num(7.0), z.gather(1, ids.long()).nan_to_num(7.0))
+    return ids, log_partition

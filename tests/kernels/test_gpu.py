@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_cases import KINDS, adversarial, leaves, sorted_topk
+from kernel_cases import KINDS, adversarial, leaves, selection, sorted_topk
 from torch import Tensor
 
 from bench.measure import peak_mib
@@ -157,17 +157,20 @@ def checked_selection(monkeypatch):
     ways = []
     top_k, choose = select.top_k, select.choose
 
-    def checked_top_k(z, vocab, k, log_partition_at):
-        ids, log_partition = top_k(z, vocab, k, log_partition_at)
+    def checked_top_k(z, vocab, log_partition_at, ids, logits):
+        log_partition = top_k(z, vocab, log_partition_at, ids, logits)
         ways.append("top_k")
-        assert torch.equal(ids.long(), sorted_topk(z[:, :vocab], k))
-        return ids, log_partition
+        check(z, vocab, ids, logits)
+        return log_partition
 
-    def checked_choose(z, maxima, vocab, k, g):
-        ids = choose(z, maxima, vocab, k, g)
+    def checked_choose(z, maxima, vocab, g, ids, logits):
+        choose(z, maxima, vocab, g, ids, logits)
         ways.append("choose")
-        assert torch.equal(ids.long(), sorted_topk(z[:, :vocab], k))
-        return ids
+        check(z, vocab, ids, logits)
+
+    def check(z, vocab, ids, logits):
+        assert torch.equal(ids.long(), sorted_topk(z[:, :vocab], ids.shape[1]))
+        assert torch.equal(logits, z.gather(1, ids.long()))
 
     monkeypatch.setattr(select, "top_k", checked_top_k)
     monkeypatch.setattr(select, "choose", checked_choose)
@@ -187,11 +190,9 @@ def test_top_k_is_a_stable_sort(checked_selection, v, vocab, k):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adversarial_rows(kind):
-    from raft_kernels.gpu import select
-
     for v, k in ((1101, 1), (1101, 17), (1101, 512), (1101, 1101), (128256, 512), (70000, 20000)):
         z = adversarial(kind, 3, v).to(DEVICE)
-        ids, log_partition = select.top_k(z, v, k, 1.5)
+        ids, log_partition = selection(z, v, k, 1.5)
         assert torch.equal(ids.long(), sorted_topk(z, k)), (v, k)
         torch.testing.assert_close(log_partition, torch.logsumexp(z / 1.5, -1), rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -199,15 +200,16 @@ def test_adversarial_rows(kind):
 @pytest.mark.parametrize("options", [{}, {"bias": True, "logit_scale": 0.5}, {"vocab_size": 128000}], ids=str)
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
 def test_fused_product(monkeypatch, checked_selection, dtype, options):
-    from raft_kernels.gpu import project
+    from raft_kernels.gpu import configs, project
 
     if torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("needs the tensor memory accelerator of capability 9.0")
     _, teacher = Case(1000, 512, 128256, 512, dtype).tensors()
     if "bias" in options:
         options = {**options, "bias": torch.randn(128256, device=DEVICE).to(dtype)}
+    monkeypatch.setattr(project, "FASTER_ON", set())
     plain = linear_topk(*teacher, 512, **options)
-    monkeypatch.setattr(project, "ENABLED", True)
+    monkeypatch.setattr(project, "FASTER_ON", {configs.capability()})
     checked_selection.clear()
     fused = linear_topk(*teacher, 512, **options)
     assert set(checked_selection) == {"choose"}

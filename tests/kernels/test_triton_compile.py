@@ -39,6 +39,8 @@ def test_every_configuration_fits(chip):
         "product_kernel",
         "hidden_gradient_kernel",
         "weight_gradient_kernel",
+        "compact_kernel",
+        "pick_columns_kernel",
         "scatter_columns_kernel",
         "scatter_tiles_kernel",
         "group_maxima_kernel",

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from kernel_cases import KINDS, adversarial, make_case, sorted_topk
+from kernel_cases import KINDS, adversarial, make_case, selection, sorted_topk
 
 from raft_kernels import linear_topk
 from raft_kernels.dispatch import INTERPRETED
@@ -17,7 +17,7 @@ if not INTERPRETED:
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft_kernels.gpu import project, select
+from raft_kernels.gpu import configs, project, select
 
 V = 1101  # no multiple of any group size but 1
 GROUPS = {1: 32, 17: 8, 512: 2, V: 1}  # K to the size of a group
@@ -33,7 +33,7 @@ def test_every_group_size_occurs():
 def test_adversarial_rows(kind, k):
     """What lies beyond the vocabulary in a row of the buffer is no logit."""
     z = torch.cat([adversarial(kind, 2, V), torch.full((2, 11), math.inf)], dim=1)
-    ids, log_partition = select.top_k(z, V, k, 1.5)
+    ids, log_partition = selection(z, V, k, 1.5)
     assert torch.equal(ids.long(), sorted_topk(z[:, :V], k))
     expected = torch.logsumexp(z[:, :V] / 1.5, -1)
     torch.testing.assert_close(log_partition, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -44,14 +44,14 @@ def test_adversarial_rows(kind, k):
 def test_ties_at_random(n, v, levels, data):
     k = data.draw(st.integers(1, v))
     z = torch.randint(-levels, levels + 1, (n, v), generator=torch.Generator().manual_seed(v)).float()
-    assert torch.equal(select.top_k(z, v, k, None)[0].long(), sorted_topk(z, k))
+    assert torch.equal(selection(z, v, k, None)[0].long(), sorted_topk(z, k))
 
 
 @pytest.mark.parametrize("v, k", [(33000, 32800), (70000, 20000)])
 def test_rows_of_more_lanes_than_a_program_has(v, k):
     assert not select.suits(v, k)
     z = adversarial("few values", 2, v)
-    ids, log_partition = select.top_k(z, v, k, 0.7)
+    ids, log_partition = selection(z, v, k, 0.7)
     assert torch.equal(ids.long(), sorted_topk(z, k))
     torch.testing.assert_close(log_partition, torch.logsumexp(z / 0.7, -1))
 
@@ -60,7 +60,7 @@ def test_longest_row_that_suits():
     v = k = select.MAX_LANES
     assert select.suits(v, k - 1) and select.group_size(v, k - 1) == 1
     z = adversarial("two values", 1, v)
-    assert torch.equal(select.top_k(z, v, k - 1, None)[0].long(), sorted_topk(z, k - 1))
+    assert torch.equal(selection(z, v, k - 1, None)[0].long(), sorted_topk(z, k - 1))
 
 
 def whole_numbers(n: int, h: int, v: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -88,10 +88,11 @@ def test_fused_product_chooses_the_same_ids(monkeypatch, dtype, options):
     mask = torch.arange(n) != 1
     calls = []
     fused = project.logits_and_maxima
+    monkeypatch.setattr(project, "FASTER_ON", set())
     monkeypatch.setattr(project, "logits_and_maxima", lambda *args: calls.append(1) or fused(*args))
     expected = linear_topk(hidden, weight, k, mask=mask, **options)
     assert not calls
-    monkeypatch.setattr(project, "ENABLED", True)
+    monkeypatch.setattr(project, "FASTER_ON", {configs.capability()})
     got = linear_topk(hidden, weight, k, mask=mask, **options)
     assert calls or "softcap" in options
     assert torch.equal(got.indices, expected.indices)
@@ -110,7 +111,7 @@ def test_fused_logits_and_maxima(dtype):
 
 
 def test_fused_product_only_where_it_suits(monkeypatch):
-    monkeypatch.setattr(project, "ENABLED", True)
+    monkeypatch.setattr(project, "FASTER_ON", {configs.capability()})
     c = make_case(4, 16, 600, torch.bfloat16)
     head = Head(c.teacher_weight, None, 600, 1.0, None, torch.bfloat16, "triton")
     assert project.suits(head, c.teacher_hidden, 9, None)

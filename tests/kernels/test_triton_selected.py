@@ -121,6 +121,17 @@ def test_union_lists_the_ids_in_use(n, v, tile):
     assert torch.equal(everything.sizes, union.of_tokens(ids, torch.ones_like(live), v, tile).sizes)
 
 
+def test_ids_that_are_used_alike_stand_together():
+    """Ids of most tokens, of the first eight, of the last eight, of a single token, and of none."""
+    n, v = 64, 40
+    sets = [[7, 30, *([3, 21] if t < 8 else [4, 9] if t >= 56 else [0 if t == 20 else 37, 38])] for t in range(n)]
+    ids = torch.tensor([sorted(each) for each in sets]).int()
+    order, places = union.by_use(ids, v)
+    assert sorted(order.tolist()) == list(range(v))
+    assert torch.equal(order[places], torch.arange(v).int())
+    assert order[:9].tolist() == [7, 30, 37, 38, 3, 21, 4, 9, 0]
+
+
 def test_skipped_entries_are_in_no_product(monkeypatch):
     n, k = 6, 10
     c = make_case(n, 8, n * k)

@@ -22,7 +22,7 @@ def _tile(num_warps: int, num_stages: int, **blocks: int) -> Config:
 SHIPPED: dict[tuple[str, str], Config] = {
     ("product", "half"): _tile(8, 4, BLOCK_N=128, BLOCK_U=256, BLOCK_H=64),
     ("hidden_gradient", "half"): _tile(8, 5, BLOCK_N=128, BLOCK_U=64, BLOCK_H=256),
-    ("weight_gradient", "half"): _tile(8, 5, BLOCK_V=128, BLOCK_N=64, BLOCK_H=256, GROUP_H=4),
+    ("weight_gradient", "half"): _tile(4, 5, BLOCK_V=64, BLOCK_N=64, BLOCK_H=128, GROUP_H=8),
     ("product", "wide"): _tile(8, 3, BLOCK_N=128, BLOCK_U=128, BLOCK_H=32),
     ("hidden_gradient", "wide"): _tile(8, 3, BLOCK_N=128, BLOCK_U=32, BLOCK_H=128),
     ("weight_gradient", "wide"): _tile(8, 3, BLOCK_V=128, BLOCK_N=32, BLOCK_H=128, GROUP_H=8),
@@ -72,6 +72,10 @@ def launch(
         return {"ELEMENTS": 4096, "num_warps": 4}
     if kernel == "candidates":
         return {"BLOCK_K": 64, "num_warps": 4}
+    if kernel == "compact":
+        return {"BLOCK": 4096, "num_warps": 8}
+    if kernel == "pick_columns":
+        return {"BLOCK_K": 512, "num_warps": 4}
     if kernel == "scatter_columns":
         return {"BLOCK_K": 512, "ZEROS": 2048, "num_warps": 4}
     if kernel == "scatter_tiles":

@@ -18,8 +18,9 @@ from .configs import capability, launch
 from .select import order_key
 from .selected import as_operand
 
-# Off until it is measured to beat cuBLAS and a pass over the buffer: `python -m bench tune` decides (bench/LOG.md).
-ENABLED = False
+# Compute capabilities on which it was measured to beat cuBLAS and a pass over the buffer, by `python -m bench tune`
+# (bench/LOG.md).
+FASTER_ON = {90}
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -77,7 +78,7 @@ def suits(head: Head, hidden: Tensor, k: int, log_partition_at: float | None) ->
     """Half-precision operands of one dtype, laid out as tensor descriptors need them, groups to take maxima of, and no
     soft-cap: Triton has no tanh that is exact for small logits."""
     half = head.operands in (torch.bfloat16, torch.float16)
-    if not (ENABLED and half) or 0 < capability() < 90 or log_partition_at is not None or head.softcap is not None:
+    if not half or capability() not in FASTER_ON or log_partition_at is not None or head.softcap is not None:
         return False
     g = select.group_size(head.vocab, k)
     aligned = all(

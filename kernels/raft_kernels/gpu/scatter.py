@@ -1,10 +1,13 @@
-"""dloss/dy as the dense operand D of the gradients' products: written only where a product will read it.
+"""Entries of tokens out of and into dense workspaces.
+
+Y, the product of a tile of tokens with its union of ids, holds each token's K entries among others: `pick_columns`.
+D is dloss/dy as the dense operand of the gradients' products: written only where a product will read it.
 
 A tile of tokens reads the columns of its union of ids (hidden_gradient), a tile of ids the rows of the tokens that have
 one of its ids (weight_gradient): with V = 128256, K = 512 and ids that agree only by chance 40 % of all of D each, in
 text less. Everything else of the workspace is left as it was.
 
-Each program first writes the zeros of its token, then its entries: the barrier between the two orders them.
+Each program that writes D first writes the zeros of its token, then its entries: the barrier between the two orders them.
 """
 
 import triton
@@ -12,6 +15,30 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import launch
+
+
+@triton.jit
+def pick_columns_kernel(
+    y,  # (n, width) fp32
+    columns,  # (n, K) int32; `capacity` where nowhere: 0 is found
+    mask,  # (n,) bool
+    found,  # (n, K) fp32
+    k,
+    capacity,
+    width,
+    MASK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The entries of each token. Program: one token."""
+    row = tl.program_id(0).to(tl.int64)
+    live = True
+    if MASK:
+        live = tl.load(mask + row) != 0
+    for start in range(0, k, BLOCK_K):
+        lane = start + tl.arange(0, BLOCK_K)
+        column = tl.load(columns + row * k + lane, mask=lane < k, other=capacity)
+        value = tl.load(y + row * width + column, mask=(column < capacity) & live, other=0.0)
+        tl.store(found + row * k + lane, value, mask=lane < k)
 
 
 @triton.jit
@@ -44,7 +71,7 @@ def scatter_columns_kernel(
 
 @triton.jit(do_not_specialize=["n", "first"])
 def scatter_tiles_kernel(
-    indices,  # (N, K) int32
+    places,  # (N, K) int32
     dy,  # (N, K) fp32
     d,  # (N, width): written in the tiles that the token has
     used,  # (tiles, N) bool, false: written
@@ -55,14 +82,14 @@ def scatter_tiles_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """D of the ids first..first + width, and which tiles of BLOCK_V ids each token has. Program: one token.
+    """D of the places first..first + width, and which tiles of BLOCK_V places each token has. Program: one token.
 
-    Ids are unique within a row; several lanes may write the same zeros and the same `true`.
+    Places are unique within a row; several lanes may write the same zeros and the same `true`.
     """
     row = tl.program_id(0).to(tl.int64)
     for start in range(0, k, BLOCK_K):
         lane = start + tl.arange(0, BLOCK_K)
-        v = tl.load(indices + row * k + lane, mask=lane < k, other=-1) - first
+        v = tl.load(places + row * k + lane, mask=lane < k, other=-1) - first
         value = tl.load(dy + row * k + lane, mask=lane < k, other=0.0)
         mine = (v >= 0) & (v < width) & (value != 0.0)
         tile = v // BLOCK_V
@@ -73,10 +100,24 @@ def scatter_tiles_kernel(
     tl.debug_barrier()
     for start in range(0, k, BLOCK_K):
         lane = start + tl.arange(0, BLOCK_K)
-        v = tl.load(indices + row * k + lane, mask=lane < k, other=-1) - first
+        v = tl.load(places + row * k + lane, mask=lane < k, other=-1) - first
         value = tl.load(dy + row * k + lane, mask=lane < k, other=0.0)
         mine = (v >= 0) & (v < width) & (value != 0.0)
         tl.store(d + row * width + v, value.to(d.dtype.element_ty), mask=mine)
+
+
+def pick_columns(
+    y: Tensor,  # (n, width) fp32
+    columns: Tensor,  # (n, K) int32 of union.Lists
+    mask: Tensor | None,  # (n,) bool
+    found: Tensor,  # (n, K) fp32: written
+    capacity: int,
+) -> None:
+    n, k = columns.shape
+    if n:
+        config = launch("pick_columns")
+        given = columns if mask is None else mask
+        pick_columns_kernel[(n,)](y, columns, given, found, k, capacity, y.stride(0), MASK=mask is not None, **config)
 
 
 def scatter_columns(
@@ -97,14 +138,14 @@ def scatter_columns(
 
 
 def scatter_tiles(
-    indices: Tensor,  # (N, K) int32
+    places: Tensor,  # (N, K) int32: where in the order of the ids (union.by_use) each entry stands
     dy: Tensor,  # (N, K) fp32
     d: Tensor,  # (N, tiles * tile): written
     used: Tensor,  # (tiles, N) bool, false: written
     first: int,
     tile: int,
 ) -> None:
-    n, k = indices.shape
+    n, k = places.shape
     if n:
         config = launch("scatter_tiles")
-        scatter_tiles_kernel[(n,)](indices, dy, d, used, n, k, first, d.stride(0), BLOCK_V=tile, **config)
+        scatter_tiles_kernel[(n,)](places, dy, d, used, n, k, first, d.stride(0), BLOCK_V=tile, **config)

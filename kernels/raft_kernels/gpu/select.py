@@ -73,13 +73,19 @@ def group_maxima_kernel(
 @triton.jit
 def choose_kernel(
     keys,  # (n, M) int32: bits of uint32 order keys, at least k of them
-    chosen,  # (n, K) int32
+    chosen,  # (n, K) int32: the columns of keys; with FINAL the ids
+    z,  # (n, V) fp32, of FINAL
+    groups,  # (n, K) int32, of FINAL: keys are the G ids of each of these groups
+    logits,  # (n, K) fp32, of FINAL
     m,
     k,
+    stride_z,
+    G: tl.constexpr,
+    FINAL: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The columns of the k largest keys, of equal ones the first, ascending. Program: one row."""
+    """The k largest keys, of equal ones the first, ascending. Program: one row."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     u = tl.load(keys + row * m + lane, mask=lane < m, other=0).to(tl.uint32, bitcast=True)
@@ -106,6 +112,10 @@ def choose_kernel(
         rank = equal + (running >> 16)
         keep = (part > threshold) | ((part == threshold) & (rank <= room))
         place = above + (running & 0xFFFF) + tl.minimum(rank, room) - 1
+        if FINAL:
+            if G > 1:
+                column = tl.load(groups + row * k + column // G, mask=keep, other=0) * G + column % G
+            tl.store(logits + row * k + place, tl.load(z + row * stride_z + column, mask=keep, other=0.0), mask=keep)
         tl.store(chosen + row * k + place, column, mask=keep)
         total = tl.sum(step, 0)
         above += total & 0xFFFF
@@ -173,47 +183,65 @@ def group_maxima(
     return keys, None if log_partition_at is None else torch.logsumexp(partial, -1)
 
 
-def _choose(keys: Tensor, k: int) -> Tensor:  # (n, M) int32 -> (n, k) int32
-    n, m = keys.shape
-    chosen = keys.new_empty((n, k))
-    if n:
-        lanes = triton.next_power_of_2(m)
-        choose_kernel[(n,)](keys, chosen, m, k, LANES=lanes, **launch("choose", lanes=lanes))
-    return chosen
-
-
 def choose(
     z: Tensor,  # (n, >= vocab) fp32, last dimension contiguous
     maxima: Tensor,  # (n, groups) int32
     vocab: int,
-    k: int,
     g: int,
-) -> Tensor:  # (n, k) int32: the ids of the k largest, ascending
-    chosen = _choose(maxima, k)
-    if g == 1:
-        return chosen
-    n = len(z)
-    keys = chosen.new_empty((n, k * g))
-    config = launch("candidates")
-    blocks = triton.cdiv(k, config["BLOCK_K"])
-    if n:
-        candidates_kernel[(n * blocks,)](z, chosen, keys, z.stride(0), vocab, k, blocks, G=g, **config)
-    local = _choose(keys, k).long()
-    return (chosen.gather(1, local // g) * g + local % g).to(torch.int32)
+    ids: Tensor,  # (n, k) int32: written, the ids of the k largest, ascending
+    logits: Tensor,  # (n, k) fp32: written
+) -> None:
+    n, k = ids.shape
+    if not n:
+        return
+    groups, keys = ids, maxima
+    if g > 1:
+        groups, keys = torch.empty_like(ids), ids.new_empty((n, k * g))
+        _choose(maxima, groups, z, groups, logits, 1, final=False)
+        config = launch("candidates")
+        blocks = triton.cdiv(k, config["BLOCK_K"])
+        candidates_kernel[(n * blocks,)](z, groups, keys, z.stride(0), vocab, k, blocks, G=g, **config)
+    _choose(keys, ids, z, groups, logits, g, final=True)
+
+
+def _choose(keys: Tensor, chosen: Tensor, z: Tensor, groups: Tensor, logits: Tensor, g: int, *, final: bool) -> None:
+    """The arguments are choose_kernel's."""
+    m = keys.shape[1]
+    lanes = triton.next_power_of_2(m)
+    choose_kernel[(len(keys),)](
+        keys,
+        chosen,
+        z,
+        groups,
+        logits,
+        m,
+        chosen.shape[1],
+        z.stride(0),
+        G=g,
+        FINAL=final,
+        LANES=lanes,
+        **launch("choose", lanes=lanes),
+    )
 
 
 def top_k(
     z: Tensor,  # (n, >= vocab) fp32, last dimension contiguous
     vocab: int,
-    k: int,
     log_partition_at: float | None,
-) -> tuple[Tensor, Tensor | None]:  # ids (n, k) int32, ascending, and on request the log-partition (n,)
+    ids: Tensor,  # (n, k) int32: written, ascending
+    logits: Tensor,  # (n, k) fp32: written
+) -> Tensor | None:  # on request the log-partition (n,)
+    k = ids.shape[1]
     if not suits(vocab, k):
         log_partition = None if log_partition_at is None else logsumexp(z, vocab, log_partition_at)
-        return select_blocked(z[:, :vocab], k, 1).to(torch.int32), log_partition
+        chosen = select_blocked(z[:, :vocab], k, 1)
+        ids.copy_(chosen)
+        torch.gather(z, 1, chosen, out=logits)
+        return log_partition
     g = group_size(vocab, k)
     maxima, log_partition = group_maxima(z, vocab, g, log_partition_at)
-    return choose(z, maxima, vocab, k, g), log_partition
+    choose(z, maxima, vocab, g, ids, logits)
+    return log_partition
 
 
 def logsumexp(

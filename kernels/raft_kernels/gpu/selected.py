@@ -20,7 +20,7 @@ from ..dispatch import INTERPRETED
 from ..head import Gradients, Head, masked_ids
 from . import union
 from .configs import launch
-from .scatter import scatter_columns, scatter_tiles
+from .scatter import pick_columns, scatter_columns, scatter_tiles
 
 TRITON_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 # Elements of the [tokens, union] and [tokens, ids] workspaces.
@@ -148,7 +148,8 @@ def weight_gradient_kernel(
     x,  # (N, H)
     tokens,  # (tiles, N) int32
     sizes,  # (tiles,) int32
-    dw,  # (rows, H): the part of the head's gradient
+    order,  # (rows,) int32: the ids of the tiles, one after the other
+    dw,  # (V, H): the rows of these ids are written
     n,
     h,
     width,
@@ -185,8 +186,8 @@ def weight_gradient_kernel(
         b = tl.load(x + row[:, None] * stride_xn + j[None, :] * stride_xh, mask=i[None, :] < h, other=0.0)
         acc = tl.dot(tl.trans(as_operand(a, OPERAND)), as_operand(b, OPERAND), acc, input_precision=PRECISION)
     mask = (v[:, None] < rows) & (i[None, :] < h)
-    at = tl.arange(0, BLOCK_V)[:, None] * h + i[None, :]
-    tl.store(dw + (tile * BLOCK_V).to(tl.int64) * h + at, acc.to(dw.dtype.element_ty), mask=mask)
+    ids = tl.load(order + v, mask=v < rows, other=0).to(tl.int64)
+    tl.store(dw + ids[:, None] * h + i[None, :], acc.to(dw.dtype.element_ty), mask=mask)
 
 
 def _tokens(width: int, tile: int) -> int:
@@ -250,7 +251,8 @@ def backward(
         grad_hidden.masked_fill_(~mask.unsqueeze(1), 0)
     if not (need_weight or need_bias):
         return grad_hidden, None, None
-    return grad_hidden, *weight_gradient(head, dy, hidden, indices, need_weight, need_bias)
+    ids = masked_ids(indices, mask, head.vocab)
+    return grad_hidden, *weight_gradient(head, dy, hidden, ids, need_weight, need_bias)
 
 
 def token_tile(operands: torch.dtype, wide: bool) -> int:
@@ -295,9 +297,7 @@ def selected_products(
             LONG=_long(x, head.weight),
             **config,
         )
-        # Entries that are not in use point behind the list.
-        found = workspace[: len(x)].gather(1, lists.columns[rows].clamp_max(capacity - 1).long())
-        y[rows] = found if mask is None else found.masked_fill(~mask[rows].unsqueeze(1), 0)
+        pick_columns(workspace, lists.columns[rows], None if mask is None else mask[rows], y[rows], capacity)
     return y
 
 
@@ -368,9 +368,13 @@ def weight_gradient(
     operand, precision = gradient_operand(head.operands)
     config = launch("weight_gradient", operand, precision, wide=_wide(operand, hidden))
     tile = config["BLOCK_V"]
-    step = max(1, BUDGET // max(1, n) // tile) * tile
-    workspace = dy.new_empty(n * min(step, triton.cdiv(vocab, tile) * tile), dtype=operand)
-    for part in _chunks(vocab, step):
+    order, places = union.by_use(indices, vocab)
+    places = places[indices]
+    step = max(1, BUDGET // max(1, n) // tile)  # tiles at a time
+    most = min(step, triton.cdiv(vocab, tile))
+    members, sizes = order.new_empty((most, n)), order.new_empty((most,))
+    workspace = dy.new_empty(n * most * tile, dtype=operand)
+    for part in _chunks(vocab, step * tile):
         rows = part.stop - part.start
         tiles = triton.cdiv(rows, tile)
         width = tiles * tile
@@ -378,18 +382,19 @@ def weight_gradient(
         if db is not None:
             d.zero_()  # the sum reads all of it; heads with a bias are few
         used = torch.zeros((tiles, n), dtype=torch.bool, device=dy.device)
-        scatter_tiles(indices, dy, d, used, part.start, tile)
+        scatter_tiles(places, dy, d, used, part.start, tile)
         if db is not None:
-            db[part] = d[:, :rows].sum(0, dtype=torch.float32)
+            db[order[part]] = d[:, :rows].sum(0, dtype=torch.float32)
         if dw is None:
             continue
-        tokens, _ = union.compact(used, n)
+        union.compact(used, n, members, sizes)
         weight_gradient_kernel[(tiles * triton.cdiv(h, config["BLOCK_H"]),)](
             d,
             hidden,
-            tokens.members,
-            tokens.sizes,
-            dw[part],
+            members,
+            sizes,
+            order[part],
+            dw,
             n,
             h,
             width,

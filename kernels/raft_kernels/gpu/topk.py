@@ -25,12 +25,12 @@ def linear_topk(
     width = -(-head.vocab // 64) * 64  # rows that start at multiples of 16 bytes are read 16 bytes at a time
     for rows, buffer in walk(len(hidden), width, hidden, head.dtype, CUDA_TEACHER_BUDGET):
         x = masked(hidden, mask, rows)
+        partition = None
         if fused:
-            maxima, partition = project.logits_and_maxima(head, x, g, buffer), None
-            ids = select.choose(buffer, maxima, head.vocab, k, g)
+            maxima = project.logits_and_maxima(head, x, g, buffer)
+            select.choose(buffer, maxima, head.vocab, g, indices[rows], logits[rows])
         else:
-            ids, partition = select.top_k(head.logits_(buffer[:, : head.vocab], x), head.vocab, k, log_partition_at)
-        indices[rows] = ids
-        logits[rows] = buffer.gather(1, ids.long())
+            z = head.logits_(buffer[:, : head.vocab], x)
+            partition = select.top_k(z, head.vocab, log_partition_at, indices[rows], logits[rows])
         if partition is not None:
             log_partition[rows] = partition

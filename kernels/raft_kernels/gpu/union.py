@@ -4,45 +4,77 @@ The K ids of one token fill no tensor-core tile, but the ids of 128 neighbouring
 128 K ids, 40 % of 128k when no two tokens agree more than by chance (K = 512), a few percent in text. Products run over
 the union, in order; what no token of the tile asked for is computed and dropped. Counts stay on the device: programs
 beyond a tile's count return at once, so that the work follows the data without a host sync.
+
+Ids of text are used unevenly: some by most tokens, most by a few tokens that stand together. `by_use` puts ids side by
+side that are used alike, so that the tokens of a tile of ids are few or are shared by all of its ids.
 """
 
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from .configs import launch
 
 # (tile, id) pairs that are counted at once: lists are built in some 20 bytes a pair.
 BUDGET = 1 << 24
 
 
-class Union(NamedTuple):
-    members: Tensor  # (tiles, capacity) int32: the members in use by a tile, ascending, then 0
-    sizes: Tensor  # (tiles,) int32
-
-
 class Lists(NamedTuple):
     """The ids in use by each tile of neighbouring tokens, and where each entry of a token is in its tile's list."""
 
-    members: Tensor  # (tiles, capacity) int32, as in Union
+    members: Tensor  # (tiles, capacity) int32: the ids in use by a tile, ascending, then 0
     sizes: Tensor  # (tiles,) int32
     columns: Tensor  # (N, K) int32; `capacity` where an entry is not in use
 
 
+@triton.jit(do_not_specialize=["m"])
+def compact_kernel(
+    used,  # (tiles, stride) bool
+    members,  # (tiles, capacity) int32
+    sizes,  # (tiles,) int32
+    places,  # (tiles, M + 1) int32
+    m,
+    stride,
+    capacity,
+    PLACES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The members in use of one tile, ascending, and for each of the M its place among them. Program: one tile."""
+    tile = tl.program_id(0).to(tl.int64)
+    size = tl.full((), 0, tl.int32)
+    for start in range(0, m, BLOCK):
+        lane = start + tl.arange(0, BLOCK)
+        mine = tl.load(used + tile * stride + lane, mask=lane < m, other=0).to(tl.int32)
+        place = size + tl.cumsum(mine, 0) - 1
+        tl.store(members + tile * capacity + place, lane, mask=mine != 0)
+        if PLACES:
+            tl.store(places + tile * (m + 1) + lane, place, mask=lane < m)
+        size += tl.sum(mine, 0)
+    tl.store(sizes + tile, size)
+    if PLACES:
+        tl.store(places + tile * (m + 1) + m, capacity)
+
+
 def compact(
-    used: Tensor,  # (tiles, M) bool
-    capacity: int,
-) -> tuple[Union, Tensor]:  # and (tiles, M) int32: the place of each member in its tile's list, of those in use
-    """The lists of members in use. `capacity` is as many as any tile can have."""
-    tiles, m = used.shape
-    # One scan over all tiles fills a GPU; a scan per row would use as many multiprocessors as there are tiles.
-    running = used.reshape(-1).cumsum(0, dtype=torch.int32).view(tiles, m)
-    rank = running - torch.nn.functional.pad(running[:-1, -1:], (0, 0, 1, 0)) if tiles and m else running
-    # What is not in use goes to a spare column, which is cut off.
-    target = torch.where(used, rank - 1, capacity).long()
-    members = rank.new_zeros((tiles, capacity + 1))
-    members.scatter_(1, target, torch.arange(m, dtype=torch.int32, device=used.device).expand(tiles, m))
-    sizes = rank[:, -1].contiguous() if m else rank.new_zeros(tiles)
-    return Union(members[:, :capacity].contiguous(), sizes), rank - 1
+    used: Tensor,  # (tiles, >= M) bool, last dimension contiguous
+    m: int,
+    members: Tensor,  # (tiles, capacity) int32: written up to a tile's size; capacity is as many as any tile can have
+    sizes: Tensor,  # (tiles,) int32: written
+    places: bool = False,
+) -> (
+    Tensor
+):  # (tiles, M + 1) int32 or empty: of a member in use its place in its tile's list; `capacity` in the last column
+    """The lists of the members in use."""
+    tiles = len(used)
+    found = sizes.new_empty((tiles, m + 1) if places else (0,))
+    if tiles:
+        compact_kernel[(tiles,)](
+            used, members, sizes, found, m, used.stride(0), members.stride(0), PLACES=places, **launch("compact")
+        )
+    return found
 
 
 def empty(
@@ -65,6 +97,7 @@ def of_tokens(
 ) -> Lists:
     """The ids in use by each tile of `tile` neighbouring tokens."""
     lists = empty(indices, vocab, tile)
+    lists.members.zero_()
     capacity = lists.members.shape[1]
     step = max(1, BUDGET // vocab)
     for first in range(0, len(lists.sizes), step):
@@ -77,9 +110,25 @@ def of_tokens(
         n, k = ids.shape
         ids = torch.nn.functional.pad(ids, (0, 0, 0, len(sizes) * tile - n), value=vocab).view(len(sizes), tile * k)
         used = torch.zeros((len(sizes), vocab + 1), dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
-        found, place = compact(used[:, :vocab], capacity)
-        place = torch.nn.functional.pad(place, (0, 1), value=capacity)
-        members.copy_(found.members)
-        sizes.copy_(found.sizes)
+        place = compact(used, vocab, members, sizes, places=True)
         columns.copy_(place.gather(1, ids).view(-1, k)[:n])
     return lists
+
+
+def by_use(
+    indices: Tensor,  # (N, K) int32
+    vocab: int,
+) -> tuple[Tensor, Tensor]:  # order (V,) int32: the ids; places (V,) int32: where in `order` each id stands
+    """An order of all ids: first those of many tokens, by powers of 4; of about as many, by their first token.
+
+    Counts and minima of integers do not depend on the order of execution, and the sort is stable.
+    """
+    n, k = indices.shape
+    ids = indices.reshape(-1).long()
+    token = torch.arange(n, dtype=torch.int32, device=ids.device).unsqueeze(1).expand(n, k).reshape(-1)
+    count = token.new_zeros(vocab).scatter_add_(0, ids, token.new_ones(1).expand(n * k))
+    first = token.new_full((vocab,), n).scatter_reduce_(0, ids, token, "amin")
+    magnitude = torch.frexp(count.float()).exponent // 2
+    order = (first - magnitude.long() * (n + 1)).argsort(stable=True)
+    places = torch.empty_like(order).scatter_(0, order, torch.arange(vocab, device=ids.device))
+    return order.int(), places.int()
