@@ -98,7 +98,6 @@ def of_tokens(
     """The ids in use by each tile of `tile` neighbouring tokens."""
     lists = empty(indices, vocab, tile)
     lists.members.zero_()
-    capacity = lists.members.shape[1]
     step = max(1, BUDGET // vocab)
     for first in range(0, len(lists.sizes), step):
         tiles = slice(first, first + step)
