@@ -395,6 +395,9 @@ def _starting() -> Iterator[None]:
     """vLLM's settings, its side effects kept out of the process, and its failures as one line."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, or there is nothing to share
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report to its makers over the network
+    # Each request has a generator of its own, which FlashInfer's sampler does not take; where the package is missing,
+    # vLLM would not start for it.
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     keep_process_group = torch.distributed.is_initialized() or _many_processes()
     quiet = os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING").upper() not in ("INFO", "DEBUG")
     try:
