@@ -26,17 +26,24 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return found
 
 
+HERE = Path(__file__).parent
+
+
 @functools.cache
-def commit(checkout: Path = Path(__file__).parent) -> str:
-    """The commit of a working tree, with a plus where it has changes. Outside a repository BENCH_COMMIT, or "unknown"."""
+def commit(checkout: Path = HERE) -> str:
+    """The commit of a working tree, with a plus where it has changes. Of this one BENCH_COMMIT, where it is set: a copy
+    on a machine that was lent may have another history."""
 
     def git(*words: str) -> str:
         return subprocess.check_output(["git", *words], text=True, stderr=subprocess.DEVNULL, cwd=checkout).strip()
 
+    named = os.environ.get("BENCH_COMMIT") if checkout == HERE else None
+    if named:
+        return named
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("BENCH_COMMIT") or "unknown"
+        return "unknown"
 
 
 def short_name(device_name: str) -> str:

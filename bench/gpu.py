@@ -9,8 +9,8 @@ costs its own time only. At its limit a stage is interrupted, so that it saves w
 After each stage DIR/results.tgz (records and logs) and DIR/stages.json (name, code, seconds, skipped, tail) are complete,
 whatever happens next. `python -m bench records DIR/results.tgz` puts the records into bench/results.
 
-Needs torch, triton, numpy, transformers, accelerate and pytest; peers and vLLM are used where they are installed. Outside a repository
-BENCH_COMMIT says which commit is measured.
+Needs torch, triton, numpy, transformers, accelerate and pytest; peers and vLLM are used where they are installed.
+BENCH_COMMIT says which commit is measured, where the checkout's own history does not.
 """
 
 import argparse
