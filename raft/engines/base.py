@@ -46,7 +46,8 @@ class Completion:
     finish_reason: FinishReason  # "length": cut at max_tokens, or where the context of the engine ends
     logprobs: list[float] | None = None
     """Of each token, where they were asked for and the engine gives them: natural logarithms of the model's own
-    probabilities, of its logits at temperature 1 over the whole vocabulary, whatever temperature and top-p it drew with."""
+    probabilities, of its logits at temperature 1 over the whole vocabulary, whatever temperature and top-p it drew
+    with."""
 
 
 class Weights(Protocol):

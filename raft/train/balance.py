@@ -4,14 +4,16 @@
     mhat_k = m_k / (1 - beta**s)
     lambda = mhat_SFT / (mhat_KL + eps)
 
-x_k is the loss L_k in the paper (balance: ema). With balance: gradient it is ||dL_k / dh||_2, the norm of the loss's gradient
-at the hidden states h that enter the head, one for each predicted token ([M, H] of the answers, [N, H] of the rollouts): then
-the two parts of L_SFT + lambda * L_KL pull equally hard there, where equal losses may pull very differently.
+x_k is the loss L_k in the paper (balance: ema). With balance: gradient it is ||dL_k / dh||_2, the norm of the loss's
+gradient at the hidden states h that enter the head, one for each predicted token ([M, H] of the answers, [N, H] of
+the rollouts): then the two parts of L_SFT + lambda * L_KL pull equally hard there, where equal losses may pull very
+differently.
 
-Gradient accumulation: micro-batch i of step s is weighted by what the averages of step s - 1 become with x_k of the step as
-far as it was seen, itself included; `commit` then keeps the update with x_k of the whole step. Of a loss that is the mean
-over what was seen. Of a gradient it is `mean_norm`, where the squares of what was seen stand for those of the whole step.
-With one micro-batch a step this is Eqs. 11-12 to the letter. The caller passes numbers that are already reduced over all ranks.
+Gradient accumulation: micro-batch i of step s is weighted by what the averages of step s - 1 become with x_k of the
+step as far as it was seen, itself included; `commit` then keeps the update with x_k of the whole step. Of a loss that
+is the mean over what was seen. Of a gradient it is `mean_norm`, where the squares of what was seen stand for those of
+the whole step. With one micro-batch a step this is Eqs. 11-12 to the letter. The caller passes numbers that are
+already reduced over all ranks.
 
 A step without any rollout token has no L_KL: it touches neither average, does not count in s, and lambda stays as it was.
 The same holds for a step whose numbers are not finite. All values stay on the device, so no step waits for them.
@@ -42,8 +44,8 @@ class Balance:
     def weigh(self, sft: Tensor | float, kl: Tensor | float) -> Tensor:
         """lambda, a float64 scalar without gradient, for a micro-batch.
 
-        sft, kl: x_k of what was seen of the current step, the micro-batch included. Without any rollout token so far that
-        of L_KL is 0 / 0, and like anything that is not finite leaves lambda as it was.
+        sft, kl: x_k of what was seen of the current step, the micro-batch included. Without any rollout token so far
+        that of L_KL is 0 / 0, and like anything that is not finite leaves lambda as it was.
         """
         if self.fixed is not None:
             return self._lambda

@@ -50,8 +50,9 @@ class RAFTConfig(TrainingArguments):
     lambda_min: float | None = None
     """Lower bound of lambda, off by default. Eq. 12 lets lambda fall with L_SFT once the answers are memorised."""
     lambda_max: float | None = None
-    """Upper bound of lambda under ema and gradient. None: 10 where the teacher does not see the answer, else none. Such a teacher
-    equals the student at the start, L_KL begins at 0, and Eq. 12 divides by it (`methods.BLIND_LAMBDA_MAX`)."""
+    """Upper bound of lambda under ema and gradient. None: 10 where the teacher does not see the answer, else none.
+    Such a teacher equals the student at the start, L_KL begins at 0, and Eq. 12 divides by it
+    (`methods.BLIND_LAMBDA_MAX`)."""
     fixed_lambda: float | None = None
     """A constant lambda instead of Eqs. 11-12. None beside balance fixed: 1, the plain sum of both losses."""
 
@@ -98,8 +99,8 @@ class RAFTConfig(TrainingArguments):
     log_rollouts: int = 8
     """Rollouts written to rollouts.jsonl, per optimizer step; -1 writes all."""
     log_gradient_parts: int = 0
-    """Every so many optimizer steps the norms of the gradients of L_SFT and lambda * L_KL at the hidden states before the
-    head are logged, as gradient_sft and gradient_kl. 0: never. Under balance gradient they always are."""
+    """Every so many optimizer steps the norms of the gradients of L_SFT and lambda * L_KL at the hidden states before
+    the head are logged, as gradient_sft and gradient_kl. 0: never. Under balance gradient they always are."""
 
     per_device_train_batch_size: int = 16
     learning_rate: float = 5e-6

@@ -2,9 +2,10 @@
 
     gap = mean over the rollout's tokens t of |log p_engine(z_t | x, z_<t) - log p_trainer(z_t | x, z_<t)|
 
-Both are of the model's own distribution, the log-softmax over the whole vocabulary of its logits at temperature 1, before the
-sampling temperature and top-p. vLLM gives that by itself (logprobs_mode raw_logprobs), from its decoding steps. The trainer's
-side is taken in the first step after the refresh, whose forward sees the rollout with the weights that it was drawn with.
+Both are of the model's own distribution, the log-softmax over the whole vocabulary of its logits at temperature 1,
+before the sampling temperature and top-p. vLLM gives that by itself (logprobs_mode raw_logprobs), from its decoding
+steps. The trainer's side is taken in the first step after the refresh, whose forward sees the rollout with the
+weights that it was drawn with.
 """
 
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ def to_compare(scored: Iterable[Scored]) -> Scored | None:
 
 
 def gap_in(batch: Batch, compared: Scored | None, hidden: Tensor, head: Head) -> Tensor | None:
-    """The gap, a scalar float32, from a training forward: hidden [L, H] of the pack. None where the rollout is not in it."""
+    """The gap, a scalar float32, from a training forward: hidden [L, H] of the pack. None: the rollout is elsewhere."""
     first = 0
     for s in batch.scored:
         count = len(s.completion.token_ids)

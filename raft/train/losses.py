@@ -123,8 +123,9 @@ class Losses(NamedTuple):
     kl: Tensor  # scalar: L_KL, summed over the rollouts
     kl_per_rollout: Tensor  # [S] float32, detached
     squares: tuple[Tensor, Tensor] | None = None
-    """Scalars, float64, detached: squared norms of the gradients of `sft` and `kl` at the hidden states before the head,
-    [M, H] and [N, H]: a state that predicts for several sequences counts for each of them. None: not measured."""
+    """Scalars, float64, detached: squared norms of the gradients of `sft` and `kl` at the hidden states before the
+    head, [M, H] and [N, H]: a state that predicts for several sequences counts for each of them. None: not
+    measured."""
 
 
 def losses(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig, *, measured: bool = False) -> Losses:

@@ -1,11 +1,13 @@
-"""The gradients of both losses apart, at the hidden states that enter the head, without a product more than a step has anyway.
+"""The gradients of both losses apart, at the hidden states that enter the head, without a product more than a step
+has anyway.
 
-A loss of the head, f(h, W), is differentiated while its forward runs, on detached copies of its inputs: df/dh and df/dW are
-there at once, and the backward pass only multiplies them by the number that the loss is weighted with. That number may hang
-on the norms of df/dh of both losses, so lambda can be taken from them before the one backward pass through the decoder. To
-the graph, and so to DDP, FSDP, DeepSpeed, gradient checkpointing, a GradScaler and a weight that embedding and head share,
-it is a loss like any other. What it costs is memory, from the forward of the head to the start of the backward pass: the
-head's gradient by L_KL, which else is made in the backward pass, beside that by L_SFT.
+A loss of the head, f(h, W), is differentiated while its forward runs, on detached copies of its inputs: df/dh and
+df/dW are there at once, and the backward pass only multiplies them by the number that the loss is weighted with. That
+number may hang on the norms of df/dh of both losses, so lambda can be taken from them before the one backward pass
+through the decoder. To the graph, and so to DDP, FSDP, DeepSpeed, gradient checkpointing, a GradScaler and a weight
+that embedding and head share, it is a loss like any other. What it costs is memory, from the forward of the head to
+the start of the backward pass: the head's gradient by L_KL, which else is made in the backward pass, beside that by
+L_SFT.
 """
 
 from collections.abc import Callable

@@ -115,7 +115,8 @@ class Window:
 
 
 class Line:
-    """Sums of a window as the fields of a line. Losses and lambda are means over its steps, seconds and tokens are sums.
+    """Sums of a window as the fields of a line. Losses and lambda are means over its steps, seconds and tokens are
+    sums.
 
     Norms of gradients are root mean squares over those of its steps that were measured.
     """

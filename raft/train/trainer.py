@@ -222,10 +222,11 @@ class RAFTTrainer(Trainer):
         self.window.add("flops", self._flops.forward(spans, positions))
 
     def _compare_alone(self, compared: Scored) -> None:
-        """The engine's gap where the step's own forward draws masks of dropout. Sharded weights would take all ranks."""
+        """The engine's gap where the step's own forward draws masks of dropout. Sharded weights would take all
+        ranks."""
         self._compared = None
         if not is_sharded(self.student.model, self.model_wrapped):
-            with self.clock.part("teacher"), self.accelerator.autocast():
+            with self.clock.part("forward_backward"), self.accelerator.autocast():
                 self._add_gap(gap_alone(compared, self.student))
 
     def _add_gap(self, gap: Tensor) -> None:
@@ -307,7 +308,8 @@ class RAFTTrainer(Trainer):
         return bool(every) and self.args.logging_strategy == "steps" and (self.state.global_step + 1) % every == 0
 
     def _weigh(self, batch: Batch, found: Losses, num_items_in_batch: Tensor | int) -> Tensor:
-        """lambda of this pack, from the losses of all ranks in this step so far, or from the norms of their gradients."""
+        """lambda of this pack, from the losses of all ranks in this step so far, or from the norms of their
+        gradients."""
         squares = found.squares if self.args.balances_gradients else None
         sft, kl = squares or (found.sft.detach(), found.kl.detach())
         counts = move(torch.tensor([len(batch.sft_labels), len(batch.scored)], dtype=torch.float64), sft.device)

@@ -117,8 +117,8 @@ class Watch:
         averaged = "gradients" if self._args.balances_gradients else "losses"
         side = f"above {high:g}" if weight > high else f"below {low:g}"
         return (
-            f"lambda has been {side} for {PATIENCE} steps, now {weight:.3g}: one of the {averaged} is nearly 0 beside the "
-            "other; lambda_min and lambda_max bound it, fixed_lambda fixes it"
+            f"lambda has been {side} for {PATIENCE} steps, now {weight:.3g}: one of the {averaged} is nearly 0 beside "
+            "the other; lambda_min and lambda_max bound it, fixed_lambda fixes it"
         )
 
     def _clipped(self, line: Mapping[str, Any]) -> str | None:
@@ -141,8 +141,8 @@ class Watch:
         copies = "" if self._args.engine_weights == "copied" else "engine_weights: copied hands it all weights anew, "
         return (
             f"the rollout engine is not the model that is trained: their log-probabilities of its tokens are {gap:.2g} "
-            f"apart on average in {GAPS} refreshes in a row, where rounding makes 0.03 at most; {copies}rollout_engine: hf "
-            "generates with the model itself"
+            f"apart on average in {GAPS} refreshes in a row, where rounding makes 0.03 at most; {copies}"
+            "rollout_engine: hf generates with the model itself"
         )
 
     def rollouts(self, lines: Iterable[Mapping[str, Any]]) -> list[Finding]:

@@ -1,4 +1,5 @@
-"""balance: gradient, and the norms of both parts, against float64 gradients that share nothing with the trainer but rollouts."""
+"""balance: gradient, and the norms of both parts, against float64 gradients that share nothing with the trainer but
+rollouts."""
 
 import copy
 import math
@@ -100,8 +101,8 @@ class Oracle:
 def test_three_steps_equal_the_oracle(tmp_path, dtype, tolerance, n, accumulation):
     lr = 0.02
     made = trainer(
-        tmp_path, dtype=dtype, data=rows(6), optim="sgd", learning_rate=lr, lr_scheduler_type="constant", weight_decay=0.0,
-        max_grad_norm=0.0, max_steps=3, per_device_train_batch_size=3 // accumulation, rollouts_per_prompt=n, top_k=K,
+        tmp_path, dtype=dtype, data=rows(6), optim="sgd", learning_rate=lr, lr_scheduler_type="constant",
+        weight_decay=0.0, max_grad_norm=0.0, max_steps=3, per_device_train_batch_size=3 // accumulation, rollouts_per_prompt=n, top_k=K,
         balance="gradient", gradient_accumulation_steps=accumulation,
     )  # fmt: skip
     made.train()
@@ -232,7 +233,8 @@ def test_a_loss_made_ahead_is_the_loss(tmp_path):
 
 
 def test_half_precision_gradients_are_scaled_by_the_very_factor():
-    """bf16 has 1.0 and 1.0078 and nothing between: a factor of 1.0039 must round each product, not be rounded itself."""
+    """bf16 has 1.0 and 1.0078 and nothing between: a factor of 1.0039 must round each product, not be rounded
+    itself."""
     states = torch.ones(5000, 2, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.full((3, 2), 1.0, dtype=torch.bfloat16)
     slopes = torch.linspace(1, 2, 10000).view(5000, 2).bfloat16()
@@ -264,7 +266,9 @@ def test_steps_without_rollouts_leave_lambda_and_averages_alone(tmp_path):
 
 def test_numbers_that_are_not_finite_leave_the_averages_alone():
     balance = Balance()
-    balance.weigh(mean_norm(torch.tensor(4.0), torch.tensor(1.0), 1), mean_norm(torch.tensor(1.0), torch.tensor(1.0), 1))
+    balance.weigh(
+        mean_norm(torch.tensor(4.0), torch.tensor(1.0), 1), mean_norm(torch.tensor(1.0), torch.tensor(1.0), 1)
+    )
     balance.commit()
     before = balance.state_dict()
     for square, seen in ((math.nan, 3.0), (math.inf, 3.0), (0.0, 0.0)):
@@ -310,7 +314,10 @@ def test_a_checkpoint_of_other_averages_is_refused(tmp_path):
     ("settings", "message"),
     [
         ({"balance": "grad"}, r"balance: expected one of ema, gradient, fixed, found 'grad'"),
-        ({"balance": "gradient", "fixed_lambda": 1.0}, r"fixed_lambda: expected none beside balance=gradient, found 1.0"),
+        (
+            {"balance": "gradient", "fixed_lambda": 1.0},
+            r"fixed_lambda: expected none beside balance=gradient, found 1.0",
+        ),
         ({"balance": "gradient", "lambda_min": 3.0, "lambda_max": 2.0}, r"lambda_min: expected at most lambda_max=2.0"),
         ({"balance": "gradient", "lambda_min": 11.0, "method": "on_policy"}, r"lambda_min: .* lambda_max=10.0"),
         ({"log_gradient_parts": -1}, r"log_gradient_parts: expected a whole number of at least 0, found -1"),
