@@ -102,8 +102,8 @@ def test_three_steps_equal_the_oracle(tmp_path, dtype, tolerance, n, accumulatio
     lr = 0.02
     made = trainer(
         tmp_path, dtype=dtype, data=rows(6), optim="sgd", learning_rate=lr, lr_scheduler_type="constant",
-        weight_decay=0.0, max_grad_norm=0.0, max_steps=3, per_device_train_batch_size=3 // accumulation, rollouts_per_prompt=n, top_k=K,
-        balance="gradient", gradient_accumulation_steps=accumulation,
+        weight_decay=0.0, max_grad_norm=0.0, max_steps=3, rollouts_per_prompt=n, top_k=K,
+        per_device_train_batch_size=3 // accumulation, balance="gradient", gradient_accumulation_steps=accumulation,
     )  # fmt: skip
     made.train()
     oracle = Oracle(dtype, lr)
