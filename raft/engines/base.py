@@ -23,6 +23,9 @@ class Sampling:
     max_tokens: int = 512  # of the completion
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()  # on top of every EOS id of the model
+    logprobs: int = (
+        0  # first requests whose completions come with log-probabilities, where the engine has them for nothing
+    )
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -31,6 +34,8 @@ class Sampling:
             raise ConfigError(f"sampling: top_p must be in (0, 1], got {self.top_p}")
         if self.max_tokens < 1:
             raise ConfigError(f"sampling: max_tokens must be at least 1, got {self.max_tokens}")
+        if self.logprobs < 0:
+            raise ConfigError(f"sampling: logprobs must be 0 or more, got {self.logprobs}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Completion:
 
     token_ids: list[int]  # with the EOS that ended it, when one did
     finish_reason: FinishReason  # "length": cut at max_tokens, or where the context of the engine ends
+    logprobs: list[float] | None = None
+    """Of each token, where they were asked for and the engine gives them: natural logarithms of the model's own
+    probabilities, of its logits at temperature 1 over the whole vocabulary, whatever temperature and top-p it drew
+    with."""
 
 
 class Weights(Protocol):

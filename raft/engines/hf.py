@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class HFEngine:
-    """Batched, left-padded generation with the model itself, so that it always sees the current weights."""
+    """Batched, left-padded generation with the model itself, so that it always sees the current weights.
+
+    It tells no log-probabilities, which serve to see whether an engine is the model.
+    """
 
     name = "hf"
 

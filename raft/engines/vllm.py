@@ -166,14 +166,29 @@ class VLLMEngine:
         }
         # Each request its own generator. (Without any, the CPU build would also compile its sampler first, for 9 s.)
         seeds = [request_seed(sampling.seed, i) if sampling.temperature > 0 else None for i in range(len(prompts))]
-        with own_random_state(), fit_threads(self._parameters), call(len(prompts)) as progress:
+        told = [0 if i < sampling.logprobs else None for i in range(len(prompts))]  # 0: of the sampled token alone
+        with (
+            own_random_state(),
+            fit_threads(self._parameters),
+            self._plain_ranks(sampling),
+            call(len(prompts)) as progress,
+        ):
             outputs = self._llm.generate(
                 [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-                [SamplingParams(**shared, seed=seed) for seed in seeds],
+                [SamplingParams(**shared, seed=s, logprobs=n) for s, n in zip(seeds, told, strict=True)],
                 use_tqdm=functools.partial(_Finished, progress),
                 lora_request=self._adapter.request if self._adapter is not None else None,
             )
         return [_completion(request.outputs[0]) for request in outputs]
+
+    def _plain_ranks(self, sampling: Sampling) -> contextlib.AbstractContextManager[Any]:
+        """With a log-probability vLLM tells its rank, by a function that torch would compile first (22 s on a CPU).
+
+        Where vLLM compiles the model too, that one must stay compiled, and the little function is soon made.
+        """
+        if not sampling.logprobs or not self._llm.model_config.enforce_eager:
+            return contextlib.nullcontext()
+        return torch.compiler.set_stance("force_eager")
 
     def refresh(self) -> None:
         """To be called after an optimizer step. Shared: no copy. Copied: one bulk copy. Disk: no change."""
@@ -371,7 +386,10 @@ def _generation_config(path: str | Path) -> GenerationConfig | None:
 def _completion(output: Any) -> Completion:
     if output.finish_reason not in ("stop", "length"):
         raise EngineError(f"vLLM ended a request with {output.finish_reason!r}")
-    return Completion(list(output.token_ids), output.finish_reason)
+    logprobs = None
+    if output.logprobs is not None:
+        logprobs = [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
+    return Completion(list(output.token_ids), output.finish_reason, logprobs)
 
 
 def _leave_distributed() -> None:

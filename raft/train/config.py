@@ -39,17 +39,20 @@ class RAFTConfig(TrainingArguments):
     tail: Literal["renormalize", "bucket"] = "renormalize"
     """What becomes of the mass outside the K tokens: renormalised away (the paper), or kept as one more class."""
 
-    balance: Literal["ema", "fixed"] | None = None
-    """Where lambda comes from: ema (Eqs. 11-12) or fixed (fixed_lambda). None: fixed if that is given, else ema."""
+    balance: Literal["ema", "gradient", "fixed"] | None = None
+    """Where lambda comes from: ema (Eqs. 11-12, which make the two losses equal), gradient (the same averages of the
+    norms of the losses' gradients at the hidden states before the head, `raft.train.balance`), or fixed (fixed_lambda).
+    None: fixed if that is given, else ema."""
     ema_beta: float = 0.9
-    """beta of the moving averages of both losses (Eq. 11)."""
+    """beta of the moving averages of both losses (Eq. 11), or of both norms."""
     ema_eps: float = 1e-8
-    """Added to the average of L_KL before the division (Eq. 12)."""
+    """Added to the average of L_KL, or of its norm, before the division (Eq. 12)."""
     lambda_min: float | None = None
     """Lower bound of lambda, off by default. Eq. 12 lets lambda fall with L_SFT once the answers are memorised."""
     lambda_max: float | None = None
-    """Upper bound of lambda under ema. None: 10 where the teacher does not see the answer, else none. Such a teacher
-    equals the student at the start, L_KL begins at 0, and Eq. 12 divides by it (`methods.BLIND_LAMBDA_MAX`)."""
+    """Upper bound of lambda under ema and gradient. None: 10 where the teacher does not see the answer, else none.
+    Such a teacher equals the student at the start, L_KL begins at 0, and Eq. 12 divides by it
+    (`methods.BLIND_LAMBDA_MAX`)."""
     fixed_lambda: float | None = None
     """A constant lambda instead of Eqs. 11-12. None beside balance fixed: 1, the plain sum of both losses."""
 
@@ -95,6 +98,9 @@ class RAFTConfig(TrainingArguments):
     fp32 master weights in the optimizer, take half the memory, and let a bf16 engine share them."""
     log_rollouts: int = 8
     """Rollouts written to rollouts.jsonl, per optimizer step; -1 writes all."""
+    log_gradient_parts: int = 0
+    """Every so many optimizer steps the norms of the gradients of L_SFT and lambda * L_KL at the hidden states before
+    the head are logged, as gradient_sft and gradient_kl. 0: never. Under balance gradient they always are."""
 
     per_device_train_batch_size: int = 16
     learning_rate: float = 5e-6
@@ -133,6 +139,10 @@ class RAFTConfig(TrainingArguments):
         return get_method(self.method)
 
     @property
+    def balances_gradients(self) -> bool:
+        return self.preset.distills and self.balance == "gradient"
+
+    @property
     def answer_target(self) -> Target:
         return self.target or self.preset.target
 
@@ -143,8 +153,8 @@ class RAFTConfig(TrainingArguments):
 
     @property
     def lambda_bound(self) -> float | None:
-        """Upper bound of lambda under Eqs. 11-12."""
-        blind = self.preset.distills and not self.sees_answer and self.balance == "ema"
+        """Upper bound of a lambda that follows moving averages."""
+        blind = self.preset.distills and not self.sees_answer and self.balance != "fixed"
         return BLIND_LAMBDA_MAX if self.lambda_max is None and blind else self.lambda_max
 
     @property
@@ -166,7 +176,7 @@ class RAFTConfig(TrainingArguments):
         method = get_method(self.method)
         _one_of("target", self.target, (None, "fused", "raw", "rewritten"))
         _one_of("teacher_context", self.teacher_context, (None, "answer", "none"))
-        _one_of("balance", self.balance, ("ema", "fixed"))
+        _one_of("balance", self.balance, ("ema", "gradient", "fixed"))
         _one_of("divergence", self.divergence, ("forward", "reverse", "jsd"))
         _one_of("tail", self.tail, ("renormalize", "bucket"))
         _one_of("param_dtype", self.param_dtype, ("float32", "bfloat16"))
@@ -188,6 +198,7 @@ class RAFTConfig(TrainingArguments):
         if self.deepspeed:
             self.check_deepspeed()
         _whole("log_rollouts", self.log_rollouts, -1)
+        _whole("log_gradient_parts", self.log_gradient_parts, 0)
         _number("temperature", self.temperature, low=0.0, open_low=True)
         _number("jsd_beta", self.jsd_beta, low=0.0, high=1.0, open_low=True, open_high=True)
         _number("fapm_sparsity", self.fapm_sparsity, low=0.0, high=1.0)
@@ -198,8 +209,8 @@ class RAFTConfig(TrainingArguments):
         for name in ("lambda_min", "lambda_max", "fixed_lambda"):
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), low=0.0)
-        if self.balance == "ema" and self.fixed_lambda is not None:
-            raise ConfigError(f"fixed_lambda: expected none beside balance=ema, found {self.fixed_lambda}")
+        if self.balance != "fixed" and self.fixed_lambda is not None:
+            raise ConfigError(f"fixed_lambda: expected none beside balance={self.balance}, found {self.fixed_lambda}")
         if self.fixed_lambda is not None and (self.lambda_min is not None or self.lambda_max is not None):
             raise ConfigError(
                 f"fixed_lambda: expected no lambda_min or lambda_max beside it, found fixed_lambda={self.fixed_lambda}"

@@ -25,7 +25,7 @@ def describe(
         weight = (
             f"fixed at {args.fixed_lambda:g}"
             if args.fixed_lambda is not None
-            else f"by moving averages, beta {args.ema_beta:g}"
+            else f"by moving averages of {_averaged(args)}, beta {args.ema_beta:g}"
         )
         lines += [
             (
@@ -42,3 +42,7 @@ def describe(
     if cuts is not None and (cuts.targets or cuts.references):
         lines.append(f"cut to fit: {cuts.targets} answers, {cuts.references} references of the teacher")
     return [f"raft: {line}" for line in lines]
+
+
+def _averaged(args: RAFTConfig) -> str:
+    return "the gradients' norms" if args.balances_gradients else "the losses"

@@ -5,7 +5,7 @@ Sums, not means: the trainer divides by the tokens and sequences of the whole ac
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from raft.train.batching import Unit
 from raft.train.config import RAFTConfig
 from raft.train.model import Head
 from raft.train.packing import Pack, move, pack_turns
+from raft.train.parts import Ahead, ahead
 from raft.train.rollout import Scored
 from raft_kernels import TopK, TopKMetrics, linear_cross_entropy, linear_topk, topk_kl, topk_metrics
 
@@ -81,21 +82,29 @@ def sft_sum(hidden: Tensor, head: Head, batch: Batch) -> Tensor:
     """Sum over M answer tokens of the student's cross-entropy; hidden [L, H] of the pack."""
     if not len(batch.sft_labels):  # zero, and attached to the graph; Liger divides by the number of rows
         return hidden[:0].float().sum() + head.weight[:0].float().sum()
-    bias = None if head.bias is None else head.bias * head.scale
-    states = hidden[batch.sft_positions]
-    if head.scale != 1.0:
-        states = states * head.scale
-    return linear_cross_entropy(states, head.weight, batch.sft_labels, reduction="sum", bias=bias, softcap=head.softcap)
+    return cross_entropy(hidden[batch.sft_positions], head, batch.sft_labels)
 
 
 def kl_per_rollout(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig) -> Tensor:
     """[S] float32: T^2 times the mean over each rollout's tokens of KL(teacher_K || student_K) (Eq. 10 before the mean over S)."""
     if batch.teacher is None:
         return hidden[:0].float().sum(-1)  # empty, and attached to the graph
+    return _divergences(hidden[batch.kl_positions], head, batch, batch.teacher, args)
+
+
+def cross_entropy(states: Tensor, head: Head, labels: Tensor, reduction: str = "sum") -> Tensor:
+    """The student's cross-entropy at [M, H] states before the head; labels [M] int64."""
+    bias = None if head.bias is None else head.bias * head.scale
+    if head.scale != 1.0:
+        states = states * head.scale
+    return linear_cross_entropy(states, head.weight, labels, reduction=reduction, bias=bias, softcap=head.softcap)
+
+
+def _divergences(states: Tensor, head: Head, batch: Batch, teacher: TopK, args: RAFTConfig) -> Tensor:  # [N, H] -> [S]
     tokens = topk_kl(
-        hidden[batch.kl_positions],
+        states,
         head.weight,
-        batch.teacher,
+        teacher,
         temperature=args.temperature,
         divergence=args.divergence,
         beta=args.jsd_beta,
@@ -105,6 +114,38 @@ def kl_per_rollout(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig) -
     return tokens.new_zeros(len(batch.scored)).index_add(
         0, batch.kl_rollout, tokens * batch.kl_weights.to(tokens.dtype)
     )
+
+
+class Losses(NamedTuple):
+    """Both losses of a pack, as sums."""
+
+    sft: Tensor  # scalar: L_SFT, summed over the answers' tokens
+    kl: Tensor  # scalar: L_KL, summed over the rollouts
+    kl_per_rollout: Tensor  # [S] float32, detached
+    squares: tuple[Tensor, Tensor] | None = None
+    """Scalars, float64, detached: squared norms of the gradients of `sft` and `kl` at the hidden states before the
+    head, [M, H] and [N, H]: a state that predicts for several sequences counts for each of them. None: not
+    measured."""
+
+
+def losses(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig, *, measured: bool = False) -> Losses:
+    """L_SFT and L_KL on hidden [L, H] of the pack. measured: with the norms of their gradients (`raft.train.parts`)."""
+    if not measured:
+        divergences = kl_per_rollout(hidden, head, batch, args)
+        return Losses(sft_sum(hidden, head, batch), divergences.sum(), divergences.detach())
+    zero = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    if len(batch.sft_labels):
+        sft = ahead(lambda h, w: cross_entropy(h, w, batch.sft_labels), hidden[batch.sft_positions], head)
+    else:
+        nothing = sft_sum(hidden, head, batch)
+        sft = Ahead(nothing, nothing.detach(), zero)
+    teacher = batch.teacher
+    if teacher is not None:
+        kl = ahead(lambda h, w: _divergences(h, w, batch, teacher, args), hidden[batch.kl_positions], head)
+    else:
+        none = kl_per_rollout(hidden, head, batch, args)
+        kl = Ahead(none.sum(), none.detach(), zero)
+    return Losses(sft.total, kl.total, kl.values, (sft.square, kl.square))
 
 
 def teacher_topk(hidden: Tensor, head: Head, args: RAFTConfig) -> TopK:

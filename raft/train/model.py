@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel as DDP
 from transformers.utils import is_flash_attn_2_available
 
 from raft.engines.weights import base_model, peft_configs
@@ -144,6 +146,14 @@ class LanguageModel:
         coarse = own.dtype in (torch.bfloat16, torch.float16)
         spread = float(own.float().std())
         return bool(((logits - own).abs().max() <= (0.1 if coarse else 1e-3) * max(spread, 1e-3)).item())
+
+
+def is_sharded(model: nn.Module, wrapper: nn.Module) -> bool:
+    """Whether the model's weights are only whole inside the forward of its wrapper, in which every rank must take part.
+
+    FSDP2 shards the model in place. DDP's weights are always whole; its forward would wait for all ranks.
+    """
+    return (wrapper is not model or isinstance(wrapper, FSDPModule)) and not isinstance(wrapper, DDP)
 
 
 def inside_forward(wrapper: nn.Module, module: nn.Module, compute: Callable[[], Any]) -> Any:

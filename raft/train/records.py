@@ -1,6 +1,7 @@
 """metrics.jsonl and rollouts.jsonl: what is summed up between two lines, and lines that a resumed run neither repeats nor loses."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ SUMS = (
     "teacher_tokens",
     "packed_tokens",
     "flops",
+    "gradient_sft",  # squared norm of the gradient of L_SFT, of the steps that are measured
+    "gradient_kl",  # the same of lambda * L_KL
+    "gradient_steps",  # steps that are measured, each rank's share of one
+    "gradient_kl_steps",  # those of them that had any rollout to score
+    "engine_gap",
+    "engine_gaps",  # rollouts that it was taken from
 )
 
 
@@ -108,7 +115,11 @@ class Window:
 
 
 class Line:
-    """Sums of a window as the fields of a line. Losses and lambda are means over its steps, seconds and tokens are sums."""
+    """Sums of a window as the fields of a line. Losses and lambda are means over its steps, seconds and tokens are
+    sums.
+
+    Norms of gradients are root mean squares over those of its steps that were measured.
+    """
 
     def __init__(self, sums: dict[str, float], steps: int, seconds: dict[str, float]):
         self.sums, self.steps = sums, max(steps, 1)
@@ -147,6 +158,12 @@ class Line:
         if s["statistics_tokens"]:
             for name in ("student_mass", "teacher_entropy", "student_entropy", "top1_agreement"):
                 line[name] = s[name] / s["statistics_tokens"]
+        if s["gradient_steps"]:
+            line["gradient_sft"] = math.sqrt(s["gradient_sft"] / s["gradient_steps"])
+            steps = s["gradient_kl_steps"]
+            line["gradient_kl"] = math.sqrt(s["gradient_kl"] / steps) if steps else None
+        if s["engine_gaps"]:
+            line["engine_gap"] = s["engine_gap"] / s["engine_gaps"]
         return line
 
 

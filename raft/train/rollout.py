@@ -20,6 +20,8 @@ from raft_kernels import TopK
 
 logger = logging.getLogger(__name__)
 
+COMPARED = 4  # rollouts of a call that are asked for their log-probabilities (`raft.train.gap` takes one of them)
+
 Generate = Callable[[list[list[int]], Sampling], list[Completion]]
 
 
@@ -83,6 +85,7 @@ class RolloutQueue:
             top_p=self.args.rollout_top_p,
             max_tokens=self.args.rollout_max_tokens,
             seed=call_seed(self.args.seed, step, self.args.process_index),
+            logprobs=COMPARED,
         )
         completions = iter(generate(prompts, sampling))
         for micro in self._ready:
@@ -109,7 +112,11 @@ class RolloutQueue:
             [
                 {
                     "id": example.id,
-                    "rollouts": [vars(s.completion) for s in scored],
+                    # Without log-probabilities: by the next step they are those of older weights.
+                    "rollouts": [
+                        {"token_ids": s.completion.token_ids, "finish_reason": s.completion.finish_reason}
+                        for s in scored
+                    ],
                 }
                 for example, scored in zip(micro.examples, micro.rollouts, strict=True)
             ]

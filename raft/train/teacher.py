@@ -7,14 +7,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel as DDP
 
 from raft.engines.weights import peft_configs
 from raft.errors import ConfigError
 from raft.train.config import RAFTConfig
 from raft.train.losses import teacher_pack, teacher_topk
-from raft.train.model import Head, LanguageModel, inside_forward
+from raft.train.model import Head, LanguageModel, inside_forward, is_sharded
 from raft.train.packing import Span, move
 from raft.train.rollout import Scored
 from raft_kernels import TopK
@@ -137,12 +135,8 @@ class Teacher:
         return found, packed.spans
 
     def is_sharded(self, wrapper: nn.Module) -> bool:
-        """Whether the weights are only whole inside the wrapper's forward, in which then every rank must take part.
-
-        FSDP2 shards the model in place. DDP's weights are always whole; its forward would wait for all ranks.
-        """
-        wrapped = wrapper is not self.model.model or isinstance(wrapper, FSDPModule)
-        return self.shares_student and wrapped and not isinstance(wrapper, DDP)
+        """Whether the weights are only whole inside the wrapper's forward, in which then every rank must take part."""
+        return self.shares_student and is_sharded(self.model.model, wrapper)
 
 
 @contextmanager

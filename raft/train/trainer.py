@@ -23,7 +23,7 @@ from raft.errors import RunFolderError
 from raft.models import load_model, load_tokenizer
 from raft.runs import JsonlAppender, read_jsonl, write_json
 from raft.train import fapm
-from raft.train.balance import Balance
+from raft.train.balance import Balance, mean_norm
 from raft.train.batching import Unit, check_budget, split_alike, units
 from raft.train.checkpoint import last_checkpoint, read_state, state_name
 from raft.train.clock import Clock
@@ -31,10 +31,11 @@ from raft.train.config import RAFTConfig
 from raft.train.data import Example, render
 from raft.train.describe import describe
 from raft.train.flops import Flops, peak_flops
+from raft.train.gap import drops, gap_alone, gap_in, to_compare
 from raft.train.inputs import check_fsdp, check_settings, fit, render_evaluation, rows_from
-from raft.train.losses import Batch, covered_mass, kl_per_rollout, sft_sum, statistics, student_batch
+from raft.train.losses import Batch, Losses, covered_mass, losses, statistics, student_batch
 from raft.train.master import keep_masters
-from raft.train.model import LanguageModel, inside_forward
+from raft.train.model import LanguageModel, inside_forward, is_sharded
 from raft.train.noise import without_bars
 from raft.train.packing import Span, move
 from raft.train.progress import show_progress
@@ -131,7 +132,12 @@ class RAFTTrainer(Trainer):
         self._peak_flops = None if peak is None else peak * args.world_size
         self._weight: Tensor | None = None  # lambda of the last pack
         self._rollouts: Tensor  # scored ones of the step, over all ranks
-        self._seen: Tensor  # [4] float64: L_SFT and its tokens, L_KL and its rollouts, summed over the packs so far
+        # [4] float64: L_SFT and its tokens, L_KL and its rollouts, summed over the packs so far. Where gradients are
+        # balanced: their squared norms in place of the losses.
+        self._seen: Tensor
+        self._measured = False  # whether this step measures the gradients of both losses
+        self._drawn = False  # whether the engine was asked in this step
+        self._compared: Scored | None = None  # the rollout of this step that tells whether the engine is this model
         self._files: dict[str, JsonlAppender] = {}
         self.watch = Watch(args)
         self._looked_at: list[Scored] = []  # rollouts of the last refresh, for a look at the teacher
@@ -146,6 +152,7 @@ class RAFTTrainer(Trainer):
         """Rows of one optimizer step -> rollouts -> teacher -> packed micro-batches, and the answer tokens over all ranks."""
         self.clock.begin_step()
         step = self.state.global_step
+        self._drawn = False
         micros = self.queue.take(epoch_iterator, num_batches, step, self.state.max_steps - step, self._generate)
         if not micros:
             return [], None
@@ -153,7 +160,11 @@ class RAFTTrainer(Trainer):
             self.window.add_drawn(micro)
         share = self.student.shares_prompts
         rows = [units(micro, self.args.mask_truncated, share) for micro in micros]
-        self._score([s for units_of_micro in rows for row in units_of_micro for s in row.scored])
+        scored = [s for units_of_micro in rows for row in units_of_micro for s in row.scored]
+        self._score(scored)
+        self._compared = to_compare(scored) if self._drawn else None
+        if self._compared is not None and drops(self.student.model):
+            self._compare_alone(self._compared)
         packs = [[student_batch(chosen, share=share).to(device) for chosen in groups] for groups in self._packs(rows)]
         batches = [batch for chosen in packs for batch in chosen]
         for batch in batches:
@@ -162,6 +173,8 @@ class RAFTTrainer(Trainer):
         counts = [sum(len(b.sft_labels) for b in batches), sum(len(b.scored) for b in batches)]
         totals = self.accelerator.reduce(move(torch.tensor(counts), device), "sum")
         tokens, self._rollouts = totals.unbind()
+        every = self.args.log_gradient_parts
+        self._measured = self.args.balances_gradients or bool(every and (step + 1) % every == 0)
         self._seen = torch.zeros(4, dtype=torch.float64, device=device)
         # The Trainer counts the tokens of "input_ids".
         inputs = [{"input_ids": _token_ids(chosen, device), "packs": chosen} for chosen in packs]
@@ -178,6 +191,7 @@ class RAFTTrainer(Trainer):
 
     def _generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
         assert self.engine is not None
+        self._drawn = True
         with self.clock.part("rollout"):
             completions = self.engine.generate(prompts, sampling)
             if self.args.release_cache:
@@ -207,6 +221,18 @@ class RAFTTrainer(Trainer):
         self.window.add("teacher_tokens", sum(span.tokens for span in spans))
         self.window.add("flops", self._flops.forward(spans, positions))
 
+    def _compare_alone(self, compared: Scored) -> None:
+        """The engine's gap where the step's own forward draws masks of dropout. Sharded weights would take all
+        ranks."""
+        self._compared = None
+        if not is_sharded(self.student.model, self.model_wrapped):
+            with self.clock.part("forward_backward"), self.accelerator.autocast():
+                self._add_gap(gap_alone(compared, self.student))
+
+    def _add_gap(self, gap: Tensor) -> None:
+        self.window.add("engine_gap", gap)
+        self.window.add("engine_gaps", 1)
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -234,18 +260,23 @@ class RAFTTrainer(Trainer):
         Scaled by the number of ranks, because their gradients are averaged.
         """
         batch: Batch = inputs["batch"]
-        sft, kl = self._losses(model, batch)
+        found = self._losses(model, batch, measured=self._measured)
         assert num_items_in_batch is not None
         window = self.window
-        loss = sft / num_items_in_batch
+        loss = found.sft / num_items_in_batch
         window.add("loss_sft", loss)
+        if found.squares is not None:
+            window.add("gradient_sft", found.squares[0] / num_items_in_batch**2)
         if self.args.preset.distills:
-            divergence = kl.sum() / self._rollouts.clamp(min=1)
-            self._weight = self._weigh(batch, sft, kl)
-            loss = loss + self._weight.to(kl.dtype) * divergence
+            rollouts = self._rollouts.clamp(min=1)
+            divergence = found.kl / rollouts
+            self._weight = self._weigh(batch, found, num_items_in_batch)
+            loss = loss + self._weight.to(divergence.dtype) * divergence
             window.add("loss_kl", divergence)
+            if found.squares is not None:
+                window.add("gradient_kl", found.squares[1] * (self._weight / rollouts) ** 2)
             if self.is_world_process_zero():
-                self.rollout_log.add(self.state.global_step + 1, batch, kl)
+                self.rollout_log.add(self.state.global_step + 1, batch, found.kl_per_rollout)
         window.add("loss", loss)
         window.add("packed_tokens", batch.pack.tokens)
         positions = len(batch.sft_positions) + len(batch.kl_positions)
@@ -253,17 +284,19 @@ class RAFTTrainer(Trainer):
         loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
-    def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sum of the cross-entropy over the answers' tokens, and the [S] mean divergences of the rollouts."""
+    def _losses(self, model: nn.Module, batch: Batch, *, measured: bool = False) -> Losses:
+        """Both losses of a pack, in the wrapped model's forward. measured: with the norms of their gradients."""
 
-        def compute() -> tuple[Tensor, Tensor]:
+        def compute() -> Losses:
             hidden, head = self.student.hidden(batch.pack), self.student.head()
             if batch.teacher is not None:
                 self.window.add("mass", covered_mass(batch.teacher, self.args.temperature).sum())
                 self.window.add("mass_tokens", len(batch.kl_positions))
                 if self._is_logged:
                     self.window.add_statistics(statistics(hidden, head, batch, self.args))
-            return sft_sum(hidden, head, batch), kl_per_rollout(hidden, head, batch, self.args)
+            if (gap := gap_in(batch, self._compared, hidden, head)) is not None:
+                self._add_gap(gap)
+            return losses(hidden, head, batch, self.args, measured=measured)
 
         with self.accelerator.autocast():
             return inside_forward(model, self.accelerator.unwrap_model(model), compute)
@@ -274,12 +307,19 @@ class RAFTTrainer(Trainer):
         every = self.state.logging_steps
         return bool(every) and self.args.logging_strategy == "steps" and (self.state.global_step + 1) % every == 0
 
-    def _weigh(self, batch: Batch, sft: Tensor, kl: Tensor) -> Tensor:
-        """lambda of this pack, from the losses of all ranks in this step so far."""
+    def _weigh(self, batch: Batch, found: Losses, num_items_in_batch: Tensor | int) -> Tensor:
+        """lambda of this pack, from the losses of all ranks in this step so far, or from the norms of their
+        gradients."""
+        squares = found.squares if self.args.balances_gradients else None
+        sft, kl = squares or (found.sft.detach(), found.kl.detach())
         counts = move(torch.tensor([len(batch.sft_labels), len(batch.scored)], dtype=torch.float64), sft.device)
-        self._seen = self._seen + torch.stack((sft.detach(), counts[0], kl.detach().sum(), counts[1]))
+        self._seen = self._seen + torch.stack((sft, counts[0], kl, counts[1]))
         seen_sft, tokens, seen_kl, rollouts = self.accelerator.reduce(self._seen, "sum").unbind()
-        return self.balance.weigh(seen_sft / tokens, seen_kl / rollouts)
+        if squares is None:
+            return self.balance.weigh(seen_sft / tokens, seen_kl / rollouts)
+        return self.balance.weigh(
+            mean_norm(seen_sft, tokens, num_items_in_batch), mean_norm(seen_kl, rollouts, self._rollouts)
+        )
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -287,7 +327,7 @@ class RAFTTrainer(Trainer):
         """Mean cross-entropy over the answers of a batch of rows. No rollouts, and the balance of the losses never hears of it."""
         batch = student_batch([Unit(example) for example in inputs]).to(self.args.device)
         with torch.no_grad(), self.student.attention():
-            sft, _ = self._losses(model, batch)
+            sft = self._losses(model, batch).sft
         return sft / len(batch.sft_labels), None, None
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -371,6 +411,10 @@ class RAFTTrainer(Trainer):
         if self._weight is not None:
             self.window.add_lambda(self._weight, share)
             self.window.add("kl_steps", (self._rollouts > 0) * share)
+        if self._measured:
+            self.window.add("gradient_steps", share)
+            if self._weight is not None:
+                self.window.add("gradient_kl_steps", (self._rollouts > 0) * share)
         self.clock.end_step()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -446,6 +490,7 @@ class RAFTTrainer(Trainer):
         folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         state = {
             "balance": self.balance.state_dict(),
+            "averages": self._averages,
             "rollouts": self.queue.state_dict(),
             "window": self.window.state_dict(self.clock.reset()),
         }
@@ -464,6 +509,12 @@ class RAFTTrainer(Trainer):
             raise RunFolderError(
                 f"{checkpoint}: expected {self._state_name}, which every checkpoint of this trainer has"
             )
+        averages = state.get("averages", "losses")
+        if state["balance"]["steps"] and averages != self._averages and self.balance.fixed is None:
+            raise RunFolderError(
+                f"{checkpoint}: its lambda follows averages of {averages}, not of {self._averages} as balance: "
+                f"{self.args.balance} does; expected the setting that it was made with"
+            )
         self.balance.load_state_dict(state["balance"])
         self.queue.load_state_dict(state["rollouts"])
         try:
@@ -472,6 +523,11 @@ class RAFTTrainer(Trainer):
             raise RunFolderError(
                 f"{checkpoint}: written by another version of raft-distill, cannot be resumed"
             ) from error
+
+    @property
+    def _averages(self) -> str:
+        """What lambda follows averages of."""
+        return "gradients" if self.args.balances_gradients else "losses"
 
     @property
     def _state_name(self) -> str:

@@ -20,6 +20,8 @@ MOST_CLIPPED = 10.0  # times the clip
 PATIENCE = 20  # steps that a number of single steps may be out of its range
 ROLLOUTS = 32  # the last ones, which loops and scripts are looked for in
 MOST_ODD = 1 / 4  # of them
+MOST_GAP = 0.1  # between engine and trainer, nats a token; rounding of bf16 makes 0.04, of one rollout up to 0.07
+GAPS = 3  # lines in a row
 LEAST_WORDS = 14  # of a text that loops, which has 12 trigrams then
 LOOP = 0.5  # share of distinct trigrams in it, at most
 
@@ -63,6 +65,7 @@ class Watch:
             "bound": lambda: self._bound(step, most_lambda),
             "lambda": lambda: self._lambda(line, steps),
             "grad_norm": lambda: self._clipped(line),
+            "engine_gap": lambda: self._gap(line),
         }
         found = [
             Finding(step, name, text) for name, look in looks.items() if name not in self._said and (text := look())
@@ -109,25 +112,37 @@ class Watch:
         weight, (low, high) = line.get("lambda"), LAMBDAS
         if weight is None or self._args.fixed_lambda is not None:
             return None
-        if not self._lasts("lambda", not low <= weight <= high, steps):
+        if not self._lasts("lambda", not low <= weight <= high, steps, PATIENCE):
             return None
+        averaged = "gradients" if self._args.balances_gradients else "losses"
         side = f"above {high:g}" if weight > high else f"below {low:g}"
         return (
-            f"lambda has been {side} for {PATIENCE} steps, now {weight:.3g}: one of the losses is nearly 0 beside the "
-            "other; lambda_min and lambda_max bound it, fixed_lambda fixes it"
+            f"lambda has been {side} for {PATIENCE} steps, now {weight:.3g}: one of the {averaged} is nearly 0 beside "
+            "the other; lambda_min and lambda_max bound it, fixed_lambda fixes it"
         )
 
     def _clipped(self, line: Mapping[str, Any]) -> str | None:
         norm, clip = line.get("grad_norm"), self._args.max_grad_norm
         if norm is None or not clip:
             return None
-        if not self._lasts("grad_norm", float(norm) > MOST_CLIPPED * clip, 1):  # a line has the norm of its last step
+        if not self._lasts("grad_norm", float(norm) > MOST_CLIPPED * clip, 1, PATIENCE):  # of the last step
             return None
         bound = ", or bound the weight of the distillation with lambda_max" if self._args.preset.distills else ""
         return (
             f"the gradient's norm was above {MOST_CLIPPED:g} times max_grad_norm ({clip:g}) at the last {PATIENCE} "
             f"logged steps, now {float(norm):.3g}: all are clipped to one length, whatever their losses say; raise "
             f"max_grad_norm{bound}"
+        )
+
+    def _gap(self, line: Mapping[str, Any]) -> str | None:
+        gap = line.get("engine_gap")
+        if gap is None or not self._lasts("engine_gap", not gap <= MOST_GAP, 1, GAPS):
+            return None
+        copies = "" if self._args.engine_weights == "copied" else "engine_weights: copied hands it all weights anew, "
+        return (
+            f"the rollout engine is not the model that is trained: their log-probabilities of its tokens are {gap:.2g} "
+            f"apart on average in {GAPS} refreshes in a row, where rounding in bf16 makes 0.04; {copies}"
+            "rollout_engine: hf generates with the model itself"
         )
 
     def rollouts(self, lines: Iterable[Mapping[str, Any]]) -> list[Finding]:
@@ -143,10 +158,10 @@ class Watch:
                     found.append(Finding(line["step"], name, text))
         return found
 
-    def _lasts(self, name: str, outside: bool, steps: int) -> bool:
-        """Whether it has been so for PATIENCE steps in a row."""
+    def _lasts(self, name: str, outside: bool, steps: int, patience: int) -> bool:
+        """Whether it has been so for that many steps in a row."""
         self._since[name] = self._since.get(name, 0) + steps if outside else 0
-        return self._since[name] >= PATIENCE
+        return self._since[name] >= patience
 
 
 def loops(text: str) -> bool:

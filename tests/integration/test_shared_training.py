@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from raft.engines import HFEngine, Sampling
+from raft.engines import HFEngine, Sampling, VLLMEngine
 from raft.train.trainer import RAFTTrainer
+from raft.train.watch import MOST_GAP
 from tests.golden.training import config, exact, lines, load, rows
 from tests.integration.test_trainer_processes import finish, start, wait_for, weights
 
@@ -58,6 +59,9 @@ def test_weights_stay_shared_through_a_training(tmp_path, kind):
     follows.trainer = made
     made.train()
     assert follows.checked == 4
+    gaps = [line["engine_gap"] for line in lines(tmp_path / "metrics.jsonl")]
+    assert len(gaps) == 4 and max(gaps) < (MOST_GAP / 2 if kind == "bf16" else 1e-4)
+    assert "engine_gap" not in [line["name"] for line in lines(tmp_path / "warnings.jsonl")]
     made.save_model(str(tmp_path / "saved"))
     if kind == "lora":
         saved = peft.PeftModel.from_pretrained(load()[0], tmp_path / "saved")
@@ -65,6 +69,21 @@ def test_weights_stay_shared_through_a_training(tmp_path, kind):
         saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=model.dtype)
     for (name, ours), theirs in zip(model.named_parameters(), saved.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_an_engine_that_does_not_follow_is_told_of(tmp_path, caplog):
+    """vLLM on a copy of the model, to which no refresh brings what is learned."""
+    model, tokenizer = load()
+    engine = VLLMEngine(copy.deepcopy(model), tokenizer, max_model_len=192)
+    try:
+        args = config(tmp_path, max_steps=6, num_train_epochs=2, learning_rate=1e-2)
+        RAFTTrainer(model, args, rows(8), processing_class=tokenizer, engine=engine).train()
+    finally:
+        engine.close()
+    gaps = [line["engine_gap"] for line in lines(tmp_path / "metrics.jsonl")]
+    assert gaps[0] < 1e-4 and min(gaps[1:]) > MOST_GAP  # before the first update they are the same
+    (said,) = [line for line in lines(tmp_path / "warnings.jsonl") if line["name"] == "engine_gap"]
+    assert said["step"] == 4 and said["text"] in caplog.text
 
 
 def test_killed_while_sharing_a_run_resumes_exactly(tmp_path):

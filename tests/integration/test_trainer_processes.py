@@ -67,8 +67,8 @@ def test_killed_in_the_middle_a_run_resumes_exactly(tmp_path):
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"method": "sft"}, {"fixed_lambda": 2.0, "max_tokens_per_micro_batch": 150}],
-    ids=["raft", "sft", "budget"],
+    [{}, {"method": "sft"}, {"fixed_lambda": 2.0, "max_tokens_per_micro_batch": 150}, {"balance": "gradient"}],
+    ids=["raft", "sft", "budget", "gradient"],
 )
 def test_two_ranks_equal_one(tmp_path, more):
     """The same global batches and greedy rollouts: the same losses, lambda, weights and saved state, up to rounding."""
@@ -80,7 +80,9 @@ def test_two_ranks_equal_one(tmp_path, more):
     )
     finish(first)
     for a, b in zip(exact(one / "metrics.jsonl"), exact(two / "metrics.jsonl"), strict=True):
-        for name in ("loss", "loss_sft", "loss_kl", "lambda", "grad_norm", "tokens", "rollout_length", "teacher_mass"):
+        names = ("loss", "loss_sft", "loss_kl", "lambda", "grad_norm", "tokens", "rollout_length", "teacher_mass")
+        assert ("gradient_kl" in a) == (more.get("balance") == "gradient")
+        for name in (*names, "gradient_sft", "gradient_kl"):
             assert b.get(name) == (None if a.get(name) is None else pytest.approx(a[name], rel=1e-4)), name
     assert json.loads((two / "balance.json").read_text()) == pytest.approx(
         json.loads((one / "balance.json").read_text()), rel=1e-4

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -369,6 +370,23 @@ def test_draws_reproduce_and_leave_the_random_state_alone(qwen3):
     assert qwen3.engine.generate(PROMPTS[:5], DRAWN) == first[:5]
     assert qwen3.engine.generate(PROMPTS, Sampling(max_tokens=16, seed=6)) != first
     assert len({tuple(c.token_ids) for c in qwen3.engine.generate([PROMPTS[0]] * 8, DRAWN)}) == 8
+
+
+@pytest.mark.parametrize(
+    "sampling", [DRAWN, replace(DRAWN, temperature=0.7, top_p=0.9), GREEDY], ids=["plain", "tempered", "greedy"]
+)
+def test_log_probabilities_are_the_models_own_and_change_no_token(qwen3, sampling):
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    found = qwen3.engine.generate(PROMPTS, replace(sampling, logprobs=3))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before  # nothing had to be compiled for it
+    assert [replace(c, logprobs=None) for c in found] == qwen3.engine.generate(PROMPTS, sampling)
+    assert [c.logprobs is not None for c in found] == [i < 3 for i in range(len(found))]
+    for prompt, completion in zip(PROMPTS, found[:3], strict=False):
+        ids = torch.tensor([prompt + completion.token_ids])
+        with torch.no_grad():
+            logits = qwen3.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits, -1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_more_requests_than_run_at_once_come_back_in_order(qwen3):

@@ -60,9 +60,10 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_no_step_waits_but_those_that_are_logged(tmp_path, monkeypatch):
+@pytest.mark.parametrize("settings", [{}, {"balance": "gradient"}])
+def test_no_step_waits_but_those_that_are_logged(tmp_path, monkeypatch, settings):
     monkeypatch.setattr("raft_kernels.cross_entropy.may_look", lambda x: False)  # as on a GPU
-    made = trainer(tmp_path, max_steps=4, logging_steps=4, gradient_accumulation_steps=2)
+    made = trainer(tmp_path, max_steps=4, logging_steps=4, gradient_accumulation_steps=2, **settings)
     found = []
     step, after = made.training_step, made.after_step
 

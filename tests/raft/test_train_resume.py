@@ -34,6 +34,8 @@ class KillAfter(TrainerCallback):
         ({"steps_per_refresh": 3, "rollouts_per_prompt": 2}, 4),  # in the middle of what one refresh feeds
         ({"num_train_epochs": 3, "gradient_accumulation_steps": 2, "logging_steps": 2}, 3),  # and of a logged line
         ({"method": "sft", "num_train_epochs": 3}, 5),
+        ({"balance": "gradient", "num_train_epochs": 3, "gradient_accumulation_steps": 2, "logging_steps": 2}, 3),
+        ({"log_gradient_parts": 3, "logging_steps": 5}, 4),  # measured in the part of a line before the checkpoint
     ],
 )
 def test_resume_is_exact(tmp_path, overrides, step):

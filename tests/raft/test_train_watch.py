@@ -98,6 +98,28 @@ def test_the_bound_of_lambda(tmp_path):
     assert made.metrics(2, 1, GOOD, 3.0)[0].text == "lambda has reached its upper bound of 3 by step 2"
 
 
+@pytest.mark.parametrize("settings, helps", [({}, "engine_weights: copied"), ({"engine_weights": "copied"}, "")])
+def test_an_engine_that_is_another_model(tmp_path, settings, helps):
+    made, far = make(tmp_path, **settings), GOOD | {"engine_gap": 0.2}
+    assert not made.metrics(1, 1, far) and not made.metrics(2, 1, far)
+    assert not made.metrics(3, 1, GOOD)  # a line between two refreshes has no number
+    assert not made.metrics(4, 1, GOOD | {"engine_gap": 0.03})  # in order again, as bf16 is: the count starts anew
+    assert not made.metrics(5, 1, far) and not made.metrics(6, 1, far)
+    (finding,) = made.metrics(7, 1, far)
+    assert finding.name == "engine_gap" and "0.2 apart" in finding.text and "rollout_engine: hf" in finding.text
+    assert helps in finding.text and ("copied" in finding.text) == bool(helps)
+    assert not any(made.metrics(step, 1, far) for step in range(8, 20))
+    made = make(tmp_path)
+    assert any(made.metrics(step, 1, GOOD | {"engine_gap": float("nan")}) for step in range(3))
+
+
+def test_a_balance_of_gradients_is_spoken_of_as_one(tmp_path):
+    (finding,) = make(tmp_path, balance="gradient").metrics(20, 20, GOOD | {"lambda": 30.0})
+    assert "one of the gradients is nearly 0" in finding.text
+    (finding,) = make(tmp_path).metrics(20, 20, GOOD | {"lambda": 30.0})
+    assert "one of the losses is nearly 0" in finding.text
+
+
 def rollout(text, step=1, question="Where is the bank?", answer="On the river."):
     return {"step": step, "question": question, "answer": answer, "rollout": text}
 

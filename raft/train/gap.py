@@ -1,0 +1,74 @@
+"""Whether the rollout engine and the trainer are the same model, by one number of one rollout after each refresh.
+
+    gap = mean over the rollout's tokens t of |log p_engine(z_t | x, z_<t) - log p_trainer(z_t | x, z_<t)|
+
+Both are of the model's own distribution, the log-softmax over the whole vocabulary of its logits at temperature 1,
+before the sampling temperature and top-p. vLLM gives that by itself (logprobs_mode raw_logprobs), from its decoding
+steps. The trainer's side is taken in the first step after the refresh, whose forward sees the rollout with the
+weights that it was drawn with.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from raft.train.losses import Batch, cross_entropy
+from raft.train.model import Head, LanguageModel
+from raft.train.packing import move, pack_turns
+from raft.train.rollout import Scored
+
+
+def to_compare(scored: Iterable[Scored]) -> Scored | None:
+    """The longest of those whose log-probabilities the engine has told; short ones say little."""
+    told = [s for s in scored if s.completion.logprobs]
+    return max(told, key=lambda s: len(s.completion.token_ids), default=None)
+
+
+def gap_in(batch: Batch, compared: Scored | None, hidden: Tensor, head: Head) -> Tensor | None:
+    """The gap, a scalar float32, from a training forward: hidden [L, H] of the pack. None: the rollout is elsewhere."""
+    first = 0
+    for s in batch.scored:
+        count = len(s.completion.token_ids)
+        if s is compared:
+            return _gap(hidden[batch.kl_positions[first : first + count]], head, s)
+        first += count
+    return None
+
+
+@torch.no_grad()
+def gap_alone(compared: Scored, student: LanguageModel) -> Tensor:
+    """The same from a forward of its own: one in training would not be the engine's model where dropout is on."""
+    packed, positions = pack_turns([(compared.example.prompt, compared.completion.token_ids)], share=False)
+    device = student.head().weight.device
+    was_training = student.model.training
+    student.model.eval()
+    try:
+        with student.attention():
+            hidden = student.hidden(packed.to(device))
+    finally:
+        student.model.train(was_training)
+    return _gap(hidden[move(positions, device)], student.head(), compared)
+
+
+@torch.no_grad()
+def _gap(states: Tensor, head: Head, compared: Scored) -> Tensor:  # [n, H]
+    token_ids, told = compared.completion.token_ids, compared.completion.logprobs
+    assert told is not None
+    labels = move(torch.tensor(token_ids), states.device)
+    own = -cross_entropy(states.detach(), replace(head, weight=head.weight.detach()), labels, reduction="none")
+    return (move(torch.tensor(told, dtype=own.dtype), states.device) - own).abs().mean()
+
+
+def drops(model: nn.Module) -> bool:
+    """Whether its forward in training is random: dropout of a layer, or of the attention."""
+    return any(
+        (isinstance(module, nn.Dropout) and module.p > 0) or _share(module, "attention_dropout") > 0
+        for module in model.modules()
+    )
+
+
+def _share(module: nn.Module, name: str) -> float:
+    value = getattr(module, name, 0.0)
+    return value if isinstance(value, float) else 0.0
