@@ -36,6 +36,7 @@ Count = Annotated[int, Between(1)]
 Share = Annotated[float, Between(0, 1)]
 Temperature = Annotated[float, Between(0)]  # of sampling, where 0 means greedy
 EngineKind = Literal["auto", "vllm", "hf"]
+PromptWording = Literal["chat", "plain"]  # the names of raft.prompts.WORDINGS
 
 
 @dataclass
@@ -46,6 +47,12 @@ class RefineSettings:
     """Sentence-embedding model of the filter: "minilm" (the packaged MiniLM) or the path of a sentence-transformers model."""
     tau: Share = 0.8
     """A rewriting is kept if its cosine similarity to the answer is at least this (Eq. 3)."""
+    min_score: Share = 0.7
+    """A candidate whose mean score of the judges is below this is not used."""
+    max_new_words: Share = 0.2
+    """Share of content words beyond those of question and reference that a text may have to be used."""
+    prompts: PromptWording = "chat"
+    """How the model is asked for rewritings and fusions: "chat" for instruction models, "plain" as the micro-world's base was trained."""
     rounds: Count = 3
     """Rounds of fusion at most; the candidate with the best mean score of the judges wins."""
     accept_score: Share = 0.8
