@@ -97,10 +97,12 @@ def preview_text(rows: list[Row], fused: list[dict[str, Any]], folder: Path, wor
         tried = [candidate for candidate in candidates if candidate["id"] == row["id"]]
         if tried:
             parts += ["--- fuse, prompt", _chat(fuse_chat(row, line["rewritten"], wording))]
+        # No text is judged twice: its scores are under the round in which it first came, 0 for the rewriting.
+        came: dict[str | None, int] = {line["rewritten"]: 0}
         for candidate in tried:
-            scores = verdicts.get((row["id"], candidate["round"]), {})
+            scores = verdicts.get((row["id"], came.setdefault(candidate["text"], candidate["round"])), {})
             shown = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
-            shown += _against(", ".join(next(against_fused, [])) if scores else "")
+            shown += _against("" if candidate["failed"] else ", ".join(next(against_fused, [])))
             parts += [
                 f"--- fuse, output of round {candidate['round']} ({candidate['failed'] or shown})",
                 candidate["text"] or "",
