@@ -50,21 +50,15 @@ def _fuse_plainly(question: str, answer: str, rewritten: str) -> str:
 
 
 def _rewrite_for_chat(question: str, answer: str) -> str:
-    return (
-        f"{answer}\n\nThe text above answers the question: {question}\n"
-        "Rewrite it in clear, simple English. Keep every fact, name and number, and add nothing. Write only the new text."
-    )
+    return f"Paraphrase the following answer. Keep all facts and numbers.\n\n{answer}"
 
 
 def _fuse_for_chat(question: str, answer: str, rewritten: str) -> str:
-    return (
-        f"Text A: {rewritten}\n\nText B: {answer}\n\nBoth texts answer the question: {question}\n"
-        "Write one text in the style of text A. Correct it and complete it with the facts, names and numbers of text B, and add "
-        "nothing else. Write only the new text."
-    )
+    return f"Merge the following two paragraphs into one. Keep all facts and numbers.\n\n{rewritten}\n\n{answer}"
 
 
-# "plain" is what the micro-world's base model was trained on; "chat" is for instruction models as they come.
+# "plain" is what the micro-world's base model was trained on. "chat" is for instruction models as they come: short, without
+# labels and without the question, all of which a small model repeats (docs/refinement.md has what was tried).
 WORDINGS = {
     wording.name: wording
     for wording in (

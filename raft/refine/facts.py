@@ -5,7 +5,7 @@ here ("1,000 mg" and "1000 milligrams"). Where a form is not known the two texts
 """
 
 import re
-from collections.abc import Set
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from raft.refine.text import FUNCTION_WORDS, stem, words
@@ -64,31 +64,34 @@ _WORD_AMOUNT = re.compile(rf"\b({'|'.join(_NUMBER_WORDS)})\b(?=(?:[ -]([a-z]+))?
 _MONTH = re.compile(
     rf"\b({'|'.join(set(_MONTHS) - {'May', 'March', 'August'})})\b|(?<=[\w,;)–—-] )(May|March|August)\b"
 )
-_NEGATIONS = frozenset("not no never without neither nor none nobody nothing".split())
+_NEGATIONS = frozenset(("not", "no", "never", "without", "neither", "nor", "none", "nobody", "nothing"))
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 # In the middle of a sentence: not behind the end of another, a colon, a quotation mark or a bullet.
 _NAME = re.compile(r"(?<=[\w,;)–—-] )([A-Z][\w’'-]*[A-Za-z0-9])|(?<=\()([A-Z][\w’'-]*[A-Z0-9])\b")
-_REACH = 4  # content words on each side of a negation that it may be about
+_REACH = 3  # content words that a negation may be about
 
 
-def numbers(text: str) -> set[Number]:
-    """Numbers in digits and words, each with its unit, months of dates, and codes of letters and digits ("B12")."""
+def numbers(text: str) -> list[Number]:
+    """Numbers in digits and words, each with its unit, months of dates, and codes of letters and digits ("B12"), in the
+    order of the text."""
     text = _ITEM.sub("", text)
-    found = set()
+    found: dict[int, Number] = {}
     for match in _CODE.finditer(text):
         amount = _AMOUNT.fullmatch(match[0])
-        if amount is None or (amount[2] or "").lower() not in UNITS:
-            if not re.fullmatch(r"\d+(?:-[A-Za-z]+)+", match[0]):  # "20-year-old" is an amount
-                found.add(Number(match[0].lower(), ""))
+        with_unit = amount is not None and (amount[2] or "").lower() in UNITS
+        if not with_unit and not re.fullmatch(r"\d+(?:-[A-Za-z]+)+", match[0]):  # "20-year-old" is an amount
+            found[match.start()] = Number(match[0].lower(), "")
     for match in _AMOUNT.finditer(text):
         unit = UNITS.get((match[2] or "").lower(), "")
         if match[2] and not unit and text[match.end(1)].isalpha():
             continue  # a code
-        found.add(Number(_plain(match[1]), unit))
+        found[match.start(1)] = Number(_plain(match[1]), unit)
     for match in _WORD_AMOUNT.finditer(text):
-        found.add(Number(str(_NUMBER_WORDS[match[1].lower()]), UNITS.get((match[2] or "").lower(), "")))
+        unit = UNITS.get((match[2] or "").lower(), "")
+        found[match.start()] = Number(str(_NUMBER_WORDS[match[1].lower()]), unit)
     for match in _MONTH.finditer(text):
-        found.add(Number(match[0].lower(), ""))
-    return found
+        found[match.start()] = Number(match[0].lower(), "")
+    return [found[place] for place in sorted(found)]
 
 
 def _plain(digits: str) -> str:
@@ -96,28 +99,39 @@ def _plain(digits: str) -> str:
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
-def missing_numbers(wanted: Set[Number], given: Set[Number]) -> set[Number]:
+def missing_numbers(wanted: Iterable[Number], given: Iterable[Number]) -> set[Number]:
     """Those of `wanted` that `given` has not: of the same value, and of the same unit where both have one."""
+    there = set(given)
     return {
         number
         for number in wanted
         if not any(
             number.value == other.value and (number.unit == other.unit or not (number.unit and other.unit))
-            for other in given
+            for other in there
         )
     }
 
 
+def in_order(given: Iterable[Number], wanted: Iterable[Number]) -> bool:
+    """Whether the values of `given`, those of `wanted` alone, come in the order that they have there. A number beside
+    another's words ("22 percent are younger than 60" out of a list) is mostly out of its order."""
+    values = [number.value for number in wanted]
+    rest = iter(values)
+    return all(number.value in rest for number in given if number.value in values)
+
+
 def negations(text: str) -> list[frozenset[str]]:
-    """For each negation the stems of the content words near it. Not the sentence's: a long one says more than it denies."""
-    found = words(text)
-    places = [i for i, word in enumerate(found) if word in _NEGATIONS]
-    content = [(i, stem(word)) for i, word in enumerate(found) if word not in FUNCTION_WORDS and word not in _NEGATIONS]
+    """For each negation the stems of the next content words of its sentence, of those before where none follow."""
     near = []
-    for place in places:
-        before = [word for i, word in content if i < place][-_REACH:]
-        after = [word for i, word in content if i > place][:_REACH]
-        near.append(frozenset(before + after))
+    for sentence in _SENTENCE_END.split(text):
+        found = words(sentence)
+        content = [
+            (i, stem(word)) for i, word in enumerate(found) if word not in FUNCTION_WORDS and word not in _NEGATIONS
+        ]
+        for place in (i for i, word in enumerate(found) if word in _NEGATIONS):
+            after = [word for i, word in content if i > place][:_REACH]
+            before = [word for i, word in content if i < place][-_REACH:]
+            near.append(frozenset(after or before))
     return near
 
 

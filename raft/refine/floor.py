@@ -12,7 +12,7 @@ from typing import Any
 
 from raft.config import RefineSettings
 from raft.prompts import Wording
-from raft.refine.facts import missing_negations, missing_numbers, names, negations, numbers
+from raft.refine.facts import in_order, missing_negations, missing_numbers, names, negations, numbers
 from raft.refine.text import content_words, distinct, ngrams, words
 
 # Reason -> what it says of a text, as the report shows it.
@@ -21,6 +21,7 @@ REASONS = {
     "score": "the mean score of the judges is below min_score",
     "numbers lost": "numbers, units, dates or codes of the reference are missing",
     "numbers invented": "it has numbers that neither question nor reference has",
+    "numbers moved": "its numbers do not come in the order of the reference",
     "negation lost": "something that the reference denies is not denied",
     "negation invented": "it denies what the reference does not deny",
     "words invented": "too many content words, or any name, that neither question nor reference has",
@@ -65,7 +66,7 @@ class Floor:
         question, reference = row["question"], row["answer"]
         found = {
             "similarity": not similarity >= self.settings.tau,  # also where it is NaN
-            "score": mean < self.settings.min_score,
+            "score": mean < self.settings.min_score or mean == 0,  # every judge rejected it
             "echo": self._echoes(question, reference, text),
             "refusal": _new(_REFUSAL, text, reference),
             "loop": _loops(text, reference),
@@ -101,7 +102,8 @@ def _facts(question: str, reference: str, text: str) -> dict[str, bool]:
     return {
         # What the question says already need not be said again.
         "numbers lost": bool(missing_numbers(missing_numbers(wanted, asked), given)),
-        "numbers invented": bool(missing_numbers(given, wanted | asked)),
+        "numbers invented": bool(missing_numbers(given, [*wanted, *asked])),
+        "numbers moved": not in_order(given, wanted),
         "negation lost": missing_negations(denied, denies) > 0,
         "negation invented": missing_negations(denies, denied + negations(question)) > 0,
     }
@@ -112,7 +114,7 @@ def _invents(question: str, reference: str, text: str, most: float) -> bool:
     said = content_words(text)
     spelled = set(words(question)) | set(words(reference))
     named = {part for name in names(text) for part in words(name)}
-    return len(said - known) > most * len(said) or bool(named - spelled)
+    return len(said - known) > max(1, most * len(said)) or bool(named - spelled)
 
 
 def _loops(text: str, reference: str) -> bool:
