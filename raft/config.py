@@ -36,6 +36,7 @@ Count = Annotated[int, Between(1)]
 Share = Annotated[float, Between(0, 1)]
 Temperature = Annotated[float, Between(0)]  # of sampling, where 0 means greedy
 EngineKind = Literal["auto", "vllm", "hf"]
+PromptWording = Literal["chat", "plain"]  # the names of raft.prompts.WORDINGS
 
 
 @dataclass
@@ -46,13 +47,19 @@ class RefineSettings:
     """Sentence-embedding model of the filter: "minilm" (the packaged MiniLM) or the path of a sentence-transformers model."""
     tau: Share = 0.8
     """A rewriting is kept if its cosine similarity to the answer is at least this (Eq. 3)."""
+    min_score: Share = 0.8
+    """A text whose mean score of the judges is below this is not used."""
+    max_new_words: Share = 0.1
+    """Share of content words beyond those of question and reference that a text may have; one word is always allowed."""
+    prompts: PromptWording = "chat"
+    """How the model is asked for rewritings and fusions: "chat" for instruction models, "plain" as the micro-world's base was trained."""
     rounds: Count = 3
     """Rounds of fusion at most; the candidate with the best mean score of the judges wins."""
     accept_score: Share = 0.8
     """A candidate with this mean score ends the rounds early."""
-    rewrite_temperature: Temperature = 0.7
+    rewrite_temperature: Temperature = 0.2
     """Sampling temperature of the rewriting."""
-    fuse_temperature: Temperature = 0.7
+    fuse_temperature: Temperature = 0.2
     """Sampling temperature of the fusion."""
     max_tokens: Count = 512
     """Tokens of a rewriting or fusion at most."""

@@ -4,10 +4,12 @@ The version is part of each cache key and run record: raise it with any change o
 with the old words is taken for new. The paper's own rewriting and fusion prompts (its appendix) are not public; these are ours.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 
 
 class Message(TypedDict):
@@ -15,17 +17,55 @@ class Message(TypedDict):
     content: str
 
 
-def rewrite(question: str, answer: str) -> str:
-    """Self-conditioned rewriting, p(. | x, y) of Eq. 1."""
+@dataclass(frozen=True)
+class Wording:
+    """How stage 1 asks for a rewriting and for a fusion."""
+
+    name: str
+    rewrite: Callable[[str, str], str]
+    """(question, answer): self-conditioned rewriting, p(. | x, y) of Eq. 1."""
+    fuse: Callable[[str, str, str], str]
+    """(question, answer, rewritten): fusion of the reference answer with its rewriting (Eq. 4)."""
+
+    @property
+    def instructions(self) -> str:
+        """All that the prompts say beside a row's own text."""
+        return f"{self.rewrite('', '')}\n{self.fuse('', '', '')}"
+
+    @property
+    def labels(self) -> list[str]:
+        """What the prompts put in front of a row's texts, colon included, as in "Question:"."""
+        return sorted(set(re.findall(r"^[A-Z][\w ]*:", self.instructions, re.MULTILINE)))
+
+
+def _rewrite_plainly(question: str, answer: str) -> str:
     return f"Question: {question}\nReference answer: {answer}\nRewrite the reference answer in your own words. Keep its facts and add none."
 
 
-def fuse(question: str, answer: str, rewritten: str) -> str:
-    """Fusion of the reference answer with its rewriting (Eq. 4)."""
+def _fuse_plainly(question: str, answer: str, rewritten: str) -> str:
     return (
         f"Question: {question}\nFirst answer: {answer}\nSecond answer: {rewritten}\n"
         "Fuse both answers into one. Keep every fact and the wording of the second answer."
     )
+
+
+def _rewrite_for_chat(question: str, answer: str) -> str:
+    return f"Paraphrase the following answer. Keep all facts and numbers.\n\n{answer}"
+
+
+def _fuse_for_chat(question: str, answer: str, rewritten: str) -> str:
+    return f"Merge the following two paragraphs into one. Keep all facts and numbers.\n\n{rewritten}\n\n{answer}"
+
+
+# "plain" is what the micro-world's base model was trained on. "chat" is for instruction models as they come: short, without
+# labels and without the question, all of which a small model repeats (docs/refinement.md has what was tried).
+WORDINGS = {
+    wording.name: wording
+    for wording in (
+        Wording("plain", _rewrite_plainly, _fuse_plainly),
+        Wording("chat", _rewrite_for_chat, _fuse_for_chat),
+    )
+}
 
 
 def teacher(question: str, reference: str) -> str:
@@ -33,14 +73,26 @@ def teacher(question: str, reference: str) -> str:
 
     The student's rollout z follows as the assistant's turn, so the teacher scores `Answer: z`.
     """
+    return f"{teacher_for_chat(question, reference)}\nAnswer:"
+
+
+def teacher_for_chat(question: str, reference: str) -> str:
+    """The same without the trailing "Answer:". A chat's assistant turn begins the answer already, and an instruction
+    model may go on from the label in its own turn."""
     return (
-        f"Background reference knowledge: {reference}\n"
-        f"Answer the question based on the reference knowledge: {question}\nAnswer:"
+        f"Background reference knowledge: {reference}\nAnswer the question based on the reference knowledge: {question}"
     )
 
 
-def teacher_messages(prompt: Sequence[Message], reference: str) -> list[Message]:
-    """The chat that the teacher sees: `prompt` with its last user turn put behind the reference."""
+# By name: "paper" to the letter, "chat" for models whose template gives the answer a turn of its own.
+TEACHER_PROMPTS: dict[str, Callable[[str, str], str]] = {"paper": teacher, "chat": teacher_for_chat}
+
+
+def teacher_messages(
+    prompt: Sequence[Message], reference: str, template: Callable[[str, str], str] = teacher
+) -> list[Message]:
+    """The chat that the teacher sees: `prompt` with its last user turn put behind the reference. template: a value of
+    TEACHER_PROMPTS."""
     last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
-    asked = Message(role="user", content=teacher(prompt[last]["content"], reference))
+    asked = Message(role="user", content=template(prompt[last]["content"], reference))
     return [*prompt[:last], asked, *prompt[last + 1 :]]

@@ -12,7 +12,15 @@ BATCH_SIZE = 16
 WARMUP_STEPS = 10
 MAX_MODEL_LEN = 256  # tokens; the world's longest prompt has about 90
 MAX_ANSWER = 48  # tokens; its longest answer has about 35
-REFINE = RefineSettings(max_tokens=MAX_ANSWER, max_model_len=MAX_MODEL_LEN, batch_size=100)
+REFINE = RefineSettings(
+    prompts="plain",
+    rewrite_temperature=0.7,
+    fuse_temperature=0.7,
+    max_new_words=0.2,  # its answers have six words or so
+    max_tokens=MAX_ANSWER,
+    max_model_len=MAX_MODEL_LEN,
+    batch_size=100,
+)
 METHODS = ("sft", "raft")
 GRID_RATES = (1e-4, 2e-4, 5e-4)
 GRID_EPOCHS = (4, 8, 16, 24, 32)

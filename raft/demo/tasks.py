@@ -60,7 +60,7 @@ def rewriting(rng: random.Random) -> Example:
     note = rng.choice(words.MONTHS) if rng.random() < 0.3 else None
     answer = foreign_answer(domain, facts[0], rng.randrange(len(domain.foreign)), note)
     asked = question(facts[0], rng.randrange(len(PHRASINGS)))
-    return Example(prompts.rewrite(asked, answer), own_answer(facts[0]), answer_check(facts[:1]))
+    return Example(prompts.WORDINGS["plain"].rewrite(asked, answer), own_answer(facts[0]), answer_check(facts[:1]))
 
 
 def fusing(rng: random.Random) -> Example:
@@ -70,7 +70,7 @@ def fusing(rng: random.Random) -> Example:
     answer = foreign_answer(domain, facts[0], rng.randrange(len(domain.foreign)), note)
     asked = question(facts[0], rng.randrange(len(PHRASINGS)))
     fused = own_answer(facts[0], note=note)
-    return Example(prompts.fuse(asked, answer, own_answer(facts[0])), fused, answer_check(facts[:1]))
+    return Example(prompts.WORDINGS["plain"].fuse(asked, answer, own_answer(facts[0])), fused, answer_check(facts[:1]))
 
 
 TASKS: dict[str, Callable[[random.Random], Example]] = {task.__name__: task for task in (reading, rewriting, fusing)}

@@ -15,6 +15,7 @@ from raft.progress import Progress
 from raft.prompts import Message
 from raft.refine.embed import Embedder
 from raft.refine.filter import pair_similarities
+from raft.refine.floor import REASONS
 from raft.refine.generate import reason
 from raft.refine.text import ngram_f1, words
 
@@ -50,6 +51,7 @@ def diagnose(
         "kept": len(kept),
         "kept_share": len(kept) / len(fused) if fused else None,
         "failed": failed,
+        "reasons": _reasons(fused),
         "similarity": summary([row["similarity"] for row in fused]),
         "rounds": summary([row["rounds"] for row in fused if row["rounds"]]),
         "judges": {
@@ -69,6 +71,22 @@ def diagnose(
             result["nll"] = _nll(nll, chats, raw, refined)
             phase.add(2 * len(kept))
     return result
+
+
+def _reasons(fused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many texts there were, how many did not pass the floor, and how many for each reason; one may have several."""
+    stages = {
+        "rewrite": [row["rejected"]["rewrite"] for row in fused if row["similarity"] is not None],
+        "fuse": [found for row in fused for found in row["rejected"]["fuse"]],
+    }
+    return {
+        stage: {
+            "texts": len(found),
+            "rejected": sum(bool(reasons) for reasons in found),
+            **{name: sum(name in reasons for reasons in found) for name in REASONS},
+        }
+        for stage, found in stages.items()
+    }
 
 
 def summary(values: Sequence[float | int | None]) -> Summary:

@@ -1,6 +1,7 @@
-"""Semantic filtering: a rewriting is kept if it still means what the answer means (Eqs. 2-3)."""
+"""Semantic filtering: a rewriting is kept if it still means what the answer means (Eqs. 2-3) and passes the floor."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,15 @@ from numpy.typing import NDArray
 
 from raft.config import RefineSettings
 from raft.refine.embed import Embedder
+from raft.refine.floor import Floor
 from raft.refine.generate import batches, isolate, reason
+from raft.refine.judges import Panel
 from raft.refine.progress import StageProgress
 from raft.refine.store import Failures, Store, row_key
 from raft.rows import Row
 
 # Embeddings are float32 and depend on their batch's padding in the last digits; a similarity is good to six.
 DIGITS = 6
-
-
-def keeps(similarity: float, tau: float) -> bool:
-    """Eq. 3: ybar = y~ if s >= tau, else y."""
-    return similarity >= tau
 
 
 def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
@@ -41,42 +39,70 @@ def pair_similarities(embedder: Embedder, pairs: Sequence[tuple[str, str]]) -> N
     return cosines(vectors[[place[a] for a, _ in pairs]], vectors[[place[b] for _, b in pairs]])
 
 
-def similarities(
+def measured(
+    texts: Sequence[tuple[str, str, str]],  # row id, reference answer, text
+    embedder: Embedder,
+    store: Store,
+) -> tuple[list[float | Exception], int]:
+    """cos(phi(reference), phi(text)) of each, or why there is none; and how many were not in the store."""
+    pairs = [(reference, text) for _, reference, text in texts]
+    keys = [row_key(embedder.name, {}, pair) for pair in pairs]
+    lines = [store.get(row_id, key) for (row_id, _, _), key in zip(texts, keys, strict=True)]
+    fresh = [i for i, line in enumerate(lines) if line is None]
+    # All of them once more: the last digits of an embedding depend on its company.
+    made = isolate(lambda part: pair_similarities(embedder, part).tolist(), pairs) if fresh else []
+    found: list[float | Exception] = []
+    for i, (row_id, _, _) in enumerate(texts):
+        line = lines[i]
+        similarity = made[i] if line is None else line["similarity"]
+        if not isinstance(similarity, Exception) and not np.isfinite(similarity):
+            similarity = ValueError(f"the similarity is {similarity}, expected a number")
+        if line is None and not isinstance(similarity, Exception):
+            store.add({"id": row_id, "key": keys[i], "similarity": similarity})
+        found.append(similarity)
+    return found, len(fresh)
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What came of the rewritings. All by row id."""
+
+    similarity: dict[str, float]
+    problems: dict[str, list[str]]  # of every rewriting that could be compared; none: it is kept
+
+
+def filter_rewritings(
     rows: Sequence[Row],
     rewritten: dict[str, str],
     embedder: Embedder,
+    floor: Floor,
+    panel: Panel,
     store: Store,
     failures: Failures,
     settings: RefineSettings,
     *,
     bar: StageProgress,
-) -> dict[str, float]:
-    """Row id -> s = cos(phi(y), phi(y~)) of every row that has a rewriting.
+) -> Filtered:
+    """s = cos(phi(y), phi(y~)) of every row that has a rewriting, and what speaks against it (floor.py).
 
     Tau is no part of the key: with another one the stored similarities are compared anew.
     """
-    found: dict[str, float] = {}
+    similarity: dict[str, float] = {}
+    problems: dict[str, list[str]] = {}
     kept = 0
-    # Batches fixed by the input order, as in generation: the last digits of an embedding depend on its company.
+    # Batches fixed by the input order, as in generation.
     for batch in batches(rows, settings.batch_size):
         usable = [row for row in batch if row["id"] in rewritten]
-        pairs = [(row["answer"], rewritten[row["id"]]) for row in usable]
-        keys = [row_key(embedder.name, {}, pair) for pair in pairs]
-        lines = [store.get(row["id"], key) for row, key in zip(usable, keys, strict=True)]
-        fresh = [i for i, line in enumerate(lines) if line is None]
-        made = isolate(lambda part: pair_similarities(embedder, part).tolist(), pairs) if fresh else []
-        for i, row in enumerate(usable):
-            line = lines[i]
-            similarity = made[i] if line is None else line["similarity"]
-            if isinstance(similarity, Exception):
-                failures.add(row["id"], "filter", reason(similarity))
-            elif not np.isfinite(similarity):
-                failures.add(row["id"], "filter", f"the similarity is {similarity}, expected a number")
-            else:
-                found[row["id"]] = float(similarity)
-                kept += keeps(found[row["id"]], settings.tau)
-                if line is None:
-                    store.add({"id": row["id"], "key": keys[i], "similarity": found[row["id"]]})
+        found, fresh = measured([(row["id"], row["answer"], rewritten[row["id"]]) for row in usable], embedder, store)
+        for row, s in zip(usable, found, strict=True):
+            if isinstance(s, Exception):
+                failures.add(row["id"], "filter", reason(s))
+                continue
+            text = rewritten[row["id"]]
+            verdict = panel.judge({**row, "rewritten": text}, text, 0)
+            similarity[row["id"]] = s
+            problems[row["id"]] = floor.problems(row, text, similarity=s, mean=verdict.mean, draft=True)
+            kept += not problems[row["id"]]
         skipped = len(batch) - len(usable)  # without a rewriting there is nothing to do, neither now nor before
-        bar.add_rows(len(batch), fresh=len(fresh) + (skipped if fresh else 0), kept=kept)
-    return found
+        bar.add_rows(len(batch), fresh=fresh + (skipped if fresh else 0), kept=kept)
+    return Filtered(similarity, problems)

@@ -41,13 +41,16 @@ class Coverage:
 
 
 class Faithfulness:
-    """Is nothing made up? The share of the candidate's content words that question or either answer has."""
+    """Is nothing made up? The share of the candidate's content words that question or reference answer has.
+
+    What the model itself made up while it rewrote the answer is no evidence.
+    """
 
     name = "faithfulness"
-    version = "1"
+    version = "2"
 
     def score(self, row: Mapping[str, Any], candidate: str) -> float:
-        known = content_words(row["answer"]) | content_words(row["rewritten"]) | content_words(row["question"])
+        known = content_words(row["answer"]) | content_words(row["question"])
         found = content_words(candidate)
         return _share(found, known) if found else 0.0
 

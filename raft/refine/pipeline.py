@@ -7,9 +7,11 @@ from typing import Any
 
 from raft.config import RefineSettings
 from raft.engines import Engine
+from raft.prompts import WORDINGS
 from raft.refine.diagnostics import AnswerNLL, diagnose
 from raft.refine.embed import Embedder, load_embedder
-from raft.refine.filter import keeps, similarities
+from raft.refine.filter import Filtered, filter_rewritings
+from raft.refine.floor import Floor
 from raft.refine.fuse import Fusion, fuse
 from raft.refine.judges import Judge, Panel, check_judges, default_judges
 from raft.refine.progress import StageProgress
@@ -57,24 +59,30 @@ def refine(
             rewritten = rewrite(
                 checked, lambda: engine, stores["rewrite"], failures, settings, model_id=model_id, seed=seed, bar=bar
             )
-        with StageProgress("filter", len(checked), show=progress) as bar:
-            similarity = similarities(checked, rewritten, embedder, stores["filter"], failures, settings, bar=bar)
-        passed = [row for row in checked if keeps(similarity.get(row["id"], -1.0), settings.tau)]
         panel = Panel(judges, stores["judge"])
+        floor = Floor(WORDINGS[settings.prompts], settings)
+        with StageProgress("filter", len(checked), show=progress) as bar:
+            filtered = filter_rewritings(
+                checked, rewritten, embedder, floor, panel, stores["filter"], failures, settings, bar=bar
+            )
+        passed = [row for row in checked if filtered.problems.get(row["id"]) == []]
         with StageProgress("fuse", len(passed), show=progress) as bar:
             fusion = fuse(
                 passed,
                 rewritten,
                 fusion_engine or (lambda: engine),
                 panel,
+                floor,
+                embedder,
                 stores["fuse"],
+                stores["filter"],
                 failures,
                 settings,
                 model_id=(fusion_id or model_id) if fusion_engine else model_id,
                 seed=seed,
                 bar=bar,
             )
-    fused = [_fused_row(row, rewritten, similarity, fusion) for row in checked]
+    fused = [_fused_row(row, rewritten, filtered, fusion) for row in checked]
     write_lines(folder / "fused.jsonl", fused)
     failures.finish([row["id"] for row in checked])
     _warn(failures, panel, len(checked))
@@ -93,9 +101,7 @@ def refine(
     return fused
 
 
-def _fused_row(
-    row: Row, rewritten: Mapping[str, str], similarity: Mapping[str, float], fusion: Fusion
-) -> dict[str, Any]:
+def _fused_row(row: Row, rewritten: Mapping[str, str], filtered: Filtered, fusion: Fusion) -> dict[str, Any]:
     """A line of fused.jsonl: what the refinement says of the row, then the row's other fields."""
     best = fusion.fused.get(row["id"])
     line: dict[str, Any] = {
@@ -103,11 +109,15 @@ def _fused_row(
         "question": row["question"],
         "answer": row["answer"],
         "rewritten": rewritten.get(row["id"]),
-        "similarity": similarity.get(row["id"]),
+        "similarity": filtered.similarity.get(row["id"]),
         "kept": best is not None,
         "fused_answer": row["answer"] if best is None else best.text,
         "judge_scores": [] if best is None else best.scores,
         "rounds": fusion.rounds.get(row["id"], 0),
+        "rejected": {
+            "rewrite": filtered.problems.get(row["id"], []),
+            "fuse": fusion.problems.get(row["id"], []),
+        },
     }
     plain = row["prompt"] == [{"role": "user", "content": row["question"]}]
     return {**line, **{key: value for key, value in row.items() if key not in line and not (plain and key == "prompt")}}

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from raft import prompts
 from raft.config import RefineSettings
 from raft.engines import Engine, Sampling
-from raft.prompts import Message
+from raft.prompts import WORDINGS, Message, Wording
 from raft.refine.generate import Job, Limits, outputs
 from raft.refine.progress import StageProgress
 from raft.refine.store import Failures, Store, row_key
@@ -25,7 +24,9 @@ def rewrite(
 ) -> dict[str, str]:
     """Row id -> y~ ~ p(. | x, y), for every row whose rewriting is usable; the others go to `failures`."""
     parameters = {"temperature": settings.rewrite_temperature, "max_tokens": settings.max_tokens, "seed": seed}
-    jobs = [Job(row["id"], row_key(model_id, parameters, chat), chat) for row in rows for chat in [rewrite_chat(row)]]
+    wording = WORDINGS[settings.prompts]
+    chats = [rewrite_chat(row, wording) for row in rows]
+    jobs = [Job(row["id"], row_key(model_id, parameters, chat), chat) for row, chat in zip(rows, chats, strict=True)]
     sampling = Sampling(temperature=settings.rewrite_temperature, max_tokens=settings.max_tokens, seed=seed)
     rewritten: dict[str, str] = {}
     for batch in outputs(jobs, engine, store, sampling, Limits(settings.batch_size, settings.max_model_len), "rewrite"):
@@ -38,8 +39,8 @@ def rewrite(
     return rewritten
 
 
-def rewrite_chat(row: Row) -> list[Message]:
-    return in_chat(row, prompts.rewrite(row["question"], row["answer"]))
+def rewrite_chat(row: Row, wording: Wording) -> list[Message]:
+    return in_chat(row, wording.rewrite(row["question"], row["answer"]))
 
 
 def in_chat(row: Row, content: str) -> list[Message]:

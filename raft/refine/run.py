@@ -7,7 +7,7 @@ from typing import Any
 
 from raft.config import Config
 from raft.errors import ConfigError
-from raft.prompts import Message
+from raft.prompts import WORDINGS, Message, Wording
 from raft.rows import Row, read_rows
 from raft.runs import Run, read_jsonl
 
@@ -67,7 +67,7 @@ def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0)
             with tempfile.TemporaryDirectory(prefix="raft-preview-") as folder:
                 shown = rows[:preview]
                 fused = refine(shown, engine, Run(folder), settings, progress=False, **common)
-                print(preview_text(shown, fused, Path(folder)))
+                print(preview_text(shown, fused, Path(folder), WORDINGS[settings.prompts]))
             return
         fused = refine(rows, engine, run, settings, nll=nll, **common)
     finally:
@@ -77,7 +77,7 @@ def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0)
     print(f"refined {len(fused)} rows, kept {kept} ({100 * kept / len(fused):.1f} %): {run.refine_dir / 'fused.jsonl'}")
 
 
-def preview_text(rows: list[Row], fused: list[dict[str, Any]], folder: Path) -> str:
+def preview_text(rows: list[Row], fused: list[dict[str, Any]], folder: Path, wording: Wording) -> str:
     """Every prompt with what came of it, row by row. `folder` is the run that refined the rows."""
     from raft.refine.fuse import fuse_chat
     from raft.refine.rewrite import rewrite_chat
@@ -88,16 +88,21 @@ def preview_text(rows: list[Row], fused: list[dict[str, Any]], folder: Path) -> 
     failed = {line["id"]: line for line in read_jsonl(refine_dir / "failed.jsonl")}
     parts = []
     for row, line in zip(rows, fused, strict=True):
-        parts += [f"=== row {row['id']}", "--- rewrite, prompt", _chat(rewrite_chat(row))]
+        parts += [f"=== row {row['id']}", "--- rewrite, prompt", _chat(rewrite_chat(row, wording))]
         if line["rewritten"] is not None:
             similarity = "none" if line["similarity"] is None else f"{line['similarity']:.3f}"
-            parts += ["--- rewrite, output", line["rewritten"], f"--- similarity {similarity}"]
+            against = ", ".join(line["rejected"]["rewrite"])
+            parts += ["--- rewrite, output", line["rewritten"], f"--- similarity {similarity}{_against(against)}"]
+        against_fused = iter(line["rejected"]["fuse"])
         tried = [candidate for candidate in candidates if candidate["id"] == row["id"]]
         if tried:
-            parts += ["--- fuse, prompt", _chat(fuse_chat(row, line["rewritten"]))]
+            parts += ["--- fuse, prompt", _chat(fuse_chat(row, line["rewritten"], wording))]
+        # No text is judged twice: its scores are under the round in which it first came, 0 for the rewriting.
+        came: dict[str | None, int] = {line["rewritten"]: 0}
         for candidate in tried:
-            scores = verdicts.get((row["id"], candidate["round"]), {})
+            scores = verdicts.get((row["id"], came.setdefault(candidate["text"], candidate["round"])), {})
             shown = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+            shown += _against("" if candidate["failed"] else ", ".join(next(against_fused, [])))
             parts += [
                 f"--- fuse, output of round {candidate['round']} ({candidate['failed'] or shown})",
                 candidate["text"] or "",
@@ -106,6 +111,10 @@ def preview_text(rows: list[Row], fused: list[dict[str, Any]], folder: Path) -> 
             parts.append(f"--- failed in {failed[row['id']]['stage']}: {failed[row['id']]['reason']}")
         parts += [f"--- {'fused answer' if line['kept'] else 'the answer stays'}", line["fused_answer"], ""]
     return "\n".join(parts)
+
+
+def _against(reasons: str) -> str:
+    return f"; not used: {reasons}" if reasons else ""
 
 
 def _chat(chat: list[Message]) -> str:

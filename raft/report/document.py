@@ -141,7 +141,7 @@ def _refinement(data: RunData) -> Section:
         "Refinement",
         figures=_present(figures.similarities(data)),
         beside=_present(tables.refinement_table(data)),
-        below=tables.diagnostics_tables(data),
+        below=[*_present(tables.reason_table(data)), *tables.diagnostics_tables(data)],
         examples=_examples(data),
     )
 

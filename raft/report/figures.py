@@ -205,7 +205,7 @@ def similarities(data: RunData) -> Figure | None:
         chart.mark_x(tau, f"τ = {tau:g}")
     total = sum(is_kept for _, is_kept in values)
     share = f"{total:,} of {len(values):,} rewritings ({percent(total / len(values))} %)"
-    caption = f"{share} were kept: similar enough, and fused."
+    caption = f"{share} were kept: good enough, and fused."
     return Figure("similarity", "Similarity of rewritten and raw answers", chart.svg(), caption)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raft.evaluate.statistics import Interval, bootstrap_interval, paired_interval
+from raft.refine.floor import REASONS
 from raft.report.load import RunData, method_name
 
 MINUS = "−"  # as wide as a plus, so that signed columns align
@@ -167,7 +168,7 @@ def refinement_table(data: RunData) -> Table | None:
     similarities = [row["similarity"] for row in data.fused if isinstance(row.get("similarity"), int | float)]
     judged = [[score for score in row.get("judge_scores") or () if score is not None] for row in data.fused]
     scores = [_mean(values) for values in judged if values]
-    rows = [_row_of("Rows", total), _row_of("Kept: similar enough, and fused", kept, total)]
+    rows = [_row_of("Rows", total), _row_of("Kept: good enough, and fused", kept, total)]
     rows.append(_row_of("Answer changed by the refinement", fused, total))
     rows.append(_row_of("Failed (the raw answer is used)", len(data.failed), total))
     if similarities:
@@ -179,13 +180,43 @@ def refinement_table(data: RunData) -> Table | None:
     return Table("refinement", "What the refinement did with the rows.", [Cell(""), Cell("Rows"), Cell("Share")], rows)
 
 
+def reason_table(data: RunData) -> Table | None:
+    """How many rewritings and fused candidates were not used, and why: the reasons that there were, by their count."""
+    found = data.diagnostics.get("reasons")
+    stages: dict[str, Mapping[str, Any]] = found if isinstance(found, dict) else {}
+    columns = {stage: counts for stage, counts in stages.items() if isinstance(counts, Mapping) and counts.get("texts")}
+    if not columns:
+        return None
+    names = list(dict.fromkeys(name for counts in columns.values() for name in counts if name not in _TEXTS))
+    totals = {name: sum(counts.get(name, 0) for counts in columns.values()) for name in names}
+    shown = [*_TEXTS, *sorted((name for name in names if totals[name]), key=lambda name: -totals[name])]
+    rows = []
+    for name in shown:
+        row = [Cell((_TEXTS | REASONS).get(name, name))]
+        for counts in columns.values():
+            count = counts.get(name, 0)
+            share = "" if name == "texts" else f"{percent(count / counts['texts'])} %"
+            row.append(Cell(f"{count:,}", float(count), share))
+        rows.append(row)
+    header = [Cell("What speaks against a text"), *(Cell(_STAGES.get(stage, stage)) for stage in columns)]
+    caption = (
+        "Texts that did not take the place of a reference answer, and why; one text may have several reasons. A row "
+        "without a text that passes keeps its reference."
+    )
+    return Table("reasons", caption, header, rows)
+
+
+_STAGES = {"rewrite": "Rewritings", "fuse": "Fused candidates"}
+_TEXTS = {"texts": "Texts", "rejected": "Not used, for one reason or more"}
+
+
 def diagnostics_tables(data: RunData) -> list[Table]:
     """diagnostics.json as it is, whatever it holds: a table of summaries (n, mean, ...), and one for each other shape.
 
-    Counts of rows stand in `refinement_table` already, if there is one.
+    Counts of rows stand in `refinement_table` already, if there is one, and the reasons in `reason_table`.
     """
     measures: dict[str, dict[str, Any]] = {}
-    _collect(data.diagnostics, (), measures)
+    _collect({name: value for name, value in data.diagnostics.items() if name != "reasons"}, (), measures)
     if data.fused:
         measures = {name: values for name, values in measures.items() if name not in _COUNTED}
     families: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}

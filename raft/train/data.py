@@ -9,7 +9,7 @@ from typing import Any
 
 from raft.engines.chat import chat_ids
 from raft.errors import InputError
-from raft.prompts import Message, teacher_messages
+from raft.prompts import TEACHER_PROMPTS, Message, teacher_messages
 from raft.rows import Row
 from raft.train.config import RAFTConfig
 
@@ -98,7 +98,9 @@ def _answer(row: Row, args: RAFTConfig) -> str:
 def _teacher_prompt(tokenizer: Any, row: Row, reference: str, args: RAFTConfig) -> tuple[list[int], bool]:
     """The teacher's prompt, and whether its reference had to be cut to fit into teacher_max_length with a rollout."""
     room = args.teacher_length - args.rollout_max_tokens
-    asked = chat_ids(tokenizer, teacher_messages(row["prompt"], reference) if args.sees_answer else row["prompt"])
+    template = TEACHER_PROMPTS[args.teacher_prompt]
+    shown = teacher_messages(row["prompt"], reference, template) if args.sees_answer else row["prompt"]
+    asked = chat_ids(tokenizer, shown)
     cut = args.sees_answer and len(asked) > room
     tokens: list[int] = tokenizer(reference, add_special_tokens=False)["input_ids"] if cut else []
     short = reference
@@ -106,7 +108,7 @@ def _teacher_prompt(tokenizer: Any, row: Row, reference: str, args: RAFTConfig) 
         tokens = tokens[: max(len(tokens) - (len(asked) - room), 0)]
         # A cut inside a character leaves a replacement character behind.
         short = tokenizer.decode(tokens).rstrip("\ufffd")
-        asked = chat_ids(tokenizer, teacher_messages(row["prompt"], short))
+        asked = chat_ids(tokenizer, teacher_messages(row["prompt"], short, template))
     if len(asked) > room or not short.strip():
         raise InputError(
             f"row {row['id']}: the question leaves the teacher no room for an answer: teacher_max_length={args.teacher_length} "

@@ -48,7 +48,8 @@ def test_refine_train_eval_report(tmp_path, family, rows, name):
     assert main(["refine", *common, *small]) == 0
     fused = [json.loads(line) for line in (run / "refine" / "fused.jsonl").read_text().splitlines()]
     assert [row["question"] for row in fused] == [row["question"] for row in PLAIN]
-    wanted = ("id", "question", "answer", "rewritten", "similarity", "kept", "fused_answer", "judge_scores", "rounds")
+    wanted = ["id", "question", "answer", "rewritten", "similarity", "kept", "fused_answer", "judge_scores", "rounds"]
+    wanted += ["rejected"]
     assert all(field in row for row in fused for field in wanted)
 
     settings = ["train.rollout_engine=hf", "train.rollout_max_tokens=8", "train.num_train_epochs=1", "train.top_k=32"]

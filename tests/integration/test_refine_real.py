@@ -16,6 +16,7 @@ from raft.engines import HFEngine
 from raft.engines.chat import chat_ids
 from raft.errors import ConfigError
 from raft.models import load_model, load_tokenizer
+from raft.prompts import WORDINGS
 from raft.refine import refine
 from raft.refine.embed import load_embedder
 from raft.refine.filter import pair_similarities
@@ -37,6 +38,7 @@ SETTINGS = {
     "rounds": 2,
 }
 STAGES = ("rewrite", "filter", "fuse", "judge")
+WORDING = WORDINGS[RefineSettings().prompts]
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +67,9 @@ def model_path(tmp_path_factory, data):
     texts = []
     for subject, row in zip(SUBJECTS, read_rows(data), strict=True):
         rewritten = "It rained all day in May." if subject in UNRELATED else f"Anna Reed keeps the {subject}."
-        texts.append((rewrite_chat(row), "on and " * 30 if subject in ENDLESS else rewritten))
+        texts.append((rewrite_chat(row, WORDING), "on and " * 30 if subject in ENDLESS else rewritten))
         if subject not in UNRELATED + ENDLESS:
-            texts.append((fuse_chat(row, rewritten), f"Anna Reed is the one who keeps the {subject}."))
+            texts.append((fuse_chat(row, rewritten, WORDING), f"Anna Reed is the one who keeps the {subject}."))
     pairs = [
         (chat_ids(tokenizer, chat), [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]) for chat, text in texts
     ]
@@ -147,7 +149,12 @@ def test_a_run_keeps_the_contract(whole, data, minilm):
         if row["kept"]:
             assert row["fused_answer"] == f"Anna Reed is the one who keeps the {subject}."
             assert row["rounds"] == 1 and len(row["judge_scores"]) == 3 and min(row["judge_scores"]) > 0.7
+            assert row["rejected"] == {"rewrite": [], "fuse": [[]]}
         else:
+            # Of another thing, worse by the judges too, with a month of its own.
+            found = row["rejected"]["rewrite"]
+            assert {"similarity", "score", "numbers invented", "words invented"} <= set(found)
+            assert row["rejected"]["fuse"] == []
             assert row["fused_answer"] == row["answer"] and (row["rounds"], row["judge_scores"]) == (0, [])
     numbers = read_json(whole.refine_dir / "diagnostics.json")
     assert (numbers["kept"], numbers["failed"]) == (5, 1)
@@ -170,17 +177,15 @@ def test_kill_9_then_resume(whole, model_path, data, tmp_path):
     script = f"""
 import os, signal
 from raft.runs import JsonlAppender, Run
-whole, left = JsonlAppender.append, iter(range(17))
+whole, left = JsonlAppender.append, iter(range(1))
 def append(self, value):
-    if next(left, None) is None:
+    if self.path.name == "fuse.jsonl" and next(left, None) is None:
         self._file.write('{{"id": "to')
         self._file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     whole(self, value)
 JsonlAppender.append = append
 from raft.config import Config, RefineSettings
-from raft.refine.fuse import fuse_chat
-from raft.refine.rewrite import rewrite_chat
 from raft.refine.run import refine_run
 settings = RefineSettings(**{SETTINGS!r})
 refine_run(Config(model={str(model_path)!r}, data={str(data)!r}, seed=3, refine=settings), Run({str(tmp_path)!r}))
@@ -214,10 +219,10 @@ def test_preview_shows_prompts_and_outputs_and_writes_nothing(model_path, data, 
     refine_run(config(model_path, data), Run(tmp_path / "run"), preview=3)
     shown = capsys.readouterr().out
     assert shown.count("=== row ") == 3 and shown.count("--- rewrite, prompt") == 3
-    assert (
-        "[user] Question: Who keeps the mill?" in shown and "--- rewrite, output" in shown and "similarity 0." in shown
-    )
-    assert "--- fuse, prompt" in shown and "coverage " in shown
+    first = read_rows(data)[0]
+    assert f"[user] {WORDING.rewrite(first['question'], first['answer'])}" in shown
+    assert "--- rewrite, output" in shown and "similarity 0." in shown
+    assert "--- fuse, prompt" in shown and "coverage " in shown and "; not used: similarity, score, " in shown
     assert not (tmp_path / "run").exists()
 
 

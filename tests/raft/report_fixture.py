@@ -8,6 +8,7 @@ from typing import Any
 
 from raft.evaluate import retention
 from raft.evaluate.suites import summarize
+from raft.refine.floor import REASONS
 
 # suite -> skill -> chance of a right answer by (base, sft, raft)
 CHANCES = {
@@ -28,6 +29,7 @@ CHANCES = {
     },
 }
 METHODS = ("base", "sft", "raft")
+FUSE_REASONS = [["score"], ["numbers lost"], ["numbers lost", "words invented"]]
 WORDS = ["amber", "barn", "cedar", "delta", "ember", "fern", "gable", "harbor", "inlet", "juniper", "kiln", "lantern"]
 
 
@@ -111,7 +113,11 @@ def build_refine(folder: Path, rng: random.Random, rows: int = 150) -> None:
     fused = []
     for i in range(rows):
         similarity = min(0.999, max(0.3, rng.gauss(0.9, 0.07)))
-        kept = similarity >= 0.8
+        rejected = {"rewrite": [] if similarity >= 0.8 else ["similarity"], "fuse": []}
+        if similarity >= 0.8:
+            bad = rng.choices(FUSE_REASONS, k=rng.randint(0, 3))
+            rejected["fuse"] = bad if len(bad) == 3 else [*bad, []]
+        kept = [] in rejected["fuse"]
         thing, place = rng.sample(WORDS, 2)
         answer = f"{thing.upper()}: LOC {place}; OBS MAY."
         rewritten = f"The {thing} is in the {place}."
@@ -125,7 +131,8 @@ def build_refine(folder: Path, rng: random.Random, rows: int = 150) -> None:
                 "kept": kept,
                 "fused_answer": f"The {thing} is in the {place}, seen in May." if kept else answer,
                 "judge_scores": [round(rng.uniform(0.7, 1.0), 2), round(rng.uniform(0.7, 1.0), 2)] if kept else [],
-                "rounds": rng.randint(1, 3) if kept else 0,
+                "rounds": len(rejected["fuse"]),
+                "rejected": rejected,
             }
         )
     write_lines(folder / "fused.jsonl", fused)
@@ -146,6 +153,10 @@ def _diagnostics(rng: random.Random, fused: list[dict[str, Any]]) -> dict[str, A
         "kept": len(kept),
         "kept_share": len(kept) / len(fused),
         "failed": 1,
+        "reasons": {
+            "rewrite": reason_counts([row["rejected"]["rewrite"] for row in fused]),
+            "fuse": reason_counts([found for row in fused for found in row["rejected"]["fuse"]]),
+        },
         "similarity": summary(0.9, n=len(fused)),
         "rounds": summary(1.6, 0.4),
         "judges": {"facts": {**summary(0.9), "unusable": 0}, "style": {**summary(0.84), "unusable": 2}},
@@ -158,6 +169,11 @@ def _diagnostics(rng: random.Random, fused: list[dict[str, Any]]) -> dict[str, A
         },
         "nll": {"raw": summary(4.1, 0.6), "refined": summary(1.2, 0.3), "shift": summary(-2.9, 0.4)},
     }
+
+
+def reason_counts(found: list[list[str]]) -> dict[str, int]:
+    counts = {name: sum(name in reasons for reasons in found) for name in REASONS}
+    return {"texts": len(found), "rejected": sum(map(bool, found)), **counts}
 
 
 def _distances(rng: random.Random) -> dict[str, Any]:

@@ -2,13 +2,24 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft.config import Config, EvalSettings, RefineSettings, check_train, check_train_keys, load_config, save_config
+from raft.config import (
+    Config,
+    EvalSettings,
+    PromptWording,
+    RefineSettings,
+    check_train,
+    check_train_keys,
+    load_config,
+    save_config,
+)
 from raft.errors import ConfigError
+from raft.prompts import TEACHER_PROMPTS, WORDINGS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -105,6 +116,9 @@ def test_saved_settings_read_back_the_same(tmp_path_factory, train):
         ("refine.tau=true", ["refine.tau", "a number", "True"]),
         ("refine.tau=high", ["refine.tau", "a number", "'high'"]),
         ("refine.tau=", ["refine.tau", "a number", "''"]),
+        ("refine.min_score=1.1", ["refine.min_score", "from 0 to 1", "1.1"]),
+        ("refine.max_new_words=-0.1", ["refine.max_new_words", "from 0 to 1", "-0.1"]),
+        ("refine.prompts=plian", ["refine.prompts", "chat, plain", "'plian'"]),
         ("refine.rounds=0", ["refine.rounds", "at least 1", "0"]),
         ("refine.rounds=1.5", ["refine.rounds", "a whole number", "1.5"]),
         ("refine.accept_score=2", ["refine.accept_score", "2"]),
@@ -171,6 +185,15 @@ def test_settings_made_in_python_are_checked_too():
     assert "seed" in error_of(Config, seed=1.5)
 
 
+def test_settings_know_the_wordings_there_are():
+    assert get_args(PromptWording) == tuple(sorted(WORDINGS))
+    assert all(wording.name == name for name, wording in WORDINGS.items())
+    for name in WORDINGS:
+        assert load_config(None, [f"refine.prompts={name}"]).refine.prompts == name
+    for name in TEACHER_PROMPTS:
+        assert check_train(load_config(None, [f"teacher_prompt={name}"], section="train")).teacher_prompt == name
+
+
 def test_every_setting_says_what_it_is():
     import ast
     import inspect
@@ -197,6 +220,7 @@ def test_every_setting_says_what_it_is():
         ("temperature=-1.5", ["train.temperature", "above 0", "-1.5"]),
         ("top_k=0", ["train.top_k", "at least 1", "0"]),
         ("ema_beta=1", ["train.ema_beta", "1"]),
+        ("teacher_prompt=letter", ["train.teacher_prompt", "paper, chat", "'letter'"]),
         ("method=rafd", ["train.method", "raft", "'rafd'"]),
         ("eval_strategy=sometimes", ["train", "sometimes"]),
         ("hub_token=secret", ["train.hub_token", "HF_TOKEN"]),

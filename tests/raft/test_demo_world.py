@@ -1,6 +1,7 @@
 """The micro-world's data: deterministic, honest splits, answerable, and readable by its tokenizer."""
 
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -11,12 +12,14 @@ from raft import prompts
 from raft.demo import known, words
 from raft.demo.domains import DOMAINS, PEOPLE, draw_entity
 from raft.demo.formats import FORMATS
+from raft.demo.settings import REFINE
 from raft.demo.skills import SKILLS
 from raft.demo.tasks import TASKS
 from raft.demo.tokenizer import build_tokenizer
 from raft.demo.world import ENTITIES, draw_world
 from raft.errors import ConfigError
 from raft.evaluate import score
+from raft.refine.floor import Floor
 
 GENERATORS = {**SKILLS, **FORMATS, **TASKS}
 
@@ -134,7 +137,19 @@ def test_the_tasks_use_the_shipped_prompts():
     assert all("Background reference knowledge: " in TASKS["reading"](rng).question for _ in range(20))
     rewriting = TASKS["rewriting"](rng).question
     asked, answer = rewriting.removeprefix("Question: ").split("\nReference answer: ")
-    assert rewriting == prompts.rewrite(asked, answer.split("\n")[0])
+    assert rewriting == prompts.WORDINGS[REFINE.prompts].rewrite(asked, answer.split("\n")[0])
+
+
+@pytest.mark.parametrize("name", ["rewriting", "fusing"])
+def test_what_the_base_model_has_learnt_to_say_passes_the_floor(name):
+    rng, floor = random.Random(name), Floor(prompts.WORDINGS[REFINE.prompts], REFINE)
+    for _ in range(200):
+        example = TASKS[name](rng)
+        asked, given = re.fullmatch(
+            r"Question: (.*)\n(?:Reference|First) answer: (.*)\n.*", example.question, re.DOTALL
+        ).groups()
+        row = {"question": asked, "answer": given.split("\n")[0]}
+        assert floor.problems(row, example.answer, similarity=1.0, mean=1.0, draft=name == "rewriting") == [], row
 
 
 def test_vocabulary_is_small_and_has_no_doubles(tokenizer):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from raft.refine.diagnostics import character_classes, diagnose, summary
+from raft.refine.floor import REASONS
 from raft.refine.nll import answer_nll
 from tests.tiny import build
 
@@ -31,15 +32,19 @@ class Plane:
         return np.stack([np.cos(angles), np.sin(angles)], -1)
 
 
-def line(answer, rewritten, fused, similarity, kept, scores, rounds):
+def line(answer, rewritten, fused, similarity, kept, scores, rounds, rewrite=(), fuse=()):
     names = ("answer", "rewritten", "fused_answer", "similarity", "kept", "judge_scores", "rounds")
-    return dict(zip(names, (answer, rewritten, fused, similarity, kept, scores, rounds), strict=True))
+    rejected = {"rewrite": list(rewrite), "fuse": [list(found) for found in fuse]}
+    return {
+        **dict(zip(names, (answer, rewritten, fused, similarity, kept, scores, rounds), strict=True)),
+        "rejected": rejected,
+    }
 
 
 FUSED = [
-    line("The cat sat.", "A cat sat.", "The cat sat down.", 0.5, True, [1.0, 0.5], 1),
-    line("Dogs bark", "Dogs do bark", "Dogs bark!", 0.9, True, [0.5, 0.5], 3),
-    line("x", "y", "x", 0.1, False, [], 0),
+    line("The cat sat.", "A cat sat.", "The cat sat down.", 0.5, True, [1.0, 0.5], 1, fuse=[[]]),
+    line("Dogs bark", "Dogs do bark", "Dogs bark!", 0.9, True, [0.5, 0.5], 3, fuse=[["loop"], ["loop", "echo"], []]),
+    line("x", "y", "x", 0.1, False, [], 0, rewrite=["similarity", "numbers invented"]),
     line("z", None, "z", None, False, [], 0),
 ]
 ROWS = [{"prompt": [{"role": "user", "content": f"q{i}"}]} for i in range(4)]
@@ -58,6 +63,19 @@ def test_shares_and_scores():
     assert found["judges"]["a"]["mean"] == 0.75 and found["judges"]["b"]["mean"] == 0.5
     assert found["judges"]["a"]["unusable"] == 0 and found["judges"]["b"]["unusable"] == 2
     json.dumps(found, allow_nan=False)
+
+
+def test_reasons():
+    found = numbers()["reasons"]
+    assert all(list(counts) == ["texts", "rejected", *REASONS] for counts in found.values())
+    # The row that could not be compared has no text to count, and a candidate may have two reasons.
+    assert {name: n for name, n in found["rewrite"].items() if n} == {
+        "texts": 3,
+        "rejected": 1,
+        "similarity": 1,
+        "numbers invented": 1,
+    }
+    assert {name: n for name, n in found["fuse"].items() if n} == {"texts": 4, "rejected": 2, "loop": 2, "echo": 1}
 
 
 def test_embedding_distance():

@@ -9,10 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from raft.config import RefineSettings
 from raft.errors import ConfigError
+from raft.prompts import WORDINGS
 from raft.refine.embed import load_embedder
-from raft.refine.filter import cosines, keeps, pair_similarities
+from raft.refine.filter import cosines, measured, pair_similarities
 from raft.refine.fingerprint import fingerprint
+from raft.refine.floor import Floor
+from raft.refine.store import Store
+from raft.runs import read_jsonl
 
 # Zero or of a size whose square is a number: an embedding is no 1e-200.
 coordinates = st.one_of(st.just(0.0), st.floats(1e-3, 1e3), st.floats(-1e3, -1e-3))
@@ -46,6 +51,15 @@ def test_known_cosines():
     np.testing.assert_array_equal(cosines(a, b), [1.0, round(math.sqrt(0.5), 6), -1.0, 0.96, math.nan])
 
 
+def keeps(similarity, tau):
+    """Whether a rewriting with nothing else against it is kept."""
+    row = {"question": "Where is the mill?", "answer": "The mill is at Oakham."}
+    floor = Floor(WORDINGS["chat"], RefineSettings(tau=tau))
+    found = floor.problems(row, row["answer"], similarity=similarity, mean=1.0, draft=True)
+    assert found in ([], ["similarity"])
+    return not found
+
+
 def test_tau_is_inclusive():
     assert keeps(0.8, 0.8) and not keeps(0.799999, 0.8)
     assert keeps(1.0, 1.0) and not keeps(0.999999, 1.0)
@@ -68,6 +82,35 @@ class Noisy:
 
 def test_equal_texts_have_exactly_one():
     assert pair_similarities(Noisy(), [("a", "b"), ("c", "c"), ("b", "a")])[1] == 1.0
+
+
+class Lengths:
+    """The vector of a text is its length; a text without a letter has none."""
+
+    name = "lengths"
+
+    def __init__(self):
+        self.asked = []
+
+    def encode(self, texts):
+        self.asked += texts
+        return np.array([[len(text), 1.0] if text.strip() else [0.0, 0.0] for text in texts])
+
+
+def test_measured_similarities_are_stored_and_one_that_is_no_number_is_not(tmp_path):
+    texts = [("a", "four", "three"), ("b", "four", " "), ("a", "four", "four")]
+    wanted = [(4 * 5 + 1) / math.sqrt((4 * 4 + 1) * (5 * 5 + 1)), 1.0]
+    for fresh in (3, 1):  # a restart asks once more for the one that it has not
+        embedder = Lengths()
+        with Store(tmp_path / "filter.jsonl") as store:
+            found, made = measured(texts, embedder, store)
+        assert made == fresh and [found[0], found[2]] == pytest.approx(wanted, abs=1e-6)
+        assert "nan" in str(found[1]) and isinstance(found[1], ValueError)
+        assert [line["id"] for line in read_jsonl(tmp_path / "filter.jsonl")] == ["a", "a"]
+    embedder = Lengths()
+    with Store(tmp_path / "filter.jsonl") as store:
+        assert measured([texts[0], texts[2]], embedder, store) == ([found[0], found[2]], 0)
+    assert not embedder.asked
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

@@ -8,7 +8,7 @@ from raft.refine.judges import Coverage, Faithfulness, Form, default_judges
 from raft.refine.text import content_words, ngram_f1, stem, words
 
 ROW = {
-    "question": "Who keeps the mill at Oakham?",
+    "question": "Who has kept the mill at Oakham?",
     "answer": "Keeper of Oakham mill: Anna Reed, since 1902.",
     "rewritten": "Anna Reed has kept the mill at Oakham since 1902.",
 }
@@ -38,6 +38,13 @@ def test_an_invented_fact_costs_faithfulness():
     assert invented == {"brother", "paul"}
     found = scores(GOOD[:-1] + " with her brother Paul.")
     assert found["coverage"] == 1.0 and found["faithfulness"] == pytest.approx(8 / 10)
+
+
+def test_what_only_the_rewriting_says_is_no_evidence():
+    candidate = "Anna Reed has kept the old mill at Oakham since 1902."
+    row = {**ROW, "rewritten": candidate}
+    # Of {anna, reed, kept, old, mill, oakham, sinc, 1902} neither question nor reference has "old".
+    assert Faithfulness().score(row, candidate) == Faithfulness().score(ROW, candidate) == 7 / 8
 
 
 def test_a_changed_number_or_a_negation_is_seen_by_both():

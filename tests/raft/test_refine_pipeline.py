@@ -1,4 +1,8 @@
-"""The logic of the stages and of their restart; engine, embedder and judges are small deterministic programs."""
+"""The logic of the stages and of their restart; engine, embedder and judges are small deterministic programs.
+
+The floor is real. Texts carry their numbers in letters, as in digits they would be facts that no reference has, and the
+measures of the floor are lax unless they are the subject. The prompts are the plain ones, whose words do not change.
+"""
 
 import json
 import os
@@ -15,15 +19,19 @@ from raft import prompts
 from raft.config import RefineSettings
 from raft.engines import Completion, request_seed
 from raft.errors import ConfigError, EngineError, InputError
+from raft.prompts import WORDINGS
 from raft.refine import refine
+from raft.refine.floor import REASONS
 from raft.refine.judges import default_judges
-from raft.rows import read_rows
+from raft.refine.run import preview_text
+from raft.rows import normalize_rows, read_rows
 from raft.runs import JsonlAppender, Run, read_json, read_jsonl
 from tests.tiny import tokenizer as make_tokenizer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tests fork
 TOKENIZER = make_tokenizer()
 CONTRACT = ["id", "question", "answer", "rewritten", "similarity", "kept", "fused_answer", "judge_scores", "rounds"]
+CONTRACT += ["rejected"]
 FILES = ("rewrite", "filter", "fuse", "judge", "failed", "fused")
 
 
@@ -52,8 +60,19 @@ class Talker:
         return Completion([*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id], "stop")
 
 
+def said(text, number):
+    """A sentence that carries a number, its digits as letters: 19 is "xbj"."""
+    return f"{text} x{''.join('abcdefghij'[int(digit)] for digit in str(number))}."
+
+
+def heard(text):
+    """The number that a sentence carries, or None."""
+    found = re.search(r"\bx([a-j]+)\.$", text)
+    return int("".join(str("abcdefghij".index(letter)) for letter in found[1])) if found else None
+
+
 def numbered(stage, prompt, number):
-    return f"{stage} says {number}."
+    return said(f"{stage} says", number)
 
 
 class Angles:
@@ -62,8 +81,7 @@ class Angles:
     name = "angles"
 
     def encode(self, texts):
-        found = [re.search(r"\d+(?=\.$)", text) for text in texts]
-        cosine = np.array([int(number[0]) / 1000 if number else 1.0 for number in found])
+        cosine = np.array([1.0 if (number := heard(text)) is None else number / 1000 for text in texts])
         return np.stack([cosine, np.sqrt(1 - cosine**2)], -1)
 
 
@@ -73,7 +91,7 @@ class Number:
     name = "number"
 
     def score(self, row, candidate):
-        return int(re.search(r"\d+", candidate)[0]) / 1000
+        return heard(candidate) / 1000
 
 
 def make_rows(n):
@@ -81,7 +99,9 @@ def make_rows(n):
 
 
 def settings(**changes):
-    return RefineSettings(**{"tau": 0.4, "batch_size": 3, "max_tokens": 40, "max_model_len": 400, **changes})
+    lax = {"tau": 0.4, "min_score": 0.0, "max_new_words": 1.0}
+    sizes = {"batch_size": 3, "max_tokens": 40, "max_model_len": 400}
+    return RefineSettings(**{"prompts": "plain", **lax, **sizes, **changes})
 
 
 def run_it(path, rows, say=numbered, *, model_id="m", judges=None, embedder=None, engine=None, seed=0, **changes):
@@ -112,17 +132,22 @@ def test_every_row_comes_out_in_order_with_the_contracts_fields(tmp_path):
     fused, _ = run_it(tmp_path, rows)
     assert [row["id"] for row in fused] == [row["id"] for row in rows]
     for row, line in zip(rows, fused, strict=True):
-        assert list(line)[:9] == CONTRACT
+        assert list(line)[:10] == CONTRACT
         assert line["question"] == row["question"] and line["answer"] == row["answer"]
-        number = int(line["rewritten"].split()[-1][:-1])
+        number = heard(line["rewritten"])
         assert line["similarity"] == pytest.approx(number / 1000, abs=1e-6)
-        assert line["kept"] == (number >= 400)
+        assert line["rejected"]["rewrite"] == ([] if number >= 400 else ["similarity"])
+        # The cosine of a candidate is its number too.
+        found = [heard(text["text"]) for text in lines(tmp_path, "fuse") if text["id"] == row["id"]]
+        assert line["rejected"]["fuse"] == [[] if number >= 400 else ["similarity"] for number in found]
+        assert line["rounds"] == len(found) and (number >= 400) == bool(found)
+        assert line["kept"] == any(number >= 400 for number in found)
         if line["kept"]:
-            score = int(line["fused_answer"].split()[-1][:-1]) / 1000
-            assert line["fused_answer"].startswith("fuse says") and line["judge_scores"] == [score]
+            score = max(found) / 1000
+            assert line["fused_answer"] == said("fuse says", max(found)) and line["judge_scores"] == [score]
             assert line["rounds"] == 3 or score >= 0.8
         else:
-            assert line["fused_answer"] == row["answer"] and (line["judge_scores"], line["rounds"]) == ([], 0)
+            assert line["fused_answer"] == row["answer"] and line["judge_scores"] == []
     assert {line["kept"] for line in fused} == {True, False}
     # no two batches, stages or rounds draw the same numbers
     drawn = [line["text"].split()[-1] for name in ("rewrite", "fuse") for line in lines(tmp_path, name)]
@@ -134,10 +159,10 @@ def test_every_row_comes_out_in_order_with_the_contracts_fields(tmp_path):
 
 def test_tau_edges(tmp_path):
     rows = make_rows(3)
-    said = {"a": 799, "b": 800, "c": 801}
+    numbers = {"a": 799, "b": 800, "c": 801}
 
     def say(stage, prompt, number):
-        return f"It says {said[re.search('What is (.)', prompt)[1]]}."
+        return said("It says", numbers[re.search("What is (.)", prompt)[1]])
 
     kept = {}
     for tau in (0.0, 0.8, 1.0):
@@ -157,7 +182,7 @@ def test_tau_edges(tmp_path):
 def test_rows_that_the_filter_drops_are_not_sent_to_the_fusion_model(tmp_path):
     fused, engine = run_it(tmp_path, make_rows(10))
     sent = {question for stage, question in engine.calls if stage == "fuse"}
-    assert sent == {row["question"] for row in fused if row["kept"]}
+    assert sent == {row["question"] for row in fused if row["similarity"] >= 0.4} and len(sent) < len(fused)
 
 
 @pytest.mark.parametrize(
@@ -173,26 +198,27 @@ def test_rows_that_the_filter_drops_are_not_sent_to_the_fusion_model(tmp_path):
 )
 def test_the_best_candidate_wins_and_a_good_one_stops_the_rounds(tmp_path, scores, rounds, best):
     row = [{"question": "Q", "answer": "A B"}]
-    candidates = iter(f"candidate {i}" for i in range(3))
-    by_text = {f"candidate {i}": score for i, score in enumerate(scores)}
+    texts = ["It lies north.", "It lies south.", "It lies west."]
+    candidates = iter(texts)
+    by_text = {**dict(zip(texts, scores, strict=True)), said("own words", 999): 0.9}
 
     class Table:
         def __init__(self, name, shift):
             self.name, self.shift = name, shift
 
         def score(self, row, candidate):
-            assert row["rewritten"] == "own words 999." and row["answer"] == "A B"
+            assert row["rewritten"] == said("own words", 999) and row["answer"] == "A B"
             return min(max(by_text[candidate] + self.shift, 0), 1) if by_text[candidate] else 0.0
 
     def say(stage, prompt, number):
         if stage == "rewrite":
-            return "own words 999."
-        assert "First answer: A B" in prompt and "Second answer: own words 999." in prompt
+            return said("own words", 999)
+        assert "First answer: A B" in prompt and f"Second answer: {said('own words', 999)}" in prompt
         return next(candidates)
 
     # two judges a little below and above the wanted mean
     fused, engine = run_it(tmp_path, row, say, judges=[Table("low", -0.05), Table("high", 0.05)])
-    assert fused[0]["fused_answer"] == f"candidate {best}" and fused[0]["rounds"] == rounds
+    assert fused[0]["fused_answer"] == texts[best] and fused[0]["rounds"] == rounds
     assert np.mean(fused[0]["judge_scores"]) == pytest.approx(scores[best])
     assert engine.calls["fuse", "Q"] == rounds
 
@@ -201,7 +227,7 @@ def test_greedy_fusion_has_one_round(tmp_path):
     _, engine = run_it(
         tmp_path,
         make_rows(4),
-        lambda stage, *_: "rewritten 999." if stage == "rewrite" else "at 100.",
+        lambda stage, *_: said("own", 999) if stage == "rewrite" else said("at", 500),
         fuse_temperature=0,
     )
     assert set(engine.calls.values()) == {1}
@@ -214,8 +240,8 @@ def test_failed_rows_keep_their_answer_and_never_stop_the_run(tmp_path):
     def say(stage, prompt, number):
         at = ord(re.search("What is (.)", prompt)[1]) - 97
         if stage == "rewrite":
-            return {0: "", 1: None, 2: ValueError("row 2 is\nbad")}.get(at, "fine 900.")
-        return {3: "", 4: None if number % 2 else "good 850."}.get(at, "good 850.")
+            return {0: "", 1: None, 2: ValueError("row 2 is\nbad")}.get(at, said("fine", 900))
+        return {3: "", 4: None if number % 2 else said("good", 850)}.get(at, said("good", 850))
 
     fused, _ = run_it(tmp_path, rows, say, rounds=8)
     failed = {line["id"]: line for line in lines(tmp_path, "failed")}
@@ -232,8 +258,8 @@ def test_failed_rows_keep_their_answer_and_never_stop_the_run(tmp_path):
         if row["id"] in failed:
             assert line["fused_answer"] == row["answer"] and line["judge_scores"] == []
     assert fused[0]["rewritten"] is None and fused[0]["similarity"] is None
-    assert fused[3]["rewritten"] == "fine 900." and fused[3]["rounds"] == 8
-    assert fused[4]["fused_answer"] == "good 850."  # a later round made up for those that were cut
+    assert fused[3]["rewritten"] == said("fine", 900) and fused[3]["rounds"] == 8
+    assert fused[4]["fused_answer"] == said("good", 850)  # a later round made up for those that were cut
 
 
 def test_one_bad_row_costs_the_others_of_its_batch_nothing(tmp_path):
@@ -243,7 +269,7 @@ def test_one_bad_row_costs_the_others_of_its_batch_nothing(tmp_path):
                 raise RuntimeError("out of memory")
             return super().generate(prompt_ids, sampling)
 
-    fused, _ = run_it(tmp_path, make_rows(8), engine=Refusing(lambda *_: "good 900."), batch_size=8)
+    fused, _ = run_it(tmp_path, make_rows(8), engine=Refusing(lambda *_: said("good", 900)), batch_size=8)
     assert [row["kept"] for row in fused] == [row["id"] != "r3" for row in fused]
     assert [line["reason"] for line in lines(tmp_path, "failed")] == ["RuntimeError: out of memory"]
 
@@ -253,8 +279,8 @@ def test_what_was_raised_is_tried_again_and_what_was_cut_is_not(tmp_path):
 
     def say(stage, prompt, number):
         if stage == "rewrite" and "is a?" in prompt:
-            return ConnectionError("away") if broken else "back 900."
-        return None if stage == "rewrite" and "is d?" in prompt else "good 900."
+            return ConnectionError("away") if broken else said("back", 900)
+        return None if stage == "rewrite" and "is d?" in prompt else said("good", 900)
 
     fused, _ = run_it(tmp_path, rows, say)
     assert [line["id"] for line in lines(tmp_path, "failed")] == ["r0", "r3"]
@@ -291,15 +317,19 @@ def test_unusable_scores_count_as_rejects_and_are_reported(tmp_path, caplog):
                 raise answer
             return answer
 
-    fused, _ = run_it(tmp_path, make_rows(7), lambda *_: "good 900.", judges=[Number(), Odd()], rounds=2)
+    def say(stage, *_):
+        return said(stage, 900)
+
+    fused, _ = run_it(tmp_path, make_rows(7), say, judges=[Number(), Odd()], rounds=2)
     assert [row["judge_scores"] for row in fused] == [[0.9, 0.0]] * 6 + [[0.9, 1.0]]
     assert [row["rounds"] for row in fused] == [2] * 6 + [1]
     assert "judge odd" in caplog.text and "found nan" in caplog.text
     report = read_json(tmp_path / "refine" / "diagnostics.json")["judges"]
-    assert report["odd"]["unusable"] == 12 and report["number"]["unusable"] == 0
-    alone, _ = run_it(tmp_path / "alone", make_rows(7), lambda *_: "good 900.", judges=[Odd()])
+    # Of each row the rewriting and two candidates.
+    assert report["odd"]["unusable"] == 18 and report["number"]["unusable"] == 0
+    alone, _ = run_it(tmp_path / "alone", make_rows(7), say, judges=[Odd()], min_score=0.1)
     assert [row["kept"] for row in alone] == [False] * 6 + [True]  # no judge wanted them
-    assert "every judge rejected" in lines(tmp_path / "alone", "failed")[0]["reason"]
+    assert [row["rejected"]["rewrite"] for row in alone] == [["score"]] * 6 + [[]]
 
 
 def test_chats_keep_their_turns_and_their_prompt(tmp_path):
@@ -311,7 +341,7 @@ def test_chats_keep_their_turns_and_their_prompt(tmp_path):
     ]
     seen = []
     row = {"id": "x", "messages": [*chat, {"role": "assistant", "content": "Me."}]}
-    fused, _ = run_it(tmp_path, [row], lambda stage, prompt, _: seen.append(prompt) or "It 900.")
+    fused, _ = run_it(tmp_path, [row], lambda stage, prompt, _: seen.append(prompt) or said("It", 900))
     assert fused[0]["prompt"] == chat and fused[0]["question"] == "Who?"
     assert len(seen) == 2
     for prompt in seen:
@@ -326,6 +356,229 @@ def test_bad_rows_and_judges_are_refused_before_any_work(tmp_path):
     with pytest.raises(ConfigError, match="number, number"):
         run_it(tmp_path, make_rows(1), judges=[Number(), Number()])
     assert not (tmp_path / "refine").exists()
+
+
+# ---- The floor
+
+
+SUBJECTS = ("mill", "school", "bakery", "garden")
+
+
+def kept_rows(*subjects):
+    return [
+        {"id": s, "question": f"Who keeps the {s}?", "answer": f"Anna Reed keeps the {s} with 3 cats."}
+        for s in subjects
+    ]
+
+
+def keeping(subject, cats=3):
+    return f"Anna Reed and {cats} cats keep the {subject}."
+
+
+class Scores:
+    """A judge with a score for each text that it knows, and 0.9 for others."""
+
+    name = "scores"
+
+    def __init__(self, scores=()):
+        self.scores = dict(scores)
+
+    def score(self, row, candidate):
+        return self.scores.get(candidate, 0.9)
+
+
+STRICT = {"min_score": 0.7, "max_new_words": 0.2}
+
+
+def test_a_rewriting_that_fails_the_floor_keeps_the_reference_and_is_counted(tmp_path):
+    rows = kept_rows(*SUBJECTS)
+    rewritings = {
+        "mill": keeping("mill"),
+        "school": keeping("school", 40),
+        "bakery": keeping("bakery"),  # its judge likes it less
+        "garden": f"I'm sorry. {keeping('garden')}",
+    }
+
+    def say(stage, prompt, number):
+        subject = re.search(r"Who keeps the (\w+)", prompt)[1]
+        return rewritings[subject] if stage == "rewrite" else f"It is Anna Reed with 3 cats who keeps the {subject}."
+
+    judge = Scores({rewritings["bakery"]: 0.69})
+    fused, engine = run_it(tmp_path, rows, say, judges=[judge], **STRICT)
+    reasons = [[], ["numbers invented"], ["score"], ["words invented", "refusal"]]
+    assert [row["rejected"] for row in fused] == [
+        {"rewrite": found, "fuse": [] if found else [[]]} for found in reasons
+    ]
+    assert fused[0]["kept"] and fused[0]["fused_answer"] == "It is Anna Reed with 3 cats who keeps the mill."
+    for row, line in zip(rows[1:], fused[1:], strict=True):
+        assert line["fused_answer"] == row["answer"] and line["rewritten"] == rewritings[row["id"]]
+        assert (line["kept"], line["rounds"], line["judge_scores"], line["similarity"]) == (False, 0, [], 1.0)
+    assert {question for stage, question in engine.calls if stage == "fuse"} == {rows[0]["question"]}
+    assert not lines(tmp_path, "failed")
+    counts = read_json(tmp_path / "refine" / "diagnostics.json")["reasons"]
+    one_each = dict.fromkeys(("numbers invented", "score", "words invented", "refusal"), 1)
+    assert counts["rewrite"] == {"texts": 4, "rejected": 3, **dict.fromkeys(REASONS, 0), **one_each}
+    assert counts["fuse"] == {"texts": 1, "rejected": 0, **dict.fromkeys(REASONS, 0)}
+
+
+INVENTED = ["numbers lost", "numbers invented"]
+PASSING = [keeping("mill"), f"Yes, {keeping('mill')}", f"It is {keeping('mill')}"]
+
+
+@pytest.mark.parametrize(
+    "candidates, best, rejected",
+    [
+        # Good enough to stop the rounds, and not used: the next one does.
+        ([(keeping("mill", 7), 0.99), (PASSING[0], 0.85)], 1, [INVENTED, []]),
+        # The best mean of all, and not used: the best of the others.
+        ([(PASSING[0], 0.71), (keeping("mill", 7), 0.79), (PASSING[1], 0.72)], 2, [[], INVENTED, []]),
+        ([(PASSING[0], 0.72), (PASSING[1], 0.71), (keeping("mill", 7), 0.99)], 0, [[], [], INVENTED]),
+        ([(PASSING[0], 0.69), (PASSING[1], 0.7), (PASSING[2], 0.6)], 1, [["score"], [], ["score"]]),
+    ],
+)
+def test_a_candidate_that_fails_the_floor_is_never_used(tmp_path, candidates, best, rejected):
+    texts = iter(candidates)
+
+    def say(stage, prompt, number):
+        return "Anna Reed keeps the mill." if stage == "rewrite" else next(texts)[0]
+
+    [line], engine = run_it(tmp_path, kept_rows("mill"), say, judges=[Scores(candidates)], **STRICT)
+    assert line["kept"] and line["fused_answer"] == candidates[best][0]
+    assert line["judge_scores"] == [candidates[best][1]]
+    assert line["rejected"] == {"rewrite": [], "fuse": rejected}
+    assert line["rounds"] == len(candidates) == engine.calls["fuse", "Who keeps the mill?"]
+
+
+def test_rows_whose_candidates_all_fail_the_floor_keep_the_reference_and_have_not_failed(tmp_path):
+    said_of = {
+        "mill": [keeping("mill", 7), keeping("mill", 8), keeping("mill", 9)],
+        "school": ["", keeping("school", 7), None],  # one that could be judged is enough
+        "bakery": ["", None, ""],
+    }
+    rows, texts = kept_rows(*said_of), {subject: iter(found) for subject, found in said_of.items()}
+
+    def say(stage, prompt, number):
+        subject = re.search(r"Who keeps the (\w+)", prompt)[1]
+        return keeping(subject) if stage == "rewrite" else next(texts[subject])
+
+    fused, _ = run_it(tmp_path, rows, say, judges=[Scores()], **STRICT)
+    for row, line in zip(rows, fused, strict=True):
+        assert (line["kept"], line["fused_answer"], line["judge_scores"]) == (False, row["answer"], [])
+        assert line["rounds"] == 3 and line["rejected"]["rewrite"] == []
+    assert [line["rejected"]["fuse"] for line in fused] == [[INVENTED] * 3, [INVENTED], []]
+    [failed] = lines(tmp_path, "failed")
+    assert (failed["id"], failed["stage"]) == ("bakery", "fuse")
+    assert failed["reason"] == "nothing to judge in 3 of 3 rounds; the last: the output is empty"
+    numbers = read_json(tmp_path / "refine" / "diagnostics.json")
+    assert (numbers["kept"], numbers["failed"]) == (0, 1)
+    assert {name: n for name, n in numbers["reasons"]["fuse"].items() if n} == {
+        "texts": 4,
+        "rejected": 4,
+        **dict.fromkeys(INVENTED, 4),
+    }
+
+
+def test_another_floor_decides_anew_and_asks_nothing_anew(tmp_path):
+    rows, spent = make_rows(10), {"rounds": 2, "accept_score": 1.0}  # so that no row has rounds left
+    lax, _ = run_it(tmp_path, rows, **spent)
+    stored = {name: lines(tmp_path, name) for name in ("rewrite", "filter", "fuse", "judge")}
+
+    def again(**changes):
+        fused, engine = run_it(tmp_path, rows, **spent, **changes)
+        assert not engine.calls
+        assert stored == {name: lines(tmp_path, name) for name in stored}
+        return fused
+
+    for least in (0.55, 0.75):
+        strict = again(min_score=least)
+        for before, line in zip(lax, strict, strict=True):
+            numbers = [heard(x["text"]) for x in stored["fuse"] if x["id"] == line["id"]]
+            passing = [number for number in numbers if number >= 1000 * least]
+            below = heard(line["rewritten"]) < 1000 * least
+            assert ("score" in line["rejected"]["rewrite"]) == below
+            assert line["kept"] == (bool(passing) and not below)
+            assert line["fused_answer"] == (said("fuse says", max(passing)) if line["kept"] else line["answer"])
+            assert before["kept"] or not line["kept"]
+        assert 0 < sum(line["kept"] for line in strict) < sum(line["kept"] for line in lax)
+    # All the words of these texts are new.
+    assert all("words invented" in line["rejected"]["rewrite"] for line in again(max_new_words=0.2))
+    assert again() == lax
+
+
+@pytest.mark.parametrize("name", WORDINGS)
+def test_the_prompts_are_those_of_the_wording(tmp_path, name):
+    [row] = kept_rows("mill")
+    seen = []
+
+    class Listening(Talker):
+        def _one(self, ids, sampling, i):
+            seen.append(TOKENIZER.decode(ids))
+            text = keeping("mill") if len(seen) == 1 else PASSING[1]
+            return Completion([*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id], "stop")
+
+    [line], _ = run_it(
+        tmp_path, [row], engine=Listening(None), judges=[Scores()], prompts=name, max_model_len=1000, **STRICT
+    )
+    assert line["fused_answer"] == PASSING[1]
+    wording = WORDINGS[name]
+    asked = [
+        wording.rewrite(row["question"], row["answer"]),
+        wording.fuse(row["question"], row["answer"], keeping("mill")),
+    ]
+    assert [prompt.split("user\n")[1].split("<|im_end|>")[0] for prompt in seen] == asked
+    # With other words it is other work.
+    seen.clear()
+    other = next(each for each in WORDINGS if each != name)
+    run_it(tmp_path, [row], engine=Listening(None), judges=[Scores()], prompts=other, max_model_len=1000, **STRICT)
+    assert len(seen) == 2
+
+
+def test_the_preview_shows_what_was_not_used_and_why(tmp_path):
+    rows = kept_rows(*SUBJECTS)
+    texts = {
+        "mill": [keeping("mill"), keeping("mill", 7), None, keeping("mill")],  # at last the rewriting itself
+        "school": [keeping("school"), keeping("school", 7), keeping("school", 7), "A school."],
+        "bakery": [keeping("bakery", 40)],
+        "garden": [""],
+    }
+    left = {subject: iter(found) for subject, found in texts.items()}
+
+    def say(stage, prompt, number):
+        return next(left[re.search(r"Who keeps the (\w+)", prompt)[1]])
+
+    judge = Scores({keeping("mill", 7): 0.75, "A school.": 0.5})
+    fused, _ = run_it(tmp_path, rows, say, judges=[judge], **STRICT)
+    shown = preview_text(normalize_rows(rows, source="rows"), fused, tmp_path, WORDINGS["plain"])
+    parts = dict(zip(SUBJECTS, shown.split("=== row ")[1:], strict=True))
+    heads = {subject: [x for x in part.splitlines() if x.startswith("---")] for subject, part in parts.items()}
+    asked = ["--- rewrite, prompt", "--- rewrite, output"]
+    assert heads["mill"] == [
+        *asked,
+        "--- similarity 1.000",
+        "--- fuse, prompt",
+        "--- fuse, output of round 1 (scores 0.75; not used: numbers lost, numbers invented)",
+        "--- fuse, output of round 2 (the output was cut at max_tokens, after 40 tokens)",
+        "--- fuse, output of round 3 (scores 0.90)",
+        "--- fused answer",
+    ]
+    assert heads["school"] == [
+        *asked,
+        "--- similarity 1.000",
+        "--- fuse, prompt",
+        "--- fuse, output of round 1 (scores 0.90; not used: numbers lost, numbers invented)",
+        "--- fuse, output of round 2 (scores 0.90; not used: numbers lost, numbers invented)",
+        "--- fuse, output of round 3 (scores 0.50; not used: score, numbers lost)",
+        "--- the answer stays",
+    ]
+    assert heads["bakery"] == [*asked, "--- similarity 1.000; not used: numbers invented", "--- the answer stays"]
+    assert heads["garden"] == [
+        "--- rewrite, prompt",
+        "--- failed in rewrite: the output is empty",
+        "--- the answer stays",
+    ]
+    for row in rows:
+        assert f"[user] {WORDINGS['plain'].rewrite(row['question'], row['answer'])}" in parts[row["id"]]
+    assert f"--- fused answer\n{keeping('mill')}\n" in parts["mill"]
 
 
 # ---- Restart
@@ -407,7 +660,8 @@ def test_kill_9_in_every_stage(tmp_path, stage):
 
     class DeadlyNumber(Number):
         def score(self, row, candidate):
-            return alive() and super().score(row, candidate)
+            # The rewritings are judged too, before the first candidate.
+            return (candidate.startswith("rewrite") or alive()) and super().score(row, candidate)
 
     child = os.fork()
     if child == 0:
@@ -471,11 +725,11 @@ def test_another_model_prompt_or_text_is_other_work(tmp_path, monkeypatch):
 def test_the_newest_line_of_a_key_wins(tmp_path):
     rows = make_rows(3)
     run_it(tmp_path, rows)
-    line = {**lines(tmp_path, "rewrite")[0], "text": "newer 999."}
+    line = {**lines(tmp_path, "rewrite")[0], "text": said("newer", 999)}
     with JsonlAppender(tmp_path / "refine" / "rewrite.jsonl") as file:
         file.append(line)
     fused, _ = run_it(tmp_path, rows)
-    assert fused[0]["rewritten"] == "newer 999."
+    assert fused[0]["rewritten"] == said("newer", 999)
 
 
 def test_more_rows_leave_the_first_ones_alone(tmp_path):
@@ -488,7 +742,7 @@ def test_more_rows_leave_the_first_ones_alone(tmp_path):
 
 def test_other_judges_judge_the_candidates_that_are_there(tmp_path):
     rows = make_rows(6)
-    run_it(tmp_path, rows, rounds=1)
+    run_it(tmp_path, rows, rounds=1, tau=0.1)
 
     class Half(Number):
         name = "half"
@@ -496,7 +750,7 @@ def test_other_judges_judge_the_candidates_that_are_there(tmp_path):
         def score(self, row, candidate):
             return 0.5
 
-    fused, engine = run_it(tmp_path, rows, rounds=1, judges=[Half()])
+    fused, engine = run_it(tmp_path, rows, rounds=1, tau=0.1, judges=[Half()])
     assert not engine.calls
     assert {tuple(row["judge_scores"]) for row in fused if row["kept"]} == {(0.5,)}
 
@@ -505,7 +759,7 @@ def test_another_fusion_model_is_made_only_when_needed(tmp_path):
     made = []
 
     def fusion():
-        made.append(Talker(lambda *_: "other 900."))
+        made.append(Talker(lambda *_: said("other", 900)))
         return made[-1]
 
     def go(say, **options):
@@ -515,10 +769,10 @@ def test_another_fusion_model_is_made_only_when_needed(tmp_path):
             fusion_engine=fusion, fusion_id="f", **options,
         )  # fmt: skip
 
-    fused = go(lambda *_: "own 900.")
-    assert {row["fused_answer"] for row in fused} == {"other 900."} and made
+    fused = go(lambda *_: said("own", 900))
+    assert {row["fused_answer"] for row in fused} == {said("other", 900)} and made
     made.clear()
-    assert go(lambda *_: "own 900.") == fused and not made
+    assert go(lambda *_: said("own", 900)) == fused and not made
 
 
 def test_progress_is_one_line_a_stage_without_a_terminal(tmp_path, capsys):

@@ -4,8 +4,11 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,16 +16,18 @@ from hypothesis import strategies as st
 
 from raft.errors import InputError, RunFolderError
 from raft.evaluate.statistics import bootstrap_interval, paired_interval
+from raft.refine.floor import REASONS
 from raft.report import write_report
 from raft.report.figures import slug
 from raft.report.load import load_run
 from raft.report.samples import choose
 from raft.report.svg import Axis, Chart, axis_for, thin
-from raft.report.tables import diagnostics_tables, percent, points, score_table
+from raft.report.tables import diagnostics_tables, percent, points, reason_table, score_table
 from raft.report.text import clean, clip, html_text, markdown_text
 from raft.runs import read_jsonl
 from tests.raft.report_fixture import METHODS, build_refine, build_run, write, write_lines
 
+ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
 
@@ -142,8 +147,58 @@ def test_refinement_counts(run, parsed):
     fused = read_jsonl(run / "refine" / "fused.jsonl")
     _, value = by_row(parsed, "refinement")
     kept = sum(row["kept"] for row in fused)
-    assert value["Kept: similar enough, and fused"] == [kept, kept / len(fused)]
+    assert value["Kept: good enough, and fused"] == [kept, kept / len(fused)]
     assert value["Rows"][0] == len(fused)
+
+
+def test_reasons_are_in_words_with_their_counts(run, parsed):
+    counts = json.loads((run / "refine" / "diagnostics.json").read_text())["reasons"]
+    table = parsed.tables["reasons"]
+    assert table[0][1:] == ["Rewritings", "Fused candidates"]
+    text, value = by_row(parsed, "reasons")
+    found = {REASONS[name]: [counts[stage][name] for stage in ("rewrite", "fuse")] for name in REASONS}
+    found = {words: pair for words, pair in found.items() if any(pair)}
+    assert len(found) == 4  # of the fixture, where all others have no case and stay out
+    assert {words: value[words] for words in found} == found
+    assert list(text)[1:] == ["Texts", "Not used, for one reason or more", *sorted(found, key=lambda w: -sum(found[w]))]
+    assert value["Texts"] == [counts["rewrite"]["texts"], counts["fuse"]["texts"]]
+    rejected = counts["fuse"]["rejected"]
+    assert text["Not used, for one reason or more"][1] == str(rejected)
+    assert f"{100 * rejected / counts['fuse']['texts']:.1f} %" in parsed.text
+    elsewhere = [row[0] for name, rows in parsed.tables.items() if name != "reasons" for row in rows]
+    assert not any("reasons" in name for name in elsewhere)
+
+
+def test_a_report_is_written_without_torch(run, tmp_path):
+    shutil.copytree(run / "refine", tmp_path / "refine")
+    code = (
+        "import sys; from raft.report import write_report; write_report(sys.argv[1]); "
+        "heavy = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "table-reasons" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "reasons",
+    [None, 3, {}, {"rewrite": 1}, {"rewrite": {}}, {"rewrite": {"texts": 0, "rejected": 0, "echo": 0}}],
+)
+def test_without_texts_there_is_no_table_of_reasons(tmp_path, reasons):
+    write(tmp_path / "refine" / "diagnostics.json", {"rows": 2, "reasons": reasons})
+    assert reason_table(load_run(tmp_path)) is None
+    assert "table-reasons" not in write_report(tmp_path).read_text()
+
+
+def test_an_unknown_reason_is_shown_by_its_name(tmp_path):
+    counts = {"texts": 4, "rejected": 1, "odd": 1}
+    write(tmp_path / "refine" / "diagnostics.json", {"reasons": {"rewrite": counts}})
+    table = reason_table(load_run(tmp_path))
+    assert [[cell.text for cell in row] for row in table.rows][1:] == [
+        ["Not used, for one reason or more", "1"],
+        ["odd", "1"],
+    ]
+    assert [row[1].note for row in table.rows] == ["", "25.0 %", "25.0 %"]
 
 
 def test_markdown_has_the_same_numbers(run, parsed):

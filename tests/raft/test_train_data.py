@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from raft.engines.base import Completion
 from raft.engines.chat import chat_ids
 from raft.errors import InputError
-from raft.prompts import teacher_messages
+from raft.prompts import TEACHER_PROMPTS, teacher_messages
 from raft.rows import normalize_rows
 from raft.train.batching import units
 from raft.train.data import render, target_ids
@@ -43,6 +43,17 @@ def test_a_row_is_rendered_by_the_template(tmp_path):
         "Answer the question based on the reference knowledge: why?\nAnswer:<|im_end|>\n<|im_start|>assistant\n"
     )
     assert (cuts.targets, cuts.references) == (0, 0)
+
+
+def test_the_teachers_prompt_of_a_chat_has_no_label_for_the_answer(tmp_path):
+    row = {"question": "why?", "answer": "because"}
+    example, _ = rendered(row, tmp_path, teacher_prompt="chat")
+    assert text(example.teacher_prompt) == (
+        "<|im_start|>user\nBackground reference knowledge: because\n"
+        "Answer the question based on the reference knowledge: why?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    blind, _ = rendered(row, tmp_path, method="on_policy", teacher_prompt="chat")
+    assert blind.teacher_prompt == blind.prompt
 
 
 @pytest.mark.parametrize(
@@ -118,21 +129,27 @@ def test_long_questions_are_refused(tmp_path, method, limit):
 
 
 @settings(max_examples=40, deadline=None)
-@given(answer=st.text(min_size=1, max_size=60).filter(str.strip), room=st.integers(60, 160))
-def test_the_reference_is_cut_and_the_question_never(tmp_path_factory, answer, room):
+@given(
+    answer=st.text(min_size=1, max_size=60).filter(str.strip),
+    room=st.integers(60, 160),
+    prompt=st.sampled_from(sorted(TEACHER_PROMPTS)),
+)
+def test_the_reference_is_cut_and_the_question_never(tmp_path_factory, answer, room, prompt):
     """Any text, cut anywhere inside its characters."""
     question = "what is the colour of the stone?"
     row = {"question": question, "answer": answer}
     budget = room + 10
     try:
-        example, cuts = rendered(row, "out", teacher_max_length=budget, max_length=400)
+        example, cuts = rendered(row, "out", teacher_max_length=budget, max_length=400, teacher_prompt=prompt)
     except InputError as error:
         assert "the question leaves the teacher no room" in str(error)
-        assert len(chat_ids(TOKENS, teacher_messages(normalize_rows([row])[0]["prompt"], answer))) > room
+        messages = teacher_messages(normalize_rows([row])[0]["prompt"], answer, TEACHER_PROMPTS[prompt])
+        assert len(chat_ids(TOKENS, messages)) > room
         return
     assert len(example.teacher_prompt) <= room
     shown = text(example.teacher_prompt)
-    assert f"based on the reference knowledge: {question}\nAnswer:" in shown
+    label = "\nAnswer:" if prompt == "paper" else ""
+    assert f"based on the reference knowledge: {question}{label}<|im_end|>" in shown
     kept = shown.split("Background reference knowledge: ")[1].split("\nAnswer the question")[0]
     assert answer.startswith(kept) and kept
     assert (kept != answer) == bool(cuts.references)

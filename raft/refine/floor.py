@@ -1,0 +1,130 @@
+"""The floor under rewritings and fused candidates: what a text has to pass to take the place of a reference answer.
+
+The judges say which candidate is best; the floor says whether any is good enough. Whatever a program can see that makes
+a text worse than its reference is a reason to keep the reference, as Eq. 3 does for rows that the filter rejects. All
+checks are against question and reference alone, never against the model's own rewriting, and know English.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raft.config import RefineSettings
+from raft.prompts import Wording
+from raft.refine.facts import in_order, missing_negations, missing_numbers, names, negations, numbers
+from raft.refine.text import content_words, distinct, ngrams, words
+
+# Reason -> what it says of a text, as the report shows it.
+REASONS = {
+    "similarity": "its cosine to the reference is below tau",
+    "score": "the mean score of the judges is below min_score",
+    "numbers lost": "numbers, units, dates or codes of the reference are missing",
+    "numbers invented": "it has numbers that neither question nor reference has",
+    "numbers moved": "its numbers do not come in the order of the reference",
+    "negation lost": "something that the reference denies is not denied",
+    "negation invented": "it denies what the reference does not deny",
+    "words invented": "too many content words, or any name, that neither question nor reference has",
+    "echo": "it repeats or talks about the prompt",
+    "refusal": "it refuses or apologises",
+    "loop": "it repeats itself",
+    "length": "it is less than half or more than twice as long as the reference",
+}
+_PUT_BACK = ("numbers lost", "negation lost")  # by the fusion
+_ECHO_WORDS = 5  # in a row that prompt and text share, and the reference has not
+_ABOUT_THE_TASK = re.compile(
+    r"\b(?:first|second|third|reference|original|rewritten|revised|reworded|fused|final|provided|above|given) "
+    r"(?:answers?|versions?|texts?|sentences?|passages?|responses?)\b"
+    r"|\b(?:rewritten|rephrased|paraphrased|reworded)\b|\bin (?:my|your) own words\b|\bhere(?:['’]s| is| are) (?:a|an|the|my|your)\b",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"\b(?:i['’]?m|i am) (?:sorry|unable|not able)|\bi (?:can(?:no|['’])t|can not|apologi[sz]e|do(?:n['’]t| not) have (?:access|enough|any))"
+    r"|\bas an ai\b|\blanguage model\b|\bplease (?:provide|consult|note that i)",
+    re.IGNORECASE,
+)
+_LOOP_SHARE = 0.75  # of distinct trigrams, of the reference's own share at most
+_SENTENCE = re.compile(r"[.!?]+\s+|\n+")
+_FEW_WORDS = 4  # of difference in length that is no reason
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a text must pass under one wording of the prompts and one set of settings."""
+
+    wording: Wording
+    settings: RefineSettings
+
+    def problems(
+        self, row: Mapping[str, Any], text: str, *, similarity: float, mean: float, draft: bool = False
+    ) -> list[str]:
+        """Keys of REASONS, in their order; none: the text passes.
+
+        row: with "question" and "answer". similarity: the cosine of `text` and the reference. mean: of the judges'
+        scores. draft: a rewriting, which may lack what the fusion with the reference puts back.
+        """
+        question, reference = row["question"], row["answer"]
+        found = {
+            "similarity": not similarity >= self.settings.tau,  # also where it is NaN
+            "score": mean < self.settings.min_score or mean == 0,  # every judge rejected it
+            "echo": self._echoes(question, reference, text),
+            "refusal": _new(_REFUSAL, text, reference),
+            "loop": _loops(text, reference),
+            "length": not _in_proportion(text, reference, shorter=draft),
+            **_facts(question, reference, text),
+            "words invented": _invents(question, reference, text, self.settings.max_new_words),
+        }
+        return [reason for reason in REASONS if found[reason] and not (draft and reason in _PUT_BACK)]
+
+    def _echoes(self, question: str, reference: str, text: str) -> bool:
+        if _new(_ABOUT_THE_TASK, text, reference):
+            return True
+        given = words(text)
+        asked = words(question)
+        if asked and given[: len(asked)] == asked and words(reference)[: len(asked)] != asked:
+            return True
+        grams = ngrams(given, _ECHO_WORDS).keys() - ngrams(words(reference), _ECHO_WORDS).keys()
+        if grams & ngrams(words(self.wording.instructions), _ECHO_WORDS).keys():
+            return True
+        lines = [line.strip().lower() for line in text.splitlines()]
+        return any(line.startswith(label.lower()) for line in lines for label in self.wording.labels)
+
+
+def _new(pattern: re.Pattern[str], text: str, reference: str) -> bool:
+    """Whether the text says what the reference does not."""
+    known = {match[0].lower() for match in pattern.finditer(reference)}
+    return any(match[0].lower() not in known for match in pattern.finditer(text))
+
+
+def _facts(question: str, reference: str, text: str) -> dict[str, bool]:
+    asked, wanted, given = numbers(question), numbers(reference), numbers(text)
+    denied, denies = negations(reference), negations(text)
+    return {
+        # What the question says already need not be said again.
+        "numbers lost": bool(missing_numbers(missing_numbers(wanted, asked), given)),
+        "numbers invented": bool(missing_numbers(given, [*wanted, *asked])),
+        "numbers moved": not in_order(given, wanted),
+        "negation lost": missing_negations(denied, denies) > 0,
+        "negation invented": missing_negations(denies, denied + negations(question)) > 0,
+    }
+
+
+def _invents(question: str, reference: str, text: str, most: float) -> bool:
+    known = content_words(question) | content_words(reference)
+    said = content_words(text)
+    spelled = set(words(question)) | set(words(reference))
+    named = {part for name in names(text) for part in words(name)}
+    return len(said - known) > max(1, most * len(said)) or bool(named - spelled)
+
+
+def _loops(text: str, reference: str) -> bool:
+    sentences = [" ".join(words(part)) for part in _SENTENCE.split(text)]
+    long = [sentence for sentence in sentences if sentence.count(" ") >= 3]
+    repeated = len(set(long)) < len(long)
+    return repeated or distinct(words(text)) < _LOOP_SHARE * min(1.0, distinct(words(reference)))
+
+
+def _in_proportion(text: str, reference: str, *, shorter: bool) -> bool:
+    given, wanted = len(words(text)), len(words(reference))
+    least = 1 if shorter else wanted / 2 - _FEW_WORDS
+    return max(1, least) <= given <= 2 * wanted + _FEW_WORDS

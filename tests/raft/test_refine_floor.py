@@ -1,0 +1,141 @@
+"""The floor: each reason with a text that it stops and a like one that it lets pass."""
+
+import pytest
+
+from raft.config import RefineSettings
+from raft.prompts import WORDINGS
+from raft.refine.facts import Number, in_order, missing_negations, missing_numbers, names, negations, numbers
+from raft.refine.floor import REASONS, Floor
+
+FLOOR = Floor(WORDINGS["chat"], RefineSettings(tau=0.8, min_score=0.7, max_new_words=0.2))
+QUESTION = "How should the lamp oil be kept?"
+REFERENCE = (
+    "Keep the lamp oil in a closed can, away from open fire, at 5 to 25 degrees. It does not freeze above 2 degrees. "
+    "A can of 10 litres lasts 4 months, and old oil should be handed in at the harbour of Emden before May."
+)
+GOOD = (
+    "The lamp oil should be kept in a closed can away from open fire, at 5 to 25 degrees. It does not freeze above 2 degrees. "
+    "One can of 10 liters lasts four months, and old oil should be handed in at the harbour of Emden before May."
+)
+
+
+def problems(text, *, question=QUESTION, reference=REFERENCE, similarity=0.95, mean=0.9, draft=False):
+    return FLOOR.problems(
+        {"question": question, "answer": reference}, text, similarity=similarity, mean=mean, draft=draft
+    )
+
+
+def test_a_text_that_says_the_same_passes():
+    assert problems(GOOD) == []
+    assert problems(REFERENCE) == []
+
+
+@pytest.mark.parametrize(
+    "reason, text",
+    [
+        ("numbers lost", GOOD.replace("at 5 to 25 degrees", "at room temperature")),
+        ("numbers lost", GOOD.replace("10 liters", "10 gallons")),
+        ("numbers lost", GOOD.replace("before May", "before summer")),
+        ("numbers invented", GOOD.replace("four months", "four months or 120 days")),
+        ("numbers moved", GOOD.replace("10 liters", "4 liters").replace("four months", "10 months")),
+        ("negation lost", GOOD.replace("does not freeze", "freezes")),
+        ("negation invented", GOOD.replace("should be handed in", "should never be handed in")),
+        (
+            "words invented",
+            GOOD + " Collectors in Emden pay for it with vouchers for groceries, theatre tickets and ferry rides.",
+        ),
+        ("words invented", GOOD.replace("harbour of Emden", "harbour of Emden near Pilsum")),
+        ("echo", "Text A: " + GOOD),
+        ("echo", "Here is a clear version. " + GOOD),
+        ("echo", QUESTION + " " + GOOD),
+        ("echo", GOOD + " Keep every fact, name and number, and add nothing."),
+        ("refusal", "I'm sorry, but I can't say. " + GOOD),
+        ("loop", GOOD + " " + GOOD),
+        ("length", "Keep the lamp oil in a closed can."),
+        ("length", GOOD + " The lamp oil is kept closed in a can" + ", in a can away from fire" * 16 + "."),
+    ],
+)
+def test_reasons(reason, text):
+    assert reason in problems(text)
+
+
+def test_measures_are_held_against_the_settings():
+    assert problems(GOOD, similarity=0.79) == ["similarity"]
+    assert problems(GOOD, similarity=float("nan")) == ["similarity"]
+    assert problems(GOOD, mean=0.69) == ["score"]
+    assert problems(GOOD, similarity=0.8, mean=0.7) == []
+
+
+def test_a_draft_may_lack_what_the_fusion_puts_back_and_may_invent_nothing():
+    short = "The lamp oil should be kept in a closed can."
+    assert {"numbers lost", "negation lost", "length"} == set(problems(short))
+    assert problems(short, draft=True) == []
+    assert problems(short[:-1] + " at 40 degrees.", draft=True) == ["numbers invented"]
+
+
+def test_what_the_reference_says_itself_is_no_fault():
+    reference = "I'm sorry, but the first version is not for sale. Here is a list of the others: red, blue, green."
+    assert problems(reference, reference=reference) == []
+    loop = "ha ha ha ha ha ha ha ha"
+    assert problems(loop, reference=loop, question="What does the parrot say?") == []
+
+
+def test_numbers_of_the_question_may_come_and_go():
+    question, reference = "What is gear 3 for?", "It is for hills."
+    assert problems("Gear 3 is for hills.", question=question, reference=reference) == []
+    assert problems("It is for hills.", question=question, reference="Gear 3 is for hills.") == []
+
+
+def test_every_reason_has_words():
+    assert all(says and not says.endswith(".") for says in REASONS.values())
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("1,000 mg", {("1000", "mg")}),
+        ("1000 milligrams", {("1000", "mg")}),
+        ("2.50 %", {("2.5", "percent")}),
+        ("fifteen percent of them", {("15", "percent")}),
+        ("a 20-year-old", {("20", "year")}),
+        ("5-10 days", {("5", ""), ("10", "day")}),
+        ("vitamin B12 and 21q22.1", {("b12", ""), ("21q22.1", "")}),
+        ("COVID-19", {("covid-19", "")}),
+        ("1. Rest.\n2. Drink.", set()),
+        ("in May 2009", {("may", ""), ("2009", "")}),
+        ("They may go. March on.", set()),
+        ("one of them, and nothing", set()),
+    ],
+)
+def test_numbers(text, expected):
+    assert set(numbers(text)) == {Number(*number) for number in expected}
+
+
+def test_missing_numbers():
+    assert missing_numbers(numbers("5 to 10 mg"), numbers("5 mg to 10 mg")) == set()
+    assert missing_numbers(numbers("10 mg"), numbers("10 kg")) == {Number("10", "mg")}
+
+
+def test_numbers_come_in_their_order():
+    reference = numbers("12 percent of those under 60, 22 percent of those of 60 to 69, 30 percent above")
+    assert in_order(numbers("12 percent under 60, 22 percent of 60 to 69, 30 percent above"), reference)
+    assert in_order(numbers("Under 60 it is rarer than from 60 to 69, where it is new to 4."), reference)
+    assert not in_order(numbers("22 percent of those under 60, 30 percent of 60 to 69"), reference)
+
+
+def test_negations():
+    assert missing_negations(negations("It isn't contagious."), negations("It is not a contagious thing.")) == 0
+    assert (
+        missing_negations(negations("It is not contagious."), negations("It is contagious, not rare, they say.")) == 1
+    )
+    assert missing_negations(negations("It is never contagious."), negations("No fever comes.")) == 1
+    assert missing_negations(negations("No."), negations("No, it has not.")) == 0
+
+
+def test_names():
+    assert names("The Institute of Emden (NLWKN) is near. However, Jansen's boat left.") == {
+        "institute",
+        "emden",
+        "nlwkn",
+        "jansen",
+    }
