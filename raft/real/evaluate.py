@@ -122,6 +122,11 @@ class _Model:
         self.starting = round(time.monotonic() - started, 1)
         return engine
 
+    def release(self) -> None:
+        """Gives back the memory of the engine's cache, if there is an engine."""
+        if self.starting is not None:
+            self.engine.release()
+
     def close(self) -> None:
         if self.starting is not None:
             self.engine.close()
@@ -150,6 +155,7 @@ def _likelihoods(model: _Model, asked: Sequence[tuple[str, Sequence[str]]], labe
     """Of each question's texts: the mean log p a token."""
     from raft.evaluate.likelihood import log_likelihoods
 
+    model.release()
     pairs = [(question, text) for question, texts in asked for text in texts]
     with Progress(f"evaluate: {label}", len(pairs), "text", per_call=True) as phase:
         chats = [_chat(question) for question, _ in pairs]
@@ -159,7 +165,11 @@ def _likelihoods(model: _Model, asked: Sequence[tuple[str, Sequence[str]]], labe
 
 
 def _domain(data: Data) -> list[tuple[str, Item]]:
-    return [(s, item) for s, items in (("rephrased", data.medquad.rephrased), ("unseen", data.medquad.unseen)) for item in items]
+    return [
+        (s, item)
+        for s, items in (("rephrased", data.medquad.rephrased), ("unseen", data.medquad.unseen))
+        for item in items
+    ]
 
 
 def _answers(model: _Model, data: Data, embedder: Embedder, max_tokens: int) -> list[dict[str, Any]]:

@@ -50,7 +50,9 @@ def ifeval_functions(folder: Path) -> ModuleType:
     """lm-eval's scoring functions. ConfigError where a package is missing; NLTK_DATA is set to the folder's, unless it is set."""
     for package in IFEVAL_PACKAGES:
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"IFEval: needs the package {package}, expected lm-eval[ifeval]: pip install 'lm-eval[ifeval]'")
+            raise ConfigError(
+                f"IFEval: needs the package {package}, expected lm-eval[ifeval]: pip install 'lm-eval[ifeval]'"
+            )
     # Its import would download nltk's sentence splitter.
     os.environ.setdefault("NLTK_DATA", str(folder / "nltk_data"))
     import nltk
@@ -61,7 +63,9 @@ def ifeval_functions(folder: Path) -> ModuleType:
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError as error:
-        raise ConfigError(f"{path}: has no tokenizers/punkt_tab, which IFEval needs; name a folder that has it in NLTK_DATA") from error
+        raise ConfigError(
+            f"{path}: has no tokenizers/punkt_tab, which IFEval needs; name a folder that has it in NLTK_DATA"
+        ) from error
     # It guesses the language with random numbers, so an answer could count today and not tomorrow.
     importlib.import_module("langdetect").DetectorFactory.seed = 0
     return importlib.import_module("lm_eval.tasks.ifeval.utils")

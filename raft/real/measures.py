@@ -23,8 +23,8 @@ class Measures(TypedDict):
 def measure(outputs: Sequence[str], references: Sequence[str], embedder: Embedder) -> list[Measures]:
     """One an answer; the embedder reads as many tokens of both as it can (MiniLM: 256)."""
     written = [i for i, output in enumerate(outputs) if output.strip()]
-    pairs = pair_similarities(embedder, [outputs[i] for i in written], [references[i] for i in written])
-    similarities = dict(zip(written, map(float, pairs), strict=True))
+    cosines = pair_similarities(embedder, [(outputs[i], references[i]) for i in written]) if written else ()
+    similarities = dict(zip(written, map(float, cosines), strict=True))
     return [
         Measures(
             similarity=similarities.get(i, 0.0),

@@ -72,7 +72,9 @@ def _item(row: dict[str, Any], question: str, pool: Sequence[dict[str, Any]], se
     answers = {
         other["answer"]: None  # a dict keeps the order, a set would not
         for other in pool
-        if other["qtype"] == row["qtype"] and not _same_topic(other["focus"].casefold(), about) and other["answer"] != row["answer"]
+        if other["qtype"] == row["qtype"]
+        and not _same_topic(other["focus"].casefold(), about)
+        and other["answer"] != row["answer"]
     }
     rng = random.Random(f"{seed}:{row['id']}")
     wrong = tuple(rng.sample(list(answers), WRONG)) if len(answers) >= WRONG else ()
