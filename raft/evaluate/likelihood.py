@@ -1,4 +1,4 @@
-"""How likely given answers are to a model: mean log p of an answer's tokens after its chat, without a forward pass of padding."""
+"""How likely given answers are to a model: the mean log p of their tokens after a chat, in padding-free forward passes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -7,8 +7,8 @@ from raft.engines.chat import chat_ids
 from raft.progress import call
 from raft.prompts import Message
 
-# Tokens of a forward pass. Measured with SmolLM2-135M on two CPU cores: from 764 to 3,056 it hardly matters, with 191 a token costs
-# half as much again.
+# Tokens of a forward pass. Measured with SmolLM2-135M on two CPU cores: from 764 to 3,056 it hardly matters, with 191 a
+# token costs half as much again.
 PACK_TOKENS = 2048
 
 
@@ -28,9 +28,9 @@ def log_likelihoods(
 ) -> list[float | None]:
     """Mean over the answer's tokens of log p(token | chat, tokens before), in nats; None for an answer without tokens.
 
-    `answers[i]` follows the chat `prompts[i]`; answers to the same chat share one copy of it in a forward pass. `max_tokens`: of an
-    answer no more than its first tokens count. The token that ends a turn is not scored: answers that are cut do not have it.
-    The head sees the answers' positions alone, in chunks. ModelError for a model that cannot be seen as decoder and head.
+    `answers[i]` follows the chat `prompts[i]`; answers to the same chat share one copy of it in a forward pass.
+    `max_tokens`: only so many first tokens of an answer count. The token that ends a turn is never scored.
+    The head sees the answers' positions alone, in chunks. ModelError for a model that is no plain decoder with a head.
     """
     import torch
 

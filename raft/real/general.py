@@ -1,4 +1,4 @@
-"""What the model could do before: questions of science (ARC-Easy, by likelihood) and instructions about form (IFEval)."""
+"""What the model could do before: science questions (ARC-Easy, by likelihood), instructions about form (IFEval)."""
 
 import importlib
 import importlib.util
@@ -47,7 +47,7 @@ def read_ifeval(folder: Path, *, seed: int, n: int = 100) -> list[dict[str, Any]
 
 
 def ifeval_functions(folder: Path) -> ModuleType:
-    """lm-eval's scoring functions. ConfigError where a package is missing; NLTK_DATA is set to the folder's, unless it is set."""
+    """lm-eval's scoring functions. Sets NLTK_DATA to the folder's, unless it is set. ConfigError where a package is missing."""
     for package in IFEVAL_PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The domain: questions of patients and their answers (MedQuAD), some trained, asked otherwise afterwards, and some never seen."""
+"""The domain: medical questions and answers (MedQuAD). Some are trained and asked otherwise afterwards, some are never seen."""
 
 import random
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def _with_ids(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _item(row: dict[str, Any], question: str, pool: Sequence[dict[str, Any]], seed: int) -> Item:
-    """The wrong answers come out of the same rows as the right one, so that having been trained tells nothing about them."""
+    """Wrong answers come out of the same rows as the right one, so that having been trained gives none of them away."""
     about = row["focus"].casefold()
     answers = {
         other["answer"]: None  # a dict keeps the order, a set would not

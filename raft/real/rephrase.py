@@ -1,4 +1,4 @@
-"""MedQuAD's questions asked otherwise, by their patterns. Asks for the same fact, so whoever learned the fact can answer.
+"""MedQuAD's questions asked otherwise, by their patterns: for the same fact, so whoever learned the fact can answer.
 
 The new questions fit a singular and a plural topic alike, for a program does not know which one it has.
 """

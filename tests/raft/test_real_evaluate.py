@@ -148,7 +148,7 @@ def test_table_over_seeds():
     assert tests["arc_easy"]["difference"] == pytest.approx(0.8)
     low, high = tests["arc_easy"]["ci95"]
     assert low < 0.8 < high <= 1
-    # Nine of ten items for it under a fair coin: 22 of 1,024 ways, and the same items under two seeds are no twenty items.
+    # Nine of ten items for it under a fair coin: 22 of 1,024 ways. Two seeds make no twenty items of them.
     assert tests["arc_easy"]["p"] == pytest.approx(22 / 1024, abs=0.006)
     assert tests["ifeval_prompt_strict"] == {"p": 1.0, "difference": 0.0, "ci95": [0.0, 0.0]}
     assert {key: found[key] for key in ABOUT} == ABOUT
