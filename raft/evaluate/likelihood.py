@@ -1,4 +1,4 @@
-"""How likely given answers are to a model: the mean log p of their tokens after a chat, in padding-free forward passes."""
+"""How likely given answers are to a model: the mean log p of their tokens after a chat, without padding."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

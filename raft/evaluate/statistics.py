@@ -1,4 +1,4 @@
-"""Error bars: percentile bootstrap over items (paired for a difference of two methods), mean and spread over seeds; a paired test."""
+"""Error bars: percentile bootstrap over items (paired for two methods), mean and spread over seeds; a paired test."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -45,7 +45,7 @@ def clustered_interval(
 ) -> Interval:
     """Confidence interval of the mean of all values, where those of a cluster belong together and are drawn as a whole.
 
-    A cluster is what one item gave: under several seeds, or in several parts. With one value a cluster it is `bootstrap_interval`.
+    A cluster is what one item gave: under several seeds, or in several parts. One value each: `bootstrap_interval`.
     """
     sums, sizes = _sums(clusters, "clustered_interval")
     rng = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ def clustered_interval(
 
 
 def sign_flip_p(differences: Sequence[Sequence[float]], *, flips: int = RESAMPLES, seed: int = 0) -> float:
-    """Two-sided p of paired differences by random sign flips: were the two methods alike, every item might as well be turned round.
+    """Two-sided p of paired differences by random sign flips: were the methods alike, any item might be turned round.
 
     All differences of an item (a cluster) turn together. At least 1 / (flips + 1); 1 where nothing differs.
     """

@@ -1,4 +1,4 @@
-"""RAFT beside SFT on a real model and real data, asked about the domain and about general skills before and after training.
+"""RAFT beside SFT on a real model and real data, asked about the domain and about general skills before and after.
 
 The data is not part of the project: a folder holds it, which the environment variable `RAFT_DATA_DIR` names.
 """

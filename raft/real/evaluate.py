@@ -26,7 +26,7 @@ from raft.refine.embed import Embedder
 from raft.refine.fingerprint import fingerprint
 from raft.runs import Run, read_json, write_json
 
-# Tokens of an answer that count for the choice and for the likelihood. There are 2,000 answers to score: whole ones, of 130
+# Tokens of an answer that count for the choice and for the likelihood. There are 2,000 to score: whole ones, of 130
 # tokens on average, would take most of an evaluation's time, and what tells topics apart comes early.
 CHOICE_TOKENS = 48
 IFEVAL_TOKENS = 256
@@ -44,11 +44,11 @@ def evaluate(
     max_tokens: int = 160,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All metrics of the model in `model_folder`, kept as eval/NAME.json; read from there if made of the same model and settings.
+    """All metrics of the model in `model_folder`, kept in eval/NAME.json and read from there for the same settings.
 
     `max_tokens`: of an answer to a domain question. All answers are greedy: `seed` is written down and changes nothing.
     Gives {"model", "fingerprint", "settings", "engine", "seconds", "n", "metrics", "samples"}. Scores are in [0, 1],
-    similarities in [-1, 1], `domain_*_loglik` in nats a token; "samples" are what the metrics are means of, part by part.
+    similarities in [-1, 1], `domain_*_loglik` in nats a token; "samples" are what they are means of.
     A process should hold no other engine meanwhile.
     """
     path = Run(run_dir).eval_dir / f"{name}.json"

@@ -47,7 +47,10 @@ def read_ifeval(folder: Path, *, seed: int, n: int = 100) -> list[dict[str, Any]
 
 
 def ifeval_functions(folder: Path) -> ModuleType:
-    """lm-eval's scoring functions. Sets NLTK_DATA to the folder's, unless it is set. ConfigError where a package is missing."""
+    """lm-eval's scoring functions. NLTK_DATA becomes the folder's, unless it is set.
+
+    ConfigError where a package or the data of nltk is missing.
+    """
     for package in IFEVAL_PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The domain: medical questions and answers (MedQuAD). Some are trained and asked otherwise afterwards, some are never seen."""
+"""The domain: medical questions and answers (MedQuAD). Some are trained and then asked otherwise, some never seen."""
 
 import random
 from collections.abc import Sequence
