@@ -13,6 +13,7 @@ from raft.refine.embed import load_embedder
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         not (os.environ.get(REAL_MODEL) and os.environ.get(DATA_DIR)), reason=f"{REAL_MODEL} and {DATA_DIR} are not set"
     ),
