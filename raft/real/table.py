@@ -21,8 +21,8 @@ def table(
     """{"methods", "tests", "n", "model", "data", "commit", "command"} of what `evaluate` gave, a seed after the other.
 
     "methods": method -> metric -> {"mean", "std", "seeds"}.
-    "tests": {"raft_vs_sft": metric -> {"p", "difference", "ci95"}}. A pair is an item under both methods and a seed; the
-    pairs of an item under several seeds are drawn together, for they are no new items.
+    "tests": {"raft_vs_sft": metric -> {"p", "difference", "ci95"}}. A pair is an item under both methods and a seed;
+    the pairs of an item under several seeds are drawn together, for they are no new items.
     "n": metric -> values of one seed (the mean over the seeds where they differ).
     InputError where the methods have unlike numbers of seeds or were asked different items.
     """
