@@ -84,3 +84,10 @@ def _item(row: dict[str, Any], question: str, pool: Sequence[dict[str, Any]], se
 def _same_topic(a: str, b: str) -> bool:
     """One may be the other with words around it: a brochure's title, a kind of the disease."""
     return a in b or b in a
+
+
+def validation_items(data: MedQuAD, seed: int) -> list[Item]:
+    """The validation rows as questions with choices; the wrong answers are those of other rows of the training split."""
+    rows: list[dict[str, Any]] = [dict(row) for row in data.validation]
+    pool: list[dict[str, Any]] = [*rows, *(dict(row) for row in data.train)]
+    return [_item(row, row["question"], pool, seed) for row in rows]
