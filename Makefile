@@ -1,5 +1,6 @@
 # The whole project on a machine with Python 3.11 or 3.12, make and a C compiler. Everything is installed into .venv, once.
 #   make demo [RUN=folder] [SEED=n]   refine, train and compare on the micro-world, in a fresh run folder
+#   make real [RUN=folder] [SEEDS=0,1,2]  SFT and RAFT on SmolLM2-135M-Instruct and MedQuAD; RAFT_DATA_DIR names the data's folder
 #   make test [ARGS="-k rows"]        the tests, two files at a time (WORKERS=0: in one process, for a debugger)
 #   make oldest [ARGS="-k rows"]      the same with the oldest supported versions, in .venv-oldest (needs Python 3.12)
 #   make check                        style and types
@@ -7,11 +8,12 @@
 SHELL := /bin/bash
 RUN ?= runs/out/demo
 SEED ?= 0
+SEEDS ?= 0
 WORKERS ?= 2
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: venv demo test oldest check bench clean
+.PHONY: venv demo real test oldest check bench clean
 
 venv:
 	@for python in $(PYTHON) python3.11 python3.12 python3; do \
@@ -22,6 +24,13 @@ venv:
 
 demo: venv
 	$(BIN)/raft demo --run $(RUN) --seed $(SEED) --overwrite
+
+# Goes on where an earlier call was stopped. The model is made once.
+real: venv
+	$(BIN)/python scripts/smollm2.py runs/out/SmolLM2-135M-Instruct
+	$(BIN)/raft real --run $(if $(filter-out runs/out/demo,$(RUN)),$(RUN),runs/out/real) --seeds $(SEEDS) \
+	  --model $${RAFT_REAL_MODEL:-runs/out/SmolLM2-135M-Instruct} \
+	  $(if $(wildcard $(if $(filter-out runs/out/demo,$(RUN)),$(RUN),runs/out/real)/real.json),--resume)
 
 test: venv
 	$(BIN)/python -m pytest -q --durations=15 --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)

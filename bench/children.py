@@ -17,10 +17,10 @@ from bench import files, machine
 from bench.limits import Ceilings, ceilings
 from bench.turns import Child, Failed
 from bench.work import ON_GPU, WORKS, Work, real
+from raft.real import DATA_DIR, REAL_MODEL
 
 # GiB of memory on a CPU: a child that waits holds libraries, vLLM's cache, a small model and its optimizer; one works.
 WAITING_GIB, WORKING_GIB = 1.2, 7
-REAL_MODEL, DATA_DIR = "RAFT_REAL_MODEL", "RAFT_DATA_DIR"  # folders that are not part of the repository
 OUTPUT_LINES = 40  # of a child that failed: on a machine that keeps nothing its log goes
 
 

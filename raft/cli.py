@@ -1,4 +1,4 @@
-"""raft demo | refine | train | eval | report.
+"""raft demo | real | refine | train | eval | report.
 
 What can be checked from files alone (settings, rows, the model's folder, the run folder) is checked before torch is
 imported, and torch is imported only inside the commands. Every error that a user can mend is one line on stderr and
@@ -24,6 +24,7 @@ from raft.rows import read_rows
 from raft.runs import Run, check_run, open_run, stop_on_signals
 
 DEMO_RUN = "runs/out/demo"
+REAL_RUN = "runs/out/real"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +56,32 @@ def demo(args: argparse.Namespace) -> None:
 
     settings = DemoSettings(engine=args.engine)
     run_demo(run, seed=args.seed, domain=args.domain or DOMAIN, resume=args.resume, settings=settings)
+
+
+def real(args: argparse.Namespace) -> None:
+    from raft.real.files import data_folder
+    from raft.real.settings import QUICK, RealSettings
+
+    data = data_folder(args.data_dir)
+    model = args.model or os.environ.get("RAFT_REAL_MODEL")
+    if model is None:
+        raise ConfigError("no model given: add --model FOLDER or set RAFT_REAL_MODEL (scripts/smollm2.py makes one)")
+    check_model(model)
+    from raft.real.run import run_real
+
+    run = open_run(args.run, resume=args.resume, overwrite=args.overwrite)
+    seeds = ",".join(map(str, args.seeds))
+    command = f"raft real --model {Path(model).name} --data-dir DIR --seeds {seeds}" + (
+        " --quick" if args.quick else ""
+    )
+    run_real(
+        run,
+        model=model,
+        data_dir=data,
+        seeds=args.seeds,
+        settings=QUICK if args.quick else RealSettings(),
+        command=command,
+    )
 
 
 def refine(args: argparse.Namespace) -> None:
@@ -178,6 +205,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     _continuation(command)
 
+    command = _command(commands, "real", real, "compare SFT and RAFT on a real model and MedQuAD")
+    command.add_argument("--run", metavar="DIR", default=REAL_RUN, help=f"run folder (default: {REAL_RUN})")
+    command.add_argument("--model", metavar="M", help="folder of the model (default: RAFT_REAL_MODEL)")
+    command.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: RAFT_DATA_DIR)")
+    command.add_argument(
+        "--seeds", metavar="N,N", type=_seeds, default=[0], help="seeds, one after the other (default: 0)"
+    )
+    command.add_argument("--quick", action="store_true", help="a few rows: that it runs, in minutes")
+    _continuation(command)
+
     command = _command(
         commands, "refine", refine, "stage 1: rewrite, filter and fuse the answers", RefineSettings, "refine"
     )
@@ -253,6 +290,13 @@ def _continuation(command: argparse.ArgumentParser) -> None:
 
 def _seed(text: str) -> int:
     return _whole(text, 0)
+
+
+def _seeds(text: str) -> list[int]:
+    found = [_whole(part, 0) for part in text.split(",")]
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"expected each seed once, found {text!r}")
+    return found
 
 
 def _count(text: str) -> int:

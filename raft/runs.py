@@ -16,7 +16,20 @@ from raft.errors import InputError, Interrupted, RunFolderError
 # Made first in every run folder: says that a run made what is in it (so --overwrite may remove it) and holds the lock.
 MARKER = ".raft-run"
 REPORTS = ("report.html", "report.md", "report", "summary.json")
-PARTS = ("config.yaml", "demo.json", "seconds.json", "data", "refine", "train", "model", "baselines", "eval", *REPORTS)
+REAL = ("real.json", "base", "chosen.json", "seeds", "medquad.json")
+PARTS = (
+    "config.yaml",
+    "demo.json",
+    "seconds.json",
+    "data",
+    "refine",
+    "train",
+    "model",
+    "baselines",
+    "eval",
+    *REAL,
+    *REPORTS,
+)
 # What a stage writes, and what later stages made from that.
 STAGES = {None: PARTS, "train": ("train", "model", "eval", *REPORTS)}
 

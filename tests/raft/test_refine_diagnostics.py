@@ -6,12 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-import torch
 
 from raft.refine.diagnostics import character_classes, diagnose, summary
 from raft.refine.floor import REASONS
-from raft.refine.nll import answer_nll
-from tests.tiny import build
 
 
 class Plane:
@@ -145,26 +142,3 @@ def test_style_shift_comes_from_the_callable():
 
     assert numbers(nll=broken)["nll"] == {"failed": "RuntimeError: out of memory"}
     assert "nll" not in numbers()
-
-
-def test_nll_of_a_real_model(tmp_path, monkeypatch):
-    """Against one unpadded forward pass a row and a float64 softmax."""
-    from raft.models import load_model, load_tokenizer
-
-    build("qwen3", tmp_path)
-    model, tokenizer = load_model(tmp_path).train(), load_tokenizer(tmp_path)
-    chats = [[{"role": "user", "content": text}] for text in ("Hi", "What is that over there?", "Hi", "b")]
-    answers = ["Hello there.", "A mill.", "", "A long answer, much longer than the others are."]
-    expected = []
-    for chat, answer in zip(chats, answers, strict=True):
-        asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
-        said = tokenizer(answer)["input_ids"]
-        with torch.no_grad():
-            logits = model.eval()(torch.tensor([asked + said])).logits[0].double()
-        chosen = torch.log_softmax(logits, -1)[range(len(asked) - 1, len(asked) + len(said) - 1), said]
-        expected.append(-chosen.mean().item() if said else None)
-    for tokens in (2048, 60, 1):  # one batch, some, one each
-        monkeypatch.setattr("raft.refine.nll._TOKENS", tokens)
-        found = answer_nll(model.train(), tokenizer, chats, answers)
-        assert model.training and found[2] is None
-        assert found == [pytest.approx(value, abs=1e-4) if value is not None else None for value in expected]

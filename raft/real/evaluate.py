@@ -1,0 +1,240 @@
+"""Everything that is measured of one model, with every sample, in eval/NAME.json of the run folder.
+
+Each part is written as soon as it is done, so a killed evaluation goes on with the next one.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from raft.engines.chat import chat_ids
+from raft.errors import InputError
+from raft.models import load_model, load_tokenizer
+from raft.progress import Progress, say
+from raft.prompts import Message
+from raft.real.data import Data
+from raft.real.general import ifeval_functions, score_ifeval
+from raft.real.measures import measure
+from raft.real.medquad import Item
+from raft.real.scores import metrics
+from raft.refine.embed import Embedder
+from raft.refine.fingerprint import fingerprint
+from raft.runs import Run, read_json, write_json
+
+# Tokens of an answer that count for the choice and for the likelihood. There are 2,000 to score: whole ones, of 130
+# tokens on average, would take most of an evaluation's time, and what tells topics apart comes early.
+CHOICE_TOKENS = 48
+IFEVAL_TOKENS = 256
+MAX_MODEL_LEN = 2048
+
+
+def evaluate(
+    model_folder: str | Path,
+    data: Data,
+    run_dir: str | Path,
+    name: str,
+    *,
+    engine_kind: str = "auto",
+    embedder: Embedder,
+    max_tokens: int = 160,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All metrics of the model in `model_folder`, kept in eval/NAME.json and read from there for the same settings.
+
+    `max_tokens`: of an answer to a domain question. All answers are greedy: `seed` is written down and changes nothing.
+    Gives {"model", "fingerprint", "settings", "engine", "seconds", "n", "metrics", "samples"}. Scores are in [0, 1],
+    similarities in [-1, 1], `domain_*_loglik` in nats a token; "samples" are what they are means of.
+    A process should hold no other engine meanwhile.
+    """
+    path = Run(run_dir).eval_dir / f"{name}.json"
+    settings = {
+        "data_seed": data.seed,
+        "seed": seed,
+        "engine": engine_kind,
+        "embedder": embedder.name,
+        "max_tokens": max_tokens,
+        "choice_tokens": CHOICE_TOKENS,
+        "ifeval_tokens": IFEVAL_TOKENS,
+        "items": _digest(data),
+    }
+    known = {"model": str(model_folder), "fingerprint": fingerprint(model_folder), "settings": settings}
+    result = _kept(path, known) or {**known, "engine": None, "seconds": {}, "samples": {}}
+    model = _Model(model_folder, engine_kind)
+    parts: dict[str, Callable[[], Any]] = {
+        "domain_answers": lambda: _answers(model, data, embedder, max_tokens),
+        "ifeval": lambda: _ifeval(model, data),
+        "domain_choice": lambda: _domain_choice(model, data),
+        "arc": lambda: _arc(model, data),
+    }
+    try:
+        for part, work in parts.items():
+            if part in result["samples"]:
+                continue
+            if part in ("domain_answers", "ifeval") and model.starting is None:
+                model.engine  # noqa: B018  # its start is no part of the first answers' time
+            started = time.monotonic()
+            result["samples"][part] = work()
+            result["seconds"][part] = round(time.monotonic() - started, 1)
+            if model.starting is not None:
+                result["engine"] = model.engine.name
+                result["seconds"]["engine"] = model.starting
+            write_json(path, result)
+            say(f"      {name}, {part}: {result['seconds'][part]:.0f} s")
+    finally:
+        model.close()
+    scores, n = metrics(result["samples"])
+    if result.get("metrics") != scores:
+        result |= {"n": n, "metrics": scores}
+        write_json(path, result)
+    return result
+
+
+class _Model:
+    """One copy of the weights, for the engine and for likelihoods; both are made when they are needed first."""
+
+    def __init__(self, folder: str | Path, engine_kind: str):
+        self.folder, self.engine_kind = folder, engine_kind
+        self.starting: float | None = None  # seconds
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.folder)
+
+    @cached_property
+    def weights(self) -> Any:
+        import torch
+
+        # float32 on a CPU, which is what it is fast at, whatever the checkpoint was saved in.
+        on_gpu = torch.cuda.is_available()
+        model = load_model(self.folder, dtype=None if on_gpu else torch.float32)
+        return model.to("cuda" if on_gpu else "cpu").eval()
+
+    @cached_property
+    def engine(self) -> Any:
+        from raft.engines import make_engine
+
+        started = time.monotonic()
+        engine = make_engine(self.engine_kind, self.weights, self.tokenizer, max_model_len=MAX_MODEL_LEN)
+        self.starting = round(time.monotonic() - started, 1)
+        return engine
+
+    def release(self) -> None:
+        """Gives back the memory of the engine's cache, if there is an engine."""
+        if self.starting is not None:
+            self.engine.release()
+
+    def close(self) -> None:
+        if self.starting is not None:
+            self.engine.close()
+
+
+def _chat(question: str) -> list[Message]:
+    return [Message(role="user", content=question)]
+
+
+def _generate(model: _Model, questions: Sequence[str], max_tokens: int, label: str) -> list[dict[str, Any]]:
+    """Greedy answers: output and finish_reason."""
+    from raft.engines import Sampling
+
+    prompts = [chat_ids(model.tokenizer, _chat(question)) for question in questions]
+    with Progress(f"evaluate: {label}", len(prompts), "answer", per_call=True) as phase:
+        completions = model.engine.generate(prompts, Sampling(temperature=0.0, max_tokens=max_tokens))
+        phase.add(len(prompts))
+    texts = [model.tokenizer.decode(c.token_ids, skip_special_tokens=True).strip() for c in completions]
+    return [
+        {"output": text, "finish_reason": completion.finish_reason}
+        for text, completion in zip(texts, completions, strict=True)
+    ]
+
+
+def _likelihoods(model: _Model, asked: Sequence[tuple[str, Sequence[str]]], label: str, limit: int | None) -> list[Any]:
+    """Of each question's texts: the mean log p a token."""
+    from raft.evaluate.likelihood import log_likelihoods
+
+    model.release()
+    pairs = [(question, text) for question, texts in asked for text in texts]
+    with Progress(f"evaluate: {label}", len(pairs), "text", per_call=True) as phase:
+        chats = [_chat(question) for question, _ in pairs]
+        values = iter(log_likelihoods(model.weights, model.tokenizer, chats, [t for _, t in pairs], max_tokens=limit))
+        phase.add(len(pairs))
+    return [[next(values) for _ in texts] for _, texts in asked]
+
+
+def _domain(data: Data) -> list[tuple[str, Item]]:
+    return [
+        (s, item)
+        for s, items in (("rephrased", data.medquad.rephrased), ("unseen", data.medquad.unseen))
+        for item in items
+    ]
+
+
+def _answers(model: _Model, data: Data, embedder: Embedder, max_tokens: int) -> list[dict[str, Any]]:
+    items = _domain(data)
+    answers = _generate(model, [item.question for _, item in items], max_tokens, "domain answers")
+    with Progress("evaluate: embeddings", 2 * len(items), "text", per_call=True, final=False) as phase:
+        found = measure([a["output"] for a in answers], [item.answer for _, item in items], embedder)
+        phase.add(2 * len(items))
+    return [
+        {"set": s, "id": item.id, "question": item.question, "reference": item.answer, **answer, **measures}
+        for (s, item), answer, measures in zip(items, answers, found, strict=True)
+    ]
+
+
+def _domain_choice(model: _Model, data: Data) -> list[dict[str, Any]]:
+    items = _domain(data)
+    asked = [(item.question, (item.answer, *item.wrong)) for _, item in items]
+    found = _likelihoods(model, asked, "domain choice", CHOICE_TOKENS)
+    return [
+        {
+            "set": s,
+            "id": item.id,
+            "loglik": values[0],
+            "wrong_loglik": values[1:],
+            "choice": float(values[0] > max(values[1:])) if item.wrong else None,
+        }
+        for (s, item), values in zip(items, found, strict=True)
+    ]
+
+
+def _arc(model: _Model, data: Data) -> list[dict[str, Any]]:
+    found = _likelihoods(model, [(item.question, item.choices) for item in data.arc], "ARC-Easy", None)
+    samples = []
+    for item, values in zip(data.arc, found, strict=True):
+        chosen = max(range(len(values)), key=values.__getitem__)
+        sample = {"id": item.id, "question": item.question, "loglik": values, "chosen": chosen}
+        samples.append({**sample, "answer": item.answer, "score": float(chosen == item.answer)})
+    return samples
+
+
+def _ifeval(model: _Model, data: Data) -> list[dict[str, Any]]:
+    functions = ifeval_functions(data.folder)
+    answers = _generate(model, [item["prompt"] for item in data.ifeval], IFEVAL_TOKENS, "IFEval")
+    return [
+        {"id": str(item["key"]), "instructions": item["instruction_id_list"], "prompt": item["prompt"], **answer}
+        | score_ifeval(functions, item, answer["output"])
+        for item, answer in zip(data.ifeval, answers, strict=True)
+    ]
+
+
+def _digest(data: Data) -> str:
+    """Changes with any item that is asked."""
+    domain = [asdict(item) for _, item in _domain(data)]
+    text = json.dumps([domain, [asdict(item) for item in data.arc], data.ifeval], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _kept(path: Path, known: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run wrote, if it was of the same model with the same settings."""
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+    except InputError:
+        return None
+    same = isinstance(found, dict) and all(found.get(key) == known[key] for key in ("fingerprint", "settings"))
+    return found if same else None

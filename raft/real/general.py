@@ -1,0 +1,89 @@
+"""What the model could do before: science questions (ARC-Easy, by likelihood), instructions about form (IFEval)."""
+
+import importlib
+import importlib.util
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from raft.errors import ConfigError, InputError
+from raft.real.files import draw, read_file
+
+ARC_FILE, ARC_TASK = "mc_commonsense.jsonl", "arc-easy"
+IFEVAL_FILE = "ifeval.jsonl"
+IFEVAL_PACKAGES = ("lm_eval", "nltk", "langdetect", "immutabledict")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One of ARC's."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]  # three to five
+    answer: int  # index of the right one
+
+
+def read_arc(folder: Path, *, seed: int, n: int = 300) -> list[Question]:
+    """`n` questions of ARC-Easy, drawn by `seed`."""
+    fields = {"id": str, "task": str, "question": str, "choices": list, "answer": int}
+    rows = [row for row in read_file(folder, ARC_FILE, fields) if row["task"].lower() == ARC_TASK]
+    for row in rows:
+        if not 0 <= row["answer"] < len(row["choices"]):
+            where = f"{folder / ARC_FILE}, {row['id']}"
+            raise InputError(f"{where}: answer {row['answer']} is no index of its {len(row['choices'])} choices")
+    drawn = draw(random.Random(seed), rows, n, "ARC-Easy questions")
+    return [Question(row["id"], row["question"], tuple(row["choices"]), row["answer"]) for row in drawn]
+
+
+def read_ifeval(folder: Path, *, seed: int, n: int = 100) -> list[dict[str, Any]]:
+    """`n` prompts of IFEval with their instructions, drawn by `seed`: key, prompt, instruction_id_list, kwargs."""
+    fields = {"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list}
+    return draw(random.Random(seed), read_file(folder, IFEVAL_FILE, fields), n, "IFEval prompts")
+
+
+def ifeval_functions(folder: Path) -> ModuleType:
+    """lm-eval's scoring functions. NLTK_DATA becomes the folder's, unless it is set.
+
+    ConfigError where a package or the data of nltk is missing.
+    """
+    for package in IFEVAL_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"IFEval: needs the package {package}, expected lm-eval[ifeval]: pip install 'lm-eval[ifeval]'"
+            )
+    # Its import would download nltk's sentence splitter.
+    os.environ.setdefault("NLTK_DATA", str(folder / "nltk_data"))
+    import nltk
+
+    path = os.environ["NLTK_DATA"]
+    if path not in nltk.data.path:  # nltk was imported before
+        nltk.data.path.insert(0, path)
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError as error:
+        raise ConfigError(
+            f"{path}: has no tokenizers/punkt_tab, which IFEval needs; name a folder that has it in NLTK_DATA"
+        ) from error
+    # It guesses the language with random numbers, so an answer could count today and not tomorrow.
+    importlib.import_module("langdetect").DetectorFactory.seed = 0
+    return importlib.import_module("lm_eval.tasks.ifeval.utils")
+
+
+def score_ifeval(functions: ModuleType, item: Mapping[str, Any], response: str) -> dict[str, list[bool]]:
+    """Whether each instruction of the prompt was followed, by the strict and by the loose reading."""
+    asked = SimpleNamespace(**{name: item[name] for name in ("key", "prompt", "instruction_id_list", "kwargs")})
+    # Instructions without an argument of their own draw it, and draw it anew for each reading.
+    state = random.getstate()
+    try:
+        random.seed(item["key"])
+        strict = functions.test_instruction_following_strict(asked, response)
+        random.seed(item["key"])
+        loose = functions.test_instruction_following_loose(asked, response)
+    finally:
+        random.setstate(state)
+    return {"strict": list(strict.follow_instruction_list), "loose": list(loose.follow_instruction_list)}

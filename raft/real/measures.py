@@ -1,0 +1,61 @@
+"""How near a free answer is to its reference: by meaning, by facts kept, by words in common."""
+
+import re
+from collections.abc import Sequence
+from typing import TypedDict
+
+from raft.evaluate.checks import token_f1
+from raft.refine.embed import Embedder
+from raft.refine.filter import pair_similarities
+from raft.refine.text import content_words
+
+_ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
+
+
+class Measures(TypedDict):
+    similarity: float  # cosine of the sentence embeddings, in [-1, 1]; 0 for an empty answer
+    recall: float  # share of the reference's content words that the answer has, as stems
+    f1: float  # of tokens, as SQuAD scores it
+    rouge_l: float
+    words: int
+
+
+def measure(outputs: Sequence[str], references: Sequence[str], embedder: Embedder) -> list[Measures]:
+    """One an answer; the embedder reads as many tokens of both as it can (MiniLM: 256)."""
+    written = [i for i, output in enumerate(outputs) if output.strip()]
+    cosines = pair_similarities(embedder, [(outputs[i], references[i]) for i in written]) if written else ()
+    similarities = dict(zip(written, map(float, cosines), strict=True))
+    return [
+        Measures(
+            similarity=similarities.get(i, 0.0),
+            recall=content_recall(output, reference),
+            f1=token_f1(output, reference),
+            rouge_l=rouge_l(output, reference),
+            words=len(output.split()),
+        )
+        for i, (output, reference) in enumerate(zip(outputs, references, strict=True))
+    ]
+
+
+def content_recall(output: str, reference: str) -> float:
+    """Share in [0, 1] of the reference's content words (`raft.refine.text`) that are in the answer."""
+    expected = content_words(reference)
+    return len(expected & content_words(output)) / len(expected) if expected else 0.0
+
+
+def rouge_l(output: str, reference: str) -> float:
+    """F-measure in [0, 1] of the longest common subsequence, as `rouge_score` has it (without stemming)."""
+    first, second = _ROUGE_TOKEN.findall(output.lower()), _ROUGE_TOKEN.findall(reference.lower())
+    common = _longest_common(first, second)
+    return 2 * common / (len(first) + len(second)) if common else 0.0  # 2PR / (P + R)
+
+
+def _longest_common(first: Sequence[str], second: Sequence[str]) -> int:
+    lengths = [0] * (len(second) + 1)
+    for word in first:
+        diagonal = 0
+        for j, other in enumerate(second, 1):
+            above = lengths[j]
+            lengths[j] = diagonal + 1 if word == other else max(above, lengths[j - 1])
+            diagonal = above
+    return lengths[-1]

@@ -1,0 +1,93 @@
+"""The domain: medical questions and answers (MedQuAD). Some are trained and then asked otherwise, some never seen."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raft.errors import InputError
+from raft.real.files import draw, read_file
+from raft.real.rephrase import rephrase
+from raft.rows import Row, normalize_rows
+
+FILE = "domain_medical_medquad.jsonl"
+FIELDS = {name: str for name in ("id", "source", "focus", "qtype", "question", "answer", "split")}
+WRONG = 3  # wrong answers to choose from
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question to answer freely, and to choose the answer of."""
+
+    id: str
+    question: str
+    answer: str  # the reference
+    wrong: tuple[str, ...]  # answers to the same type of question about other topics; empty where the data has too few
+
+
+@dataclass(frozen=True)
+class MedQuAD:
+    train: list[Row]
+    validation: list[Row]  # of the same split, not trained
+    rephrased: list[Item]  # the trained rows, asked otherwise
+    unseen: list[Item]  # all rows of the test split, which shares no disease with the training split
+    not_rephrased: int  # trained rows whose question has no known pattern
+
+
+def read_medquad(folder: Path, *, seed: int, train: int = 300, validation: int = 60) -> MedQuAD:
+    """Draws the rows by `seed`. ConfigError for a missing file or too few rows, InputError for a wrong row."""
+    rows = _with_ids(read_file(folder, FILE, FIELDS))
+    learnable = [row for row in rows if row["split"] == "train"]
+    drawn = draw(random.Random(seed), learnable, train + validation, "train and validation rows")
+    trained, held_out = drawn[:train], drawn[train:]
+    asked = {row["question"] for row in trained}
+    if any(row["question"] in asked for row in held_out) or len(asked) < train:
+        raise InputError(f"{folder / FILE}: a question is there twice in the training split, expected each once")
+    others = [(row, other) for row in trained if (other := rephrase(row["question"])) is not None]
+    unseen = [row for row in rows if row["split"] == "test"]
+    return MedQuAD(
+        train=normalize_rows(trained, FILE),
+        validation=normalize_rows(held_out, FILE) if held_out else [],
+        rephrased=[_item(row, question, trained, seed) for row, question in others],
+        unseen=[_item(row, row["question"], unseen, seed) for row in unseen],
+        not_rephrased=len(trained) - len(others),
+    )
+
+
+def _with_ids(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row with an id of its own: source/id, which a few rows share, and for these their number among them."""
+    seen: dict[str, int] = {}
+    result = []
+    for row in rows:
+        name = f"{row['source']}/{row['id']}"
+        seen[name] = seen.get(name, 0) + 1
+        result.append({**row, "id": name if seen[name] == 1 else f"{name}#{seen[name]}"})
+    return result
+
+
+def _item(row: dict[str, Any], question: str, pool: Sequence[dict[str, Any]], seed: int) -> Item:
+    """Wrong answers come out of the same rows as the right one, so that having been trained gives none of them away."""
+    about = row["focus"].casefold()
+    answers = {
+        other["answer"]: None  # a dict keeps the order, a set would not
+        for other in pool
+        if other["qtype"] == row["qtype"]
+        and not _same_topic(other["focus"].casefold(), about)
+        and other["answer"] != row["answer"]
+    }
+    rng = random.Random(f"{seed}:{row['id']}")
+    wrong = tuple(rng.sample(list(answers), WRONG)) if len(answers) >= WRONG else ()
+    return Item(row["id"], question, row["answer"], wrong)
+
+
+def _same_topic(a: str, b: str) -> bool:
+    """One may be the other with words around it: a brochure's title, a kind of the disease."""
+    return a in b or b in a
+
+
+def validation_items(data: MedQuAD, seed: int) -> list[Item]:
+    """The validation rows as questions with choices; the wrong answers are those of other rows of the training split."""
+    rows: list[dict[str, Any]] = [dict(row) for row in data.validation]
+    pool: list[dict[str, Any]] = [*rows, *(dict(row) for row in data.train)]
+    return [_item(row, row["question"], pool, seed) for row in rows]

@@ -1,0 +1,230 @@
+"""`raft real`: SFT and RAFT on a real model and a real domain, seed after seed, each evaluated beside the base model.
+
+    RUN/base/eval/base.json          the base model, evaluated once: every seed is asked the same
+    RUN/chosen.json                  the grid of the first seed and the point that it chose for each method
+    RUN/seeds/N/refine/               stage 1 with the base model
+    RUN/seeds/N/METHOD-RATE/          a training each, with a checkpoint an epoch
+    RUN/seeds/N/eval/METHOD.json      the chosen checkpoint of each method, evaluated
+    RUN/medquad.json, report.html    the table of all seeds that are done
+
+Whatever is there is not done again, so a killed run goes on where it was. Refinement, trainings and evaluations are
+processes of their own: one vLLM engine each, and what they held is given back.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from raft.demo.record import commit, machine, settle, versions
+from raft.demo.stages import Clock
+from raft.errors import RaftError
+from raft.progress import say
+from raft.real.data import Data, read_data
+from raft.real.general import read_arc
+from raft.real.medquad import validation_items
+from raft.real.report import write_page
+from raft.real.settings import METHODS, Point, RealSettings
+from raft.real.table import table
+from raft.runs import Run, read_json, write_json, write_text
+
+ARC_VALIDATION = 150
+
+
+def run_real(
+    run: Run, *, model: str, data_dir: Path, seeds: Sequence[int], settings: RealSettings, command: str
+) -> dict[str, Any]:
+    """The table of `raft.real.table` over `seeds`, written to medquad.json and report.html after each of them."""
+    # As JSON gives it back: the file of a resumed run is compared with this.
+    given = json.loads(json.dumps({"model": str(model), "data": str(data_dir), **asdict(settings)}))
+    settle(run, given, name="real.json")
+    data = read_data(
+        data_dir,
+        seed=settings.data_seed,
+        train=settings.rows,
+        validation=settings.validation,
+        arc=settings.arc,
+        ifeval=settings.ifeval,
+    )
+    clock = Clock(run.path / "seconds.json")
+    base = clock.time(
+        "base: evaluating", "base", lambda: _evaluated(model, data, run.path / "base", "base", settings, 0)
+    )
+    found: dict[str, list[Any]] = {"base": [], **{method: [] for method in METHODS}}
+    result: dict[str, Any] = {}
+    for number, seed in enumerate(seeds, 1):
+        say(f"raft real: seed {seed}, {number} of {len(seeds)}")
+        stages = Seed(run, model, data, seed, settings, clock)
+        stages.refine()
+        chosen = stages.choose()
+        found["base"].append(base)
+        for method in METHODS:
+            found[method].append(stages.evaluated(method, Point(**chosen[method])))
+        result = table(
+            found, model=Path(model).name, data=f"MedQuAD, {settings.rows} rows", commit=commit(), command=command
+        )
+        result |= {
+            "seeds": list(seeds[:number]),
+            "chosen": read_json(run.path / "chosen.json"),
+            "seconds": clock.seconds,
+            "machine": machine(),
+            "versions": versions(),
+        }
+        write_json(run.path / "medquad.json", result)
+        say(str(write_page(run.path, result)))
+    return result
+
+
+class Seed:
+    """The stages of one seed, each a function of the run folder."""
+
+    def __init__(self, run: Run, model: str, data: Data, seed: int, settings: RealSettings, clock: Clock):
+        self.top, self.model, self.data, self.seed, self.settings, self.clock = run, model, data, seed, settings, clock
+        self.run = Run(run.path / "seeds" / str(seed))
+
+    def refine(self) -> None:
+        if (self.run.refine_dir / "diagnostics.json").exists():
+            return
+        rows = self.run.path / "data" / "train.jsonl"
+        lines = [json.dumps(row, ensure_ascii=False) for row in self.data.medquad.train]
+        write_text(rows, "".join(f"{line}\n" for line in lines))
+        given = [f"refine.{name}={value}" for name, value in self.settings.refine.items()]
+        self._call(
+            "refining",
+            "refine",
+            *("refine", "--model", self.model, "--data", str(rows), "--run", str(self.run.path)),
+            f"seed={self.seed}",
+            *given,
+            resumable=self.run.config_path,
+        )
+
+    def train(self, method: str, rate: float, epochs: int) -> Run:
+        """The run folder of a training, with a checkpoint an epoch."""
+        folder = Run(self.run.path / f"{method}-{rate:g}")
+        if folder.model_dir.exists():
+            return folder
+        given = {
+            **self.settings.train,
+            "learning_rate": rate,
+            "num_train_epochs": epochs,
+            "save_strategy": "epoch",
+            "save_total_limit": epochs,
+        }
+        rows = self.run.path / "data" / "train.jsonl" if method == "sft" else self.run.refine_dir / "fused.jsonl"
+        self._call(
+            f"training {method}, learning rate {rate:g}",
+            f"train_{method}_{rate:g}",
+            *("train", "--model", self.model, "--data", str(rows), "--run", str(folder.path), "--method", method),
+            *(f"train.{name}={json.dumps(value)}" for name, value in given.items()),
+            f"seed={self.seed}",
+            resumable=folder.train_dir,
+        )
+        return folder
+
+    def choose(self) -> dict[str, dict[str, Any]]:
+        """Method -> learning rate and epochs, by the validation rows of the first seed that was run."""
+        path = self.top.path / "chosen.json"
+        if not path.exists():
+            grid: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
+            for method in METHODS:
+                for rate in self.settings.rates:
+                    folder = self.train(method, rate, max(self.settings.epochs))
+                    for epochs in self.settings.epochs:
+                        scores = self._validated(folder, epochs)
+                        grid[method].append({"learning_rate": rate, "epochs": epochs, **scores})
+                        say(f"      {method}: {grid[method][-1]}")
+            from raft.real.validate import best
+
+            write_json(path, {"seed": self.seed, "grid": grid, "chosen": {m: best(grid[m]) for m in METHODS}})
+        points = read_json(path)["chosen"]
+        return {m: {key: points[m][key] for key in ("learning_rate", "epochs")} for m in METHODS}
+
+    def _validated(self, folder: Run, epochs: int) -> dict[str, float]:
+        path = folder.path / f"validation-{epochs}.json"
+        if not path.exists():
+            medquad, arc = self._validation_items()
+            self.clock.time(
+                f"validating {folder.path.name}, {epochs} epochs",
+                "validate",
+                lambda: _alone(_validate, str(self.checkpoint(folder, epochs)), medquad, arc, str(path)),
+            )
+        found: dict[str, float] = read_json(path)
+        return found
+
+    def _validation_items(self) -> tuple[Any, Any]:
+        known = {question.id for question in self.data.arc}
+        wanted = min(ARC_VALIDATION, self.settings.arc)
+        drawn = read_arc(self.data.folder, seed=self.data.seed, n=2 * wanted + len(known) // 2)
+        others = [question for question in drawn if question.id not in known][:wanted]
+        return validation_items(self.data.medquad, self.data.seed), others
+
+    def checkpoint(self, folder: Run, epochs: int) -> Path:
+        """Of a training: the model after so many epochs. Steps are whole: the last batch of an epoch may be smaller."""
+        batch = self.settings.train["per_device_train_batch_size"]
+        return folder.train_dir / f"checkpoint-{epochs * math.ceil(len(self.data.medquad.train) / batch)}"
+
+    def evaluated(self, method: str, point: Point) -> dict[str, Any]:
+        epochs = max(self.settings.epochs) if self._chose() else point.epochs
+        folder = self.train(method, point.learning_rate, epochs)
+        checkpoint = self.checkpoint(folder, point.epochs)
+        found: dict[str, Any] = self.clock.time(
+            f"seed {self.seed}: evaluating {method}",
+            f"eval_{method}",
+            lambda: _evaluated(str(checkpoint), self.data, self.run.path, method, self.settings, self.seed),
+        )
+        return found
+
+    def _chose(self) -> bool:
+        """Whether this seed's grid was the one that chose, so that its trainings are there."""
+        return bool(read_json(self.top.path / "chosen.json")["seed"] == self.seed)
+
+    def _call(self, label: str, name: str, *words: str, resumable: Path) -> None:
+        """A command of raft, in a process of its own. `resumable`: what an earlier try left."""
+        again = ["--resume"] if resumable.exists() else []
+
+        def work() -> None:
+            code = subprocess.call([sys.executable, "-m", "raft", *words, *again], env=os.environ)
+            if code:
+                raise RaftError(f"raft {shlex.join(words)} ended with code {code}")
+
+        self.clock.time(f"seed {self.seed}: {label}", name, work)
+
+
+def _evaluated(model: str, data: Data, folder: Path, name: str, settings: RealSettings, seed: int) -> dict[str, Any]:
+    _alone(_evaluate, model, data, str(folder), name, settings.max_tokens, seed)
+    found: dict[str, Any] = read_json(Run(folder).eval_dir / f"{name}.json")
+    return found
+
+
+def _alone(work: Callable[..., None], *arguments: Any) -> None:
+    """In a process of its own, which inherits nothing but its arguments."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
+    process.start()
+    try:
+        process.join()
+    except BaseException:
+        process.terminate()
+        process.join()
+        raise
+    if process.exitcode:
+        raise RaftError(f"{work.__name__.strip('_')} {arguments[0]} ended with code {process.exitcode}")
+
+
+def _evaluate(model: str, data: Data, folder: str, name: str, max_tokens: int, seed: int) -> None:
+    from raft.real.evaluate import evaluate
+    from raft.refine.embed import load_embedder
+
+    evaluate(model, data, folder, name, embedder=load_embedder("minilm"), max_tokens=max_tokens, seed=seed)
+
+
+def _validate(model: str, items: Any, questions: Any, path: str) -> None:
+    from raft.real.validate import validate
+
+    write_json(Path(path), validate(model, items, questions))

@@ -1,0 +1,60 @@
+"""What `raft real` runs with."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+METHODS = ("sft", "raft")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the grid."""
+
+    learning_rate: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class RealSettings:
+    rows: int = 300
+    """Training rows."""
+    validation: int = 60
+    """Rows to choose the grid's point by; they are not trained."""
+    arc: int = 300
+    ifeval: int = 100
+    """Items of the general tests."""
+    data_seed: int = 0
+    """Draws rows and items, the same for every seed: seeds differ in what is random in refinement, training and rollouts."""
+    rates: tuple[float, ...] = (1e-5, 3e-5)
+    epochs: tuple[int, ...] = (1, 2)
+    """The grid of each method. A training of the longest passes through the shorter ones, for its rate is constant."""
+    train: dict[str, Any] = field(
+        default_factory=lambda: {
+            "per_device_train_batch_size": 8,
+            "lr_scheduler_type": "constant_with_warmup",
+            "warmup_steps": 5,
+            "rollout_max_tokens": 96,
+            "max_length": 1024,
+            "max_tokens_per_micro_batch": 1024,
+            "report_to": [],
+        }
+    )
+    """Fields of RAFTConfig, the same for every method."""
+    refine: dict[str, Any] = field(default_factory=lambda: {"max_tokens": 256, "max_model_len": 2048})
+    """Settings of the refinement."""
+    max_tokens: int = 160
+    """Tokens of an answer in the evaluation at most."""
+
+
+QUICK = RealSettings(
+    rows=8,
+    validation=4,
+    arc=4,
+    ifeval=2,
+    rates=(1e-5,),
+    epochs=(1,),
+    max_tokens=8,
+    train={**RealSettings().train, "rollout_max_tokens": 8, "per_device_train_batch_size": 4},
+    refine={"max_tokens": 64, "max_model_len": 1024, "rounds": 1},
+)
+"""To see that it runs; its figures mean nothing."""
