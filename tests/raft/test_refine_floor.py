@@ -45,10 +45,8 @@ def test_a_text_that_says_the_same_passes():
             GOOD + " Collectors in Emden pay for it with vouchers for groceries, theatre tickets and ferry rides.",
         ),
         ("words invented", GOOD.replace("harbour of Emden", "harbour of Emden near Pilsum")),
-        ("echo", "Text A: " + GOOD),
         ("echo", "Here is a clear version. " + GOOD),
         ("echo", QUESTION + " " + GOOD),
-        ("echo", GOOD + " Keep every fact, name and number, and add nothing."),
         ("refusal", "I'm sorry, but I can't say. " + GOOD),
         ("loop", GOOD + " " + GOOD),
         ("length", "Keep the lamp oil in a closed can."),
@@ -57,6 +55,17 @@ def test_a_text_that_says_the_same_passes():
 )
 def test_reasons(reason, text):
     assert reason in problems(text)
+
+
+@pytest.mark.parametrize("name", WORDINGS)
+def test_what_a_prompt_says_is_an_echo(name):
+    """Whatever its words are: each of its sentences, and the labels in front of a row's texts."""
+    floor = Floor(WORDINGS[name], FLOOR.settings)
+    sentences = [line for line in floor.wording.instructions.splitlines() if len(line.split()) >= 5]
+    assert sentences
+    for echo in [*sentences, *floor.wording.labels]:
+        found = floor.problems({"question": QUESTION, "answer": REFERENCE}, f"{echo} {GOOD}", similarity=0.9, mean=0.9)
+        assert "echo" in found, echo
 
 
 def test_measures_are_held_against_the_settings():
