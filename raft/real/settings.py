@@ -44,6 +44,8 @@ class RealSettings:
     """Settings of the refinement."""
     max_tokens: int = 160
     """Tokens of an answer in the evaluation at most."""
+    engine: str = "auto"
+    """auto, vllm or hf: generates in refinement, training and evaluation."""
 
 
 QUICK = RealSettings(

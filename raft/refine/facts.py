@@ -98,6 +98,11 @@ def numbers(text: str) -> list[Number]:
     return [found[place] for place in sorted(found)]
 
 
+def amount_words(text: str) -> set[str]:
+    """The words of a text that say an amount, as `raft.refine.text.content_words` gives them."""
+    return {stem(word) for word in words(text) if word[0].isdigit() or word in _NUMBER_WORDS or word in UNITS}
+
+
 def _plain(digits: str) -> str:
     digits = digits.replace(",", "")
     return digits.rstrip("0").rstrip(".") if "." in digits else digits

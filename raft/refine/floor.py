@@ -12,7 +12,7 @@ from typing import Any
 
 from raft.config import RefineSettings
 from raft.prompts import Wording
-from raft.refine.facts import in_order, missing_negations, missing_numbers, names, negations, numbers
+from raft.refine.facts import amount_words, in_order, missing_negations, missing_numbers, names, negations, numbers
 from raft.refine.text import content_words, distinct, ngrams, words
 
 # Reason -> what it says of a text, as the report shows it.
@@ -24,7 +24,7 @@ REASONS = {
     "numbers moved": "its numbers do not come in the order of the reference",
     "negation lost": "something that the reference denies is not denied",
     "negation invented": "it denies what the reference does not deny",
-    "words invented": "too many content words, or any name, that neither question nor reference has",
+    "words invented": "content words that no one sentence of the reference has, nor the question, or a name that neither has",
     "echo": "it repeats or talks about the prompt",
     "refusal": "it refuses or apologises",
     "loop": "it repeats itself",
@@ -45,6 +45,7 @@ _REFUSAL = re.compile(
 )
 _LOOP_SHARE = 0.75  # of distinct trigrams, of the reference's own share at most
 _SENTENCE = re.compile(r"[.!?]+\s+|\n+")
+_PART = re.compile(r"(?<=[.!?])\s+|\n+|\s[-–•]\s")
 _FEW_WORDS = 4  # of difference in length that is no reason
 
 
@@ -72,7 +73,7 @@ class Floor:
             "loop": _loops(text, reference),
             "length": not _in_proportion(text, reference, shorter=draft),
             **_facts(question, reference, text),
-            "words invented": _invents(question, reference, text, self.settings.max_new_words),
+            "words invented": _invents(question, reference, text, self.settings.max_new_words, draft=draft),
         }
         return [reason for reason in REASONS if found[reason] and not (draft and reason in _PUT_BACK)]
 
@@ -109,12 +110,22 @@ def _facts(question: str, reference: str, text: str) -> dict[str, bool]:
     }
 
 
-def _invents(question: str, reference: str, text: str, most: float) -> bool:
-    known = content_words(question) | content_words(reference)
-    said = content_words(text)
+def _invents(question: str, reference: str, text: str, most: float, *, draft: bool) -> bool:
+    """most: the share of content words that may be new. Sentence by sentence, for a wrong statement can be made of the
+    reference's own words, out of two of its sentences; in a draft over the whole text."""
     spelled = set(words(question)) | set(words(reference))
-    named = {part for name in names(text) for part in words(name)}
-    return len(said - known) > max(1, most * len(said)) or bool(named - spelled)
+    if {part for name in names(text) for part in words(name)} - spelled:
+        return True
+    asked = content_words(question)
+    known = [asked | content_words(part) for part in ([reference] if draft else _parts(reference))]
+    said = [content_words(part) for part in ([text] if draft else _parts(text))]
+    amounts = amount_words(text)  # which are compared as numbers
+    return any(min(len(part - one - amounts) for one in known) > int(most * len(part)) for part in said)
+
+
+def _parts(text: str) -> list[str]:
+    """Sentences and the items of lists."""
+    return [part for part in _PART.split(text) if words(part)] or [text]
 
 
 def _loops(text: str, reference: str) -> bool:

@@ -1,0 +1,69 @@
+"""`raft real` whole, in small: the demo's base model on rows written for the test, transformers' generation."""
+
+from dataclasses import replace
+
+import pytest
+
+from raft.demo.settings import BASE_MODEL
+from raft.errors import RunFolderError
+from raft.real.run import run_real
+from raft.real.scores import METRICS
+from raft.real.settings import QUICK
+from raft.runs import open_run, read_json
+from tests.raft.real_rows import write
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SETTINGS = replace(
+    QUICK,
+    rows=12,
+    validation=4,
+    arc=3,
+    ifeval=2,
+    engine="hf",
+    rates=(1e-4, 2e-4),
+    train={**QUICK.train, "per_device_train_batch_size": 8, "max_length": 256, "use_cpu": True},
+    refine={"max_tokens": 32, "max_model_len": 256, "rounds": 1, "prompts": "plain"},
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    pytest.importorskip("lm_eval.tasks", reason="IFEval's checks are lm-eval's")
+    data = write(tmp_path_factory.mktemp("data"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NLTK_DATA", str(data / "nltk_data"))
+        yield data, tmp_path_factory.mktemp("run")
+
+
+def go(folders, seeds, settings=SETTINGS):
+    run = open_run(folders[1], resume=True)
+    options = {"model": str(BASE_MODEL), "data_dir": folders[0], "settings": settings, "command": "raft real"}
+    return run_real(run, seeds=seeds, **options)
+
+
+def test_a_seed_then_another(folders):
+    result = go(folders, [0])
+    assert result == read_json(folders[1] / "medquad.json")
+    assert set(result["methods"]) == {"base", "sft", "raft"} and result["seeds"] == [0]
+    assert tuple(result["methods"]["sft"]) == METRICS == tuple(result["tests"]["raft_vs_sft"])
+    chosen = read_json(folders[1] / "chosen.json")
+    assert [len(points) for points in chosen["grid"].values()] == [2, 2]
+    for method, points in chosen["grid"].items():
+        assert chosen["chosen"][method]["value"] == max(point["value"] for point in points)
+        assert all(0 < point["domain"] < 1 and 0 < point["general"] < 1 for point in points)
+    page = (folders[1] / "report.html").read_text()
+    assert "ARC-Easy" in page and "(chosen)" in page and "trained facts, asked otherwise" in page
+
+    written = {path: path.stat().st_mtime_ns for path in folders[1].rglob("*.safetensors")}
+    evaluated = (folders[1] / "base" / "eval" / "base.json").stat().st_mtime_ns
+    more = go(folders, [0, 1])
+    assert more["seeds"] == [0, 1] and len(more["methods"]["raft"]["arc_easy"]["seeds"]) == 2
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert (folders[1] / "base" / "eval" / "base.json").stat().st_mtime_ns == evaluated
+    # The second seed trains what the first one chose, and nothing else.
+    trained = sorted(p.parent.name for p in (folders[1] / "seeds" / "1").glob("*/train"))
+    assert trained == sorted(f"{m}-{p['learning_rate']:g}" for m, p in chosen["chosen"].items())
+
+    with pytest.raises(RunFolderError, match="rows"):
+        go(folders, [0], replace(SETTINGS, rows=11))
