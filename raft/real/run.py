@@ -139,8 +139,7 @@ class Seed:
             for method in METHODS:
                 for rate in self.settings.rates:
                     folder = self.train(method, rate, max(self.settings.epochs))
-                    for epochs in self.settings.epochs:
-                        scores = self._validated(folder, epochs)
+                    for epochs, scores in zip(self.settings.epochs, self._validated(folder), strict=True):
                         grid[method].append({"learning_rate": rate, "epochs": epochs, **scores})
                         say(f"      {method}: {grid[method][-1]}")
             from raft.real.validate import best
@@ -149,16 +148,17 @@ class Seed:
         points = read_json(path)["chosen"]
         return {m: {key: points[m][key] for key in ("learning_rate", "epochs")} for m in METHODS}
 
-    def _validated(self, folder: Run, epochs: int) -> dict[str, float]:
-        path = folder.path / f"validation-{epochs}.json"
+    def _validated(self, folder: Run) -> list[dict[str, float]]:
+        """The scores after each number of epochs of the grid."""
+        path = folder.path / "validation.json"
         if not path.exists():
-            medquad, arc = self._validation_items()
+            models = [str(self.checkpoint(folder, epochs)) for epochs in self.settings.epochs]
             self.clock.time(
-                f"validating {folder.path.name}, {epochs} epochs",
+                f"validating {folder.path.name}",
                 "validate",
-                lambda: _alone(_validate, str(self.checkpoint(folder, epochs)), medquad, arc, str(path)),
+                lambda: _alone(_validate, models, *self._validation_items(), str(path)),
             )
-        found: dict[str, float] = read_json(path)
+        found: list[dict[str, float]] = read_json(path)
         return found
 
     def _validation_items(self) -> tuple[Any, Any]:
@@ -228,7 +228,7 @@ def _evaluate(model: str, data: Data, folder: str, name: str, engine: str, max_t
     evaluate(model, data, folder, name, engine_kind=engine, embedder=embedder, max_tokens=max_tokens, seed=seed)
 
 
-def _validate(model: str, items: Any, questions: Any, path: str) -> None:
+def _validate(models: Sequence[str], items: Any, questions: Any, path: str) -> None:
     from raft.real.validate import validate
 
-    write_json(Path(path), validate(model, items, questions))
+    write_json(Path(path), [validate(model, items, questions) for model in models])

@@ -21,7 +21,8 @@ SETTINGS = replace(
     arc=3,
     ifeval=2,
     engine="hf",
-    rates=(1e-4, 2e-4),
+    rates=(1e-4,),
+    epochs=(1, 2),
     train={**QUICK.train, "per_device_train_batch_size": 8, "max_length": 256, "use_cpu": True},
     refine={"max_tokens": 32, "max_model_len": 256, "rounds": 1, "prompts": "plain"},
 )
@@ -51,6 +52,7 @@ def test_a_seed_then_another(folders):
     assert [len(points) for points in chosen["grid"].values()] == [2, 2]
     for method, points in chosen["grid"].items():
         assert chosen["chosen"][method]["value"] == max(point["value"] for point in points)
+        assert [point["epochs"] for point in points] == [1, 2]
         assert all(0 < point["domain"] < 1 and 0 < point["general"] < 1 for point in points)
     page = (folders[1] / "report.html").read_text()
     assert "ARC-Easy" in page and "(chosen)" in page and "trained facts, asked otherwise" in page

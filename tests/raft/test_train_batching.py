@@ -48,9 +48,9 @@ def test_a_pack_without_rows_has_a_token_and_no_loss(tmp_path):
     assert not len(batch.sft_positions) and not len(batch.kl_positions) and batch.teacher is None
     made = trainer(tmp_path)
     with made.student.attention():
-        sft, kl = made._losses(made.model, batch)
-        (sft + kl.sum()).backward()
-    assert sft == 0 and not len(kl)
+        found = made._losses(made.model, batch)
+        (found.sft + found.kl).backward()
+    assert found.sft == 0 and found.kl == 0 and not len(found.kl_per_rollout)
     # Every parameter has its gradient: DDP would wait for one that has none.
     assert all(p.grad is not None and not p.grad.any() for p in made.model.parameters())
 

@@ -413,7 +413,7 @@ def test_balance_is_moving_averages_or_a_constant(tmp_path, overrides, expected)
         (["target=original"], "train.target: expected one of fused, raw, rewritten or null, found 'original'"),
         (["teacher_context=no"], "train.teacher_context: expected one of answer, none or null, found 'no'"),
         (["teacher_context=false"], "train.teacher_context: expected one of answer, none or null, found False"),
-        (["balance=off"], "train.balance: expected one of ema, fixed or null, found 'off'"),
+        (["balance=off"], "train.balance: expected one of ema, gradient, fixed or null, found 'off'"),
         (["balance=ema", "fixed_lambda=1"], "train.fixed_lambda: expected none beside balance=ema, found 1.0"),
         (
             ["balance=fixed", "lambda_max=2"],

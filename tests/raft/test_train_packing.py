@@ -190,12 +190,13 @@ def test_both_losses_of_a_pack_are_those_of_separate_forwards(family, share, tmp
     made._score([s for row in rows for s in row.scored])
     with torch.no_grad(), made.student.attention():
         batch = student_batch(rows, share=share)
-        sft, kl = made._losses(made.model, batch)
+        found = made._losses(made.model, batch)
+        sft, kl = found.sft, found.kl_per_rollout
         alone = []
         for row in rows:
             answer = student_batch([Unit(row.example)])
             assert answer.pack.tokens == len(row.example.prompt) + len(row.example.target) - 1
-            alone.append(made._losses(made.model, answer)[0])
+            alone.append(made._losses(made.model, answer).sft)
             for s in row.scored:
                 pair = student_batch([Unit(row.example, (s,))])
                 hidden = made.student.hidden(pack([[*row.example.prompt, *s.completion.token_ids[:-1]]]))
