@@ -5,6 +5,7 @@ here ("1,000 mg" and "1000 milligrams"). Where a form is not known the two texts
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ _MONTH = re.compile(
     rf"\b({'|'.join(set(_MONTHS) - {'May', 'March', 'August'})})\b|(?<=[\w,;)–—-] )(May|March|August)\b"
 )
 _NEGATIONS = frozenset(("not", "no", "never", "without", "neither", "nor", "none", "nobody", "nothing"))
-_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
+_CLAUSE_END = re.compile(r"(?<=[.!?;,:])\s+|\n+|\bbut\b")
 # In the middle of a sentence: not behind the end of another, a colon, a quotation mark or a bullet.
 _NAME = re.compile(r"(?<=[\w,;)–—-] )([A-Z][\w’'-]*[A-Za-z0-9])|(?<=\()([A-Z][\w’'-]*[A-Z0-9])\b")
 _REACH = 3  # content words that a negation may be about
@@ -130,10 +131,10 @@ def in_order(given: Iterable[Number], wanted: Iterable[Number]) -> bool:
 
 
 def negations(text: str) -> list[frozenset[str]]:
-    """For each negation the stems of the next content words of its sentence, of those before where none follow."""
+    """For each negation the stems of the next content words of its clause, of those before where none follow."""
     near = []
-    for sentence in _SENTENCE_END.split(text):
-        found = words(sentence)
+    for clause in _CLAUSE_END.split(text):
+        found = words(clause)
         content = [
             (i, stem(word)) for i, word in enumerate(found) if word not in FUNCTION_WORDS and word not in _NEGATIONS
         ]
@@ -147,6 +148,15 @@ def negations(text: str) -> list[frozenset[str]]:
 def missing_negations(wanted: list[frozenset[str]], given: list[frozenset[str]]) -> int:
     """How many of `wanted` have none in `given` that is about one of the same words."""
     return sum(not any(a & b or not (a and b) for b in given) for a in wanted)
+
+
+def asserted(reference: str, text: str) -> set[str]:
+    """Words that the reference only denies and the text only says ("you can't smell it, but you can taste it")."""
+    denied, denies = (frozenset().union(*negations(each)) for each in (reference, text))
+    plain = Counter(stem(word) for word in words(reference))
+    often = Counter(word for each in negations(reference) for word in each)
+    only_denied = {word for word in denied if plain[word] <= often[word]}
+    return (only_denied & {stem(word) for word in words(text)}) - denies
 
 
 def names(text: str) -> set[str]:

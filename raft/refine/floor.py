@@ -12,7 +12,16 @@ from typing import Any
 
 from raft.config import RefineSettings
 from raft.prompts import Wording
-from raft.refine.facts import amount_words, in_order, missing_negations, missing_numbers, names, negations, numbers
+from raft.refine.facts import (
+    amount_words,
+    asserted,
+    in_order,
+    missing_negations,
+    missing_numbers,
+    names,
+    negations,
+    numbers,
+)
 from raft.refine.text import content_words, distinct, ngrams, words
 
 # Reason -> what it says of a text, as the report shows it.
@@ -105,7 +114,7 @@ def _facts(question: str, reference: str, text: str) -> dict[str, bool]:
         "numbers lost": bool(missing_numbers(missing_numbers(wanted, asked), given)),
         "numbers invented": bool(missing_numbers(given, [*wanted, *asked])),
         "numbers moved": not in_order(given, wanted),
-        "negation lost": missing_negations(denied, denies) > 0,
+        "negation lost": missing_negations(denied, denies) > 0 or bool(asserted(reference, text)),
         "negation invented": missing_negations(denies, denied + negations(question)) > 0,
     }
 

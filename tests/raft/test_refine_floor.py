@@ -4,7 +4,7 @@ import pytest
 
 from raft.config import RefineSettings
 from raft.prompts import WORDINGS
-from raft.refine.facts import Number, in_order, missing_negations, missing_numbers, names, negations, numbers
+from raft.refine.facts import Number, asserted, in_order, missing_negations, missing_numbers, names, negations, numbers
 from raft.refine.floor import REASONS, Floor
 
 FLOOR = Floor(WORDINGS["chat"], RefineSettings(tau=0.8, min_score=0.7, max_new_words=0.2))
@@ -139,6 +139,13 @@ def test_negations():
     )
     assert missing_negations(negations("It is never contagious."), negations("No fever comes.")) == 1
     assert missing_negations(negations("No."), negations("No, it has not.")) == 0
+
+
+def test_what_was_denied_is_not_said():
+    reference = "You can't smell it or taste it, but it may be a problem. It is not sold."
+    assert asserted(reference, "You can't smell it, but you can taste it.") == {"tast"}
+    assert asserted(reference, "You cannot taste or smell it, and it may be a problem.") == set()
+    assert asserted("It is sold here, but not sold there.", "It is sold.") == set()
 
 
 def test_names():
