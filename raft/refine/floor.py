@@ -121,13 +121,15 @@ def _facts(question: str, reference: str, text: str) -> dict[str, bool]:
 
 def _invents(question: str, reference: str, text: str, most: float, *, draft: bool) -> bool:
     """most: the share of content words that may be new. Sentence by sentence, for a wrong statement can be made of the
-    reference's own words, out of two of its sentences; in a draft over the whole text."""
+    reference's own words, out of two of its sentences. A draft, whose wording the fusion takes over in part, is held
+    against the whole reference, and twice the share may be new."""
     spelled = set(words(question)) | set(words(reference))
     if {part for name in names(text) for part in words(name)} - spelled:
         return True
     asked = content_words(question)
     known = [asked | content_words(part) for part in ([reference] if draft else _parts(reference))]
     said = [content_words(part) for part in ([text] if draft else _parts(text))]
+    most = 2 * most if draft else most
     amounts = amount_words(text)  # which are compared as numbers
     return any(min(len(part - one - amounts) for one in known) > int(most * len(part)) for part in said)
 
