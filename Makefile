@@ -9,6 +9,8 @@ SHELL := /bin/bash
 RUN ?= runs/out/demo
 SEED ?= 0
 SEEDS ?= 0
+REAL_RUN := $(if $(filter-out runs/out/demo,$(RUN)),$(RUN),runs/out/real)
+export RAFT_DATA_DIR ?= $(wildcard ../shared/data)
 WORKERS ?= 2
 ARGS ?=
 BIN := .venv/bin
@@ -27,10 +29,10 @@ demo: venv
 
 # Goes on where an earlier call was stopped. The model is made once.
 real: venv
+	@if [ ! -d "$$RAFT_DATA_DIR" ]; then echo "make real: RAFT_DATA_DIR names no folder with the data files" >&2; exit 2; fi
 	$(BIN)/python scripts/smollm2.py runs/out/SmolLM2-135M-Instruct
-	$(BIN)/raft real --run $(if $(filter-out runs/out/demo,$(RUN)),$(RUN),runs/out/real) --seeds $(SEEDS) \
-	  --model $${RAFT_REAL_MODEL:-runs/out/SmolLM2-135M-Instruct} \
-	  $(if $(wildcard $(if $(filter-out runs/out/demo,$(RUN)),$(RUN),runs/out/real)/real.json),--resume)
+	$(BIN)/raft real --run $(REAL_RUN) --seeds $(SEEDS) $(if $(wildcard $(REAL_RUN)/real.json),--resume) \
+	  --model $${RAFT_REAL_MODEL:-runs/out/SmolLM2-135M-Instruct}
 
 test: venv
 	$(BIN)/python -m pytest -q --durations=15 --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)
