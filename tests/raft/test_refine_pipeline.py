@@ -405,7 +405,7 @@ def test_a_rewriting_that_fails_the_floor_keeps_the_reference_and_is_counted(tmp
 
     judge = Scores({rewritings["bakery"]: 0.69})
     fused, engine = run_it(tmp_path, rows, say, judges=[judge], **STRICT)
-    reasons = [[], ["numbers invented"], ["score"], ["words invented", "refusal"]]
+    reasons = [[], ["numbers invented"], ["score"], ["refusal"]]
     assert [row["rejected"] for row in fused] == [
         {"rewrite": found, "fuse": [] if found else [[]]} for found in reasons
     ]
@@ -416,7 +416,7 @@ def test_a_rewriting_that_fails_the_floor_keeps_the_reference_and_is_counted(tmp
     assert {question for stage, question in engine.calls if stage == "fuse"} == {rows[0]["question"]}
     assert not lines(tmp_path, "failed")
     counts = read_json(tmp_path / "refine" / "diagnostics.json")["reasons"]
-    one_each = dict.fromkeys(("numbers invented", "score", "words invented", "refusal"), 1)
+    one_each = dict.fromkeys(("numbers invented", "score", "refusal"), 1)
     assert counts["rewrite"] == {"texts": 4, "rejected": 3, **dict.fromkeys(REASONS, 0), **one_each}
     assert counts["fuse"] == {"texts": 1, "rejected": 0, **dict.fromkeys(REASONS, 0)}
 
