@@ -1,18 +1,25 @@
 """`raft real` whole, in small: the demo's base model on rows written for the test, transformers' generation."""
 
+import os
 from dataclasses import replace
 
 import pytest
 
 from raft.demo.settings import BASE_MODEL
 from raft.errors import RunFolderError
+from raft.real import REAL_MODEL
 from raft.real.run import run_real
 from raft.real.scores import METRICS
 from raft.real.settings import QUICK
 from raft.runs import open_run, read_json
 from tests.raft.real_rows import write
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    # A dozen processes of ten seconds and more each.
+    pytest.mark.skipif(not os.environ.get(REAL_MODEL), reason=f"{REAL_MODEL} is not set"),
+]
 
 SETTINGS = replace(
     QUICK,
