@@ -45,3 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in for_gpu:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="module")
+def made_up_data(tmp_path_factory):
+    """A data folder like the real one, of texts made up for it, with nltk's data for lm-eval; skips without lm-eval."""
+    from tests.raft.real_rows import write
+
+    pytest.importorskip("lm_eval.tasks", reason="IFEval's checks are lm-eval's")
+    folder = write(tmp_path_factory.mktemp("data"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NLTK_DATA", str(folder / "nltk_data"))
+        yield folder

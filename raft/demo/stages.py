@@ -1,6 +1,5 @@
 """The stages of the demo, each a function of the run folder: what is finished there is not done again."""
 
-import json
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -19,7 +18,8 @@ from raft.demo.settings import (
 )
 from raft.demo.world import World, draw_world
 from raft.progress import say
-from raft.runs import Run, read_json, read_jsonl, write_json, write_text
+from raft.refine.store import write_lines
+from raft.runs import Run, read_json, read_jsonl, write_json
 
 
 def train_settings(method: str, choice: Choice, seed: int) -> dict[str, Any]:
@@ -54,8 +54,7 @@ class Stages:
         """Drawn anew by its seed, and written down for readers of the run."""
         world = draw_world(self.domain, self.seed).part(self.settings.train_rows, self.settings.every_item)
         for name in ("train", "validation", "test"):
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in getattr(world, name))
-            write_text(self.run.path / "data" / f"{name}.jsonl", lines)
+            write_lines(self.run.path / "data" / f"{name}.jsonl", getattr(world, name))
         return world
 
     @cached_property

@@ -23,9 +23,8 @@ class Sampling:
     max_tokens: int = 512  # of the completion
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()  # on top of every EOS id of the model
-    logprobs: int = (
-        0  # first requests whose completions come with log-probabilities, where the engine has them for nothing
-    )
+    logprobs: int = 0
+    """First requests whose completions come with log-probabilities, where the engine has them for nothing."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:

@@ -64,7 +64,7 @@ def evaluate(
     }
     known = {"model": str(model_folder), "fingerprint": fingerprint(model_folder), "settings": settings}
     result = _kept(path, known) or {**known, "engine": None, "seconds": {}, "samples": {}}
-    model = _Model(model_folder, engine_kind)
+    model = Model(model_folder, engine_kind)
     parts: dict[str, Callable[[], Any]] = {
         "domain_answers": lambda: _answers(model, data, embedder, max_tokens),
         "ifeval": lambda: _ifeval(model, data),
@@ -94,10 +94,10 @@ def evaluate(
     return result
 
 
-class _Model:
+class Model:
     """One copy of the weights, for the engine and for likelihoods; both are made when they are needed first."""
 
-    def __init__(self, folder: str | Path, engine_kind: str):
+    def __init__(self, folder: str | Path, engine_kind: str = "auto"):
         self.folder, self.engine_kind = folder, engine_kind
         self.starting: float | None = None  # seconds
 
@@ -137,7 +137,7 @@ def _chat(question: str) -> list[Message]:
     return [Message(role="user", content=question)]
 
 
-def _generate(model: _Model, questions: Sequence[str], max_tokens: int, label: str) -> list[dict[str, Any]]:
+def _generate(model: Model, questions: Sequence[str], max_tokens: int, label: str) -> list[dict[str, Any]]:
     """Greedy answers: output and finish_reason."""
     from raft.engines import Sampling
 
@@ -152,13 +152,15 @@ def _generate(model: _Model, questions: Sequence[str], max_tokens: int, label: s
     ]
 
 
-def _likelihoods(model: _Model, asked: Sequence[tuple[str, Sequence[str]]], label: str, limit: int | None) -> list[Any]:
-    """Of each question's texts: the mean log p a token."""
+def likelihoods(
+    model: Model, asked: Sequence[tuple[str, Sequence[str]]], label: str, limit: int | None
+) -> list[list[Any]]:
+    """Of each question's texts: the mean log p a token. limit: the first tokens of a text that count; None: all."""
     from raft.evaluate.likelihood import log_likelihoods
 
     model.release()
     pairs = [(question, text) for question, texts in asked for text in texts]
-    with Progress(f"evaluate: {label}", len(pairs), "text", per_call=True) as phase:
+    with Progress(label, len(pairs), "text", per_call=True) as phase:
         chats = [_chat(question) for question, _ in pairs]
         values = iter(log_likelihoods(model.weights, model.tokenizer, chats, [t for _, t in pairs], max_tokens=limit))
         phase.add(len(pairs))
@@ -173,7 +175,7 @@ def _domain(data: Data) -> list[tuple[str, Item]]:
     ]
 
 
-def _answers(model: _Model, data: Data, embedder: Embedder, max_tokens: int) -> list[dict[str, Any]]:
+def _answers(model: Model, data: Data, embedder: Embedder, max_tokens: int) -> list[dict[str, Any]]:
     items = _domain(data)
     answers = _generate(model, [item.question for _, item in items], max_tokens, "domain answers")
     with Progress("evaluate: embeddings", 2 * len(items), "text", per_call=True, final=False) as phase:
@@ -185,10 +187,10 @@ def _answers(model: _Model, data: Data, embedder: Embedder, max_tokens: int) -> 
     ]
 
 
-def _domain_choice(model: _Model, data: Data) -> list[dict[str, Any]]:
+def _domain_choice(model: Model, data: Data) -> list[dict[str, Any]]:
     items = _domain(data)
     asked = [(item.question, (item.answer, *item.wrong)) for _, item in items]
-    found = _likelihoods(model, asked, "domain choice", CHOICE_TOKENS)
+    found = likelihoods(model, asked, "evaluate: domain choice", CHOICE_TOKENS)
     return [
         {
             "set": s,
@@ -201,8 +203,8 @@ def _domain_choice(model: _Model, data: Data) -> list[dict[str, Any]]:
     ]
 
 
-def _arc(model: _Model, data: Data) -> list[dict[str, Any]]:
-    found = _likelihoods(model, [(item.question, item.choices) for item in data.arc], "ARC-Easy", None)
+def _arc(model: Model, data: Data) -> list[dict[str, Any]]:
+    found = likelihoods(model, [(item.question, item.choices) for item in data.arc], "evaluate: ARC-Easy", None)
     samples = []
     for item, values in zip(data.arc, found, strict=True):
         chosen = max(range(len(values)), key=values.__getitem__)
@@ -211,7 +213,7 @@ def _arc(model: _Model, data: Data) -> list[dict[str, Any]]:
     return samples
 
 
-def _ifeval(model: _Model, data: Data) -> list[dict[str, Any]]:
+def _ifeval(model: Model, data: Data) -> list[dict[str, Any]]:
     functions = ifeval_functions(data.folder)
     answers = _generate(model, [item["prompt"] for item in data.ifeval], IFEVAL_TOKENS, "IFEval")
     return [

@@ -7,7 +7,7 @@ from typing import Any
 from raft.report import html, markdown
 from raft.report.document import Document, Section
 from raft.report.load import method_name
-from raft.report.tables import MINUS, Cell, Table
+from raft.report.tables import MINUS, Cell, Table, number
 from raft.runs import write_text
 
 WORDS = {
@@ -27,7 +27,7 @@ WORDS = {
 
 
 def write_page(folder: Path, result: Mapping[str, Any]) -> Path:
-    """report.html and report.md of what `raft.real.table` gave; the path of the first."""
+    """report.html and report.md of what medquad.json holds; the path of the first."""
     document = build(result)
     write_text(folder / "report.md", markdown.render(document))
     write_text(folder / "report.html", html.render(document))
@@ -35,21 +35,18 @@ def write_page(folder: Path, result: Mapping[str, Any]) -> Path:
 
 
 def build(result: Mapping[str, Any]) -> Document:
-    seeds = len(next(iter(next(iter(result["methods"].values())).values()))["seeds"])
     facts = [
         ("Model", str(result["model"])),
         ("Data", str(result["data"])),
-        ("Seeds", str(seeds)),
+        ("Seeds", ", ".join(map(str, result["seeds"]))),
         ("Commit", str(result["commit"])),
         ("Command", str(result["command"])),
     ]
     sections = [
         Section("Scores", tables=[score_table(result)]),
-        Section(
-            "Choice of learning rate and epochs", tables=[grid_table(result["chosen"])] if "chosen" in result else []
-        ),
+        Section("Choice of learning rate and epochs", tables=[grid_table(result["chosen"])]),
     ]
-    return Document("RAFT against SFT on a real model", facts, [], [s for s in sections if not s.is_empty])
+    return Document("RAFT against SFT on a real model", facts, [], sections)
 
 
 def score_table(result: Mapping[str, Any]) -> Table:
@@ -61,11 +58,11 @@ def score_table(result: Mapping[str, Any]) -> Table:
         for method in methods:
             found = result["methods"][method][metric]
             spread = f"± {found['std']:.3f}" if found["std"] else ""
-            cells.append(Cell(_signed(found["mean"]), found["mean"], note=spread))
+            cells.append(Cell(number(found["mean"]), found["mean"], note=spread))
         if (test := compared.get(metric)) is not None:
             low, high = test["ci95"]
             cells.append(
-                Cell(_signed(test["difference"], "+"), test["difference"], note=f"{_signed(low)} to {_signed(high)}")
+                Cell(_difference(test["difference"]), test["difference"], note=f"{number(low)} to {number(high)}")
             )
         else:
             cells.append(Cell(""))
@@ -107,5 +104,5 @@ def in_words(metric: str) -> str:
     return metric
 
 
-def _signed(value: float, plus: str = "") -> str:
-    return f"{value:{plus}.3f}".replace("-", MINUS)
+def _difference(value: float) -> str:
+    return f"{value:+.3f}".replace("-", MINUS)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.demo.record import commit, machine, settle, versions
+from raft.demo.settings import METHODS, Choice
 from raft.demo.stages import Clock
 from raft.errors import RaftError
 from raft.progress import say
@@ -32,9 +33,10 @@ from raft.real.data import Data, read_data
 from raft.real.general import read_arc
 from raft.real.medquad import validation_items
 from raft.real.report import write_page
-from raft.real.settings import METHODS, Point, RealSettings
+from raft.real.settings import RealSettings
 from raft.real.table import table
-from raft.runs import Run, read_json, write_json, write_text
+from raft.refine.store import write_lines
+from raft.runs import Run, read_json, write_json
 
 ARC_VALIDATION = 150
 
@@ -54,6 +56,8 @@ def run_real(
         arc=settings.arc,
         ifeval=settings.ifeval,
     )
+    rows = run.path / "data" / "train.jsonl"  # the same for every seed
+    write_lines(rows, data.medquad.train)
     clock = Clock(run.path / "seconds.json")
     base = clock.time(
         "base: evaluating", "base", lambda: _evaluated(model, data, run.path / "base", "base", settings, 0)
@@ -62,18 +66,18 @@ def run_real(
     result: dict[str, Any] = {}
     for number, seed in enumerate(seeds, 1):
         say(f"raft real: seed {seed}, {number} of {len(seeds)}")
-        stages = Seed(run, model, data, seed, settings, clock)
+        stages = Seed(run, model, data, rows, seed, settings, clock)
         stages.refine()
         chosen = stages.choose()
         found["base"].append(base)
         for method in METHODS:
-            found[method].append(stages.evaluated(method, Point(**chosen[method])))
+            found[method].append(stages.evaluated(method, chosen))
         result = table(
             found, model=Path(model).name, data=f"MedQuAD, {settings.rows} rows", commit=commit(), command=command
         )
         result |= {
             "seeds": list(seeds[:number]),
-            "chosen": read_json(run.path / "chosen.json"),
+            "chosen": chosen,
             "seconds": clock.seconds,
             "machine": machine(),
             "versions": versions(),
@@ -86,16 +90,14 @@ def run_real(
 class Seed:
     """The stages of one seed, each a function of the run folder."""
 
-    def __init__(self, run: Run, model: str, data: Data, seed: int, settings: RealSettings, clock: Clock):
-        self.top, self.model, self.data, self.seed, self.settings, self.clock = run, model, data, seed, settings, clock
+    def __init__(self, run: Run, model: str, data: Data, rows: Path, seed: int, settings: RealSettings, clock: Clock):
+        self.top, self.model, self.data, self.rows = run, model, data, rows
+        self.seed, self.settings, self.clock = seed, settings, clock
         self.run = Run(run.path / "seeds" / str(seed))
-        self.rows = run.path / "data" / "train.jsonl"  # the same for every seed
 
     def refine(self) -> None:
         if (self.run.refine_dir / "diagnostics.json").exists():
             return
-        lines = [json.dumps(row, ensure_ascii=False) for row in self.data.medquad.train]
-        write_text(self.rows, "".join(f"{line}\n" for line in lines))
         settings = {"engine": self.settings.engine, **self.settings.refine}
         given = [f"refine.{name}={value}" for name, value in settings.items()]
         self._call(
@@ -131,8 +133,8 @@ class Seed:
         )
         return folder
 
-    def choose(self) -> dict[str, dict[str, Any]]:
-        """Method -> learning rate and epochs, by the validation rows of the first seed that was run."""
+    def choose(self) -> dict[str, Any]:
+        """chosen.json: {"seed", "grid", "chosen": method -> a point of the grid}, of the first seed that was run."""
         path = self.top.path / "chosen.json"
         if not path.exists():
             grid: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
@@ -145,8 +147,8 @@ class Seed:
             from raft.real.validate import best
 
             write_json(path, {"seed": self.seed, "grid": grid, "chosen": {m: best(grid[m]) for m in METHODS}})
-        points = read_json(path)["chosen"]
-        return {m: {key: points[m][key] for key in ("learning_rate", "epochs")} for m in METHODS}
+        found: dict[str, Any] = read_json(path)
+        return found
 
     def _validated(self, folder: Run) -> list[dict[str, float]]:
         """The scores after each number of epochs of the grid."""
@@ -173,20 +175,17 @@ class Seed:
         batch = self.settings.train["per_device_train_batch_size"]
         return folder.train_dir / f"checkpoint-{epochs * math.ceil(len(self.data.medquad.train) / batch)}"
 
-    def evaluated(self, method: str, point: Point) -> dict[str, Any]:
-        epochs = max(self.settings.epochs) if self._chose() else point.epochs
-        folder = self.train(method, point.learning_rate, epochs)
-        checkpoint = self.checkpoint(folder, point.epochs)
+    def evaluated(self, method: str, chosen: dict[str, Any]) -> dict[str, Any]:
+        """chosen: of `choose`. The seed that chose has its trainings of the grid, which are of the most epochs."""
+        point = Choice(*(chosen["chosen"][method][key] for key in ("learning_rate", "epochs")))
+        epochs = max(self.settings.epochs) if chosen["seed"] == self.seed else point.epochs
+        checkpoint = self.checkpoint(self.train(method, point.learning_rate, epochs), point.epochs)
         found: dict[str, Any] = self.clock.time(
             f"seed {self.seed}: evaluating {method}",
             f"eval_{method}",
             lambda: _evaluated(str(checkpoint), self.data, self.run.path, method, self.settings, self.seed),
         )
         return found
-
-    def _chose(self) -> bool:
-        """Whether this seed's grid was the one that chose, so that its trainings are there."""
-        return bool(read_json(self.top.path / "chosen.json")["seed"] == self.seed)
 
     def _call(self, label: str, name: str, *words: str, resumable: Path) -> None:
         """A command of raft, in a process of its own. `resumable`: what an earlier try left."""

@@ -3,16 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-METHODS = ("sft", "raft")
-
-
-@dataclass(frozen=True)
-class Point:
-    """One point of the grid."""
-
-    learning_rate: float
-    epochs: int
-
 
 @dataclass(frozen=True)
 class RealSettings:

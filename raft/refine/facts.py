@@ -150,13 +150,15 @@ def missing_negations(wanted: list[frozenset[str]], given: list[frozenset[str]])
     return sum(not any(a & b or not (a and b) for b in given) for a in wanted)
 
 
-def asserted(reference: str, text: str) -> set[str]:
-    """Words that the reference only denies and the text only says ("you can't smell it, but you can taste it")."""
-    denied, denies = (frozenset().union(*negations(each)) for each in (reference, text))
-    plain = Counter(stem(word) for word in words(reference))
-    often = Counter(word for each in negations(reference) for word in each)
-    only_denied = {word for word in denied if plain[word] <= often[word]}
-    return (only_denied & {stem(word) for word in words(text)}) - denies
+def asserted(reference: str, denied: list[frozenset[str]], text: str, denies: list[frozenset[str]]) -> set[str]:
+    """Words that the reference only denies and the text only says ("you can't smell it, but you can taste it").
+
+    denied, denies: the negations of the reference and of the text.
+    """
+    says = Counter(stem(word) for word in words(reference))
+    often = Counter(word for each in denied for word in each)
+    only_denied = {word for word, times in often.items() if says[word] <= times}
+    return (only_denied & {stem(word) for word in words(text)}) - frozenset().union(*denies)
 
 
 def names(text: str) -> set[str]:

@@ -114,7 +114,7 @@ def _facts(question: str, reference: str, text: str) -> dict[str, bool]:
         "numbers lost": bool(missing_numbers(missing_numbers(wanted, asked), given)),
         "numbers invented": bool(missing_numbers(given, [*wanted, *asked])),
         "numbers moved": not in_order(given, wanted),
-        "negation lost": missing_negations(denied, denies) > 0 or bool(asserted(reference, text)),
+        "negation lost": missing_negations(denied, denies) > 0 or bool(asserted(reference, denied, text, denies)),
         "negation invented": missing_negations(denies, denied + negations(question)) > 0,
     }
 

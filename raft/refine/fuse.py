@@ -85,9 +85,8 @@ def fuse(
             texts = [
                 (line["id"], full[line["id"]]["answer"], line["text"]) for line in batch.lines if not line["failed"]
             ]
-            similarity = dict(
-                zip([row_id for row_id, _, _ in texts], measured(texts, embedder, similarities)[0], strict=True)
-            )
+            found_similarities, _ = measured(texts, embedder, similarities)
+            similarity = {text[0]: s for text, s in zip(texts, found_similarities, strict=True)}
             for line in batch.lines:
                 row_id = line["id"]
                 rounds[row_id] = number

@@ -12,7 +12,6 @@ from raft.real.run import run_real
 from raft.real.scores import METRICS
 from raft.real.settings import QUICK
 from raft.runs import open_run, read_json
-from tests.raft.real_rows import write
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,12 +35,8 @@ SETTINGS = replace(
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    pytest.importorskip("lm_eval.tasks", reason="IFEval's checks are lm-eval's")
-    data = write(tmp_path_factory.mktemp("data"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NLTK_DATA", str(data / "nltk_data"))
-        yield data, tmp_path_factory.mktemp("run")
+def folders(made_up_data, tmp_path_factory):
+    return made_up_data, tmp_path_factory.mktemp("run")
 
 
 def go(folders, seeds, settings=SETTINGS):

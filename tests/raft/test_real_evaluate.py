@@ -10,17 +10,13 @@ from raft.real.data import read_data
 from raft.real.evaluate import evaluate
 from raft.real.scores import METRICS, metrics, values
 from raft.real.table import table
-from tests.raft.real_rows import LetterCounts, write
+from tests.raft.real_rows import LetterCounts
 from tests.tiny import build
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    pytest.importorskip("lm_eval.tasks", reason="IFEval's checks are lm-eval's")
-    folder = write(tmp_path_factory.mktemp("data"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NLTK_DATA", str(folder / "nltk_data"))
-        yield read_data(folder, seed=0, train=24, validation=0, arc=6, ifeval=3)
+def data(made_up_data):
+    return read_data(made_up_data, seed=0, train=24, validation=0, arc=6, ifeval=3)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +66,7 @@ def test_all_metrics_with_their_samples(run):
 def test_what_is_there_is_not_done_again(run, data, model, monkeypatch):
     path = run[0] / "eval" / "base.json"
     before = path.stat().st_mtime_ns
-    monkeypatch.setattr("raft.real.evaluate._Model.weights", property(lambda self: pytest.fail("loaded")))
+    monkeypatch.setattr("raft.real.evaluate.Model.weights", property(lambda self: pytest.fail("loaded")))
     assert again(run, data, model) == run[1]
     assert path.stat().st_mtime_ns == before
 

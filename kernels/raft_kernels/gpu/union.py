@@ -64,10 +64,9 @@ def compact(
     members: Tensor,  # (tiles, capacity) int32: written up to a tile's size; capacity is as many as any tile can have
     sizes: Tensor,  # (tiles,) int32: written
     places: bool = False,
-) -> (
-    Tensor
-):  # (tiles, M + 1) int32 or empty: of a member in use its place in its tile's list; `capacity` in the last column
-    """The lists of the members in use."""
+) -> Tensor:  # (tiles, M + 1) int32, or empty
+    """The lists of the members in use. `places`: of each member in use, where it is in its tile's list; `capacity` in
+    the last column."""
     tiles = len(used)
     found = sizes.new_empty((tiles, m + 1) if places else (0,))
     if tiles:
