@@ -129,10 +129,10 @@ class Stages:
 
         return evaluate(items, self.engine, self._greedy(), progress=True)
 
-    def train(self, method: str, choice: Choice, run: Run) -> None:
+    def train(self, method: str, choice: Choice, run: Run, **switches: Any) -> None:
         """Trains one method into `run` (a folder with train/ and model/), validating every few epochs.
 
-        Plain SFT gets the raw answers, RAFT the same questions with the fused answers.
+        Plain SFT gets the raw answers, RAFT the same questions with the fused answers. switches: fields of RAFTConfig.
         """
         if run.model_dir.exists():
             return
@@ -145,9 +145,8 @@ class Stages:
 
         rows: list[dict] = self.world.train if method == "sft" else self.refine()
         self.load_weights(self.base)
-        args = RAFTConfig(
-            output_dir=str(run.train_dir), disable_tqdm=False, **train_settings(method, choice, self.seed)
-        )
+        settings = {**train_settings(method, choice, self.seed), **switches}
+        args = RAFTConfig(output_dir=str(run.train_dir), disable_tqdm=False, **settings)
         trainer = RAFTTrainer(
             model=self.model,
             args=args,

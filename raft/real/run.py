@@ -4,7 +4,7 @@
     RUN/base/eval/base.json          the base model, evaluated once: every seed is asked the same
     RUN/chosen.json                  the grid of the first seed and the point that it chose for each method
     RUN/seeds/N/refine/               stage 1 with the base model
-    RUN/seeds/N/METHOD-RATE/          a training each, with a checkpoint an epoch
+    RUN/seeds/N/METHOD-RATE/          a training each, with a checkpoint at every number of epochs of the grid
     RUN/seeds/N/eval/METHOD.json      the chosen checkpoint of each method, evaluated
     RUN/medquad.json, report.html    the table of all seeds that are done
 
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from raft.demo.record import commit, machine, settle, versions
-from raft.demo.settings import METHODS, Choice
 from raft.demo.stages import Clock
 from raft.errors import RaftError
 from raft.progress import say
@@ -62,7 +61,7 @@ def run_real(
     base = clock.time(
         "base: evaluating", "base", lambda: _evaluated(model, data, run.path / "base", "base", settings, 0)
     )
-    found: dict[str, list[Any]] = {"base": [], **{method: [] for method in METHODS}}
+    found: dict[str, list[Any]] = {"base": [], **{method: [] for method in settings.methods}}
     result: dict[str, Any] = {}
     for number, seed in enumerate(seeds, 1):
         say(f"raft real: seed {seed}, {number} of {len(seeds)}")
@@ -70,7 +69,7 @@ def run_real(
         stages.refine()
         chosen = stages.choose()
         found["base"].append(base)
-        for method in METHODS:
+        for method in settings.methods:
             found[method].append(stages.evaluated(method, chosen))
         result = table(
             found, model=Path(model).name, data=f"MedQuAD, {settings.rows} rows", commit=commit(), command=command
@@ -109,56 +108,62 @@ class Seed:
             resumable=self.run.config_path,
         )
 
-    def train(self, method: str, rate: float, epochs: int) -> Run:
-        """The run folder of a training, with a checkpoint an epoch."""
-        folder = Run(self.run.path / f"{method}-{rate:g}")
+    def train(self, method: str, rate: float, epochs: float) -> Run:
+        """The run folder of a training, with a checkpoint at every number of epochs of the grid."""
+        folder = self.folder(method, rate)
         if folder.model_dir.exists():
             return folder
         given = {
             "rollout_engine": self.settings.engine,
             **self.settings.train,
+            **self.settings.methods[method],
             "learning_rate": rate,
-            "num_train_epochs": epochs,
-            "save_strategy": "epoch",
-            "save_total_limit": epochs,
+            "max_steps": self._steps(epochs),
+            "save_strategy": "steps",
+            "save_steps": self._steps(self.settings.epochs[0]),
+            "save_total_limit": len(self.settings.epochs),
         }
-        rows = self.rows if method == "sft" else self.run.refine_dir / "fused.jsonl"
+        rows = self.rows if given["method"] == "sft" else self.run.refine_dir / "fused.jsonl"
         self._call(
             f"training {method}, learning rate {rate:g}",
             f"train_{method}_{rate:g}",
-            *("train", "--model", self.model, "--data", str(rows), "--run", str(folder.path), "--method", method),
+            *("train", "--model", self.model, "--data", str(rows), "--run", str(folder.path)),
             *(f"train.{name}={json.dumps(value)}" for name, value in given.items()),
             f"seed={self.seed}",
             resumable=folder.train_dir,
         )
         return folder
 
+    def folder(self, method: str, rate: float) -> Run:
+        return Run(self.run.path / f"{method}-{rate:g}")
+
     def choose(self) -> dict[str, Any]:
         """chosen.json: {"seed", "grid", "chosen": method -> a point of the grid}, of the first seed that was run."""
         path = self.top.path / "chosen.json"
         if not path.exists():
-            grid: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
-            for method in METHODS:
+            grid: dict[str, list[dict[str, Any]]] = {method: [] for method in self.settings.methods}
+            for method in self.settings.methods:
                 for rate in self.settings.rates:
                     folder = self.train(method, rate, max(self.settings.epochs))
-                    for epochs, scores in zip(self.settings.epochs, self._validated(folder), strict=True):
+                    models = [self.checkpoint(folder, epochs) for epochs in self.settings.epochs]
+                    found = self.validated(models, folder.path / "validation.json")
+                    for epochs, scores in zip(self.settings.epochs, found, strict=True):
                         grid[method].append({"learning_rate": rate, "epochs": epochs, **scores})
                         say(f"      {method}: {grid[method][-1]}")
             from raft.real.validate import best
 
-            write_json(path, {"seed": self.seed, "grid": grid, "chosen": {m: best(grid[m]) for m in METHODS}})
-        found: dict[str, Any] = read_json(path)
-        return found
+            chosen = {method: best(points) for method, points in grid.items()}
+            write_json(path, {"seed": self.seed, "grid": grid, "chosen": chosen})
+        result: dict[str, Any] = read_json(path)
+        return result
 
-    def _validated(self, folder: Run) -> list[dict[str, float]]:
-        """The scores after each number of epochs of the grid."""
-        path = folder.path / "validation.json"
+    def validated(self, models: Sequence[Path], path: Path) -> list[dict[str, float]]:
+        """The scores of `raft.real.validate` of each model, kept in the file `path`."""
         if not path.exists():
-            models = [str(self.checkpoint(folder, epochs)) for epochs in self.settings.epochs]
             self.clock.time(
-                f"validating {folder.path.name}",
+                f"validating {path.parent.name}",
                 "validate",
-                lambda: _alone(_validate, models, *self._validation_items(), str(path)),
+                lambda: _alone(_validate, [str(model) for model in models], *self._validation_items(), str(path)),
             )
         found: list[dict[str, float]] = read_json(path)
         return found
@@ -170,16 +175,20 @@ class Seed:
         others = others[: min(ARC_VALIDATION, self.settings.arc)]
         return validation_items(self.data.medquad, self.data.seed), others
 
-    def checkpoint(self, folder: Run, epochs: int) -> Path:
-        """Of a training: the model after so many epochs. Steps are whole: the last batch of an epoch may be smaller."""
+    def checkpoint(self, folder: Run, epochs: float) -> Path:
+        """Of a training: the model after so many epochs."""
+        return folder.train_dir / f"checkpoint-{self._steps(epochs)}"
+
+    def _steps(self, epochs: float) -> int:
+        """The last batch of an epoch may be smaller."""
         batch = self.settings.train["per_device_train_batch_size"]
-        return folder.train_dir / f"checkpoint-{epochs * math.ceil(len(self.data.medquad.train) / batch)}"
+        return round(epochs * math.ceil(len(self.data.medquad.train) / batch))
 
     def evaluated(self, method: str, chosen: dict[str, Any]) -> dict[str, Any]:
         """chosen: of `choose`. The seed that chose has its trainings of the grid, which are of the most epochs."""
-        point = Choice(*(chosen["chosen"][method][key] for key in ("learning_rate", "epochs")))
-        epochs = max(self.settings.epochs) if chosen["seed"] == self.seed else point.epochs
-        checkpoint = self.checkpoint(self.train(method, point.learning_rate, epochs), point.epochs)
+        point = chosen["chosen"][method]
+        epochs = max(self.settings.epochs) if chosen["seed"] == self.seed else point["epochs"]
+        checkpoint = self.checkpoint(self.train(method, point["learning_rate"], epochs), point["epochs"])
         found: dict[str, Any] = self.clock.time(
             f"seed {self.seed}: evaluating {method}",
             f"eval_{method}",

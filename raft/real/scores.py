@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-DOMAIN = ("choice", "similarity", "recall", "f1", "rouge_l", "loglik")
+DOMAIN = ("choice", "similarity", "recall", "f1", "rouge_l", "loglik", "words")
 SETS = ("rephrased", "unseen")
 METRICS = (
     *(f"domain_{which}_{measure}" for which in SETS for measure in DOMAIN),

@@ -15,9 +15,14 @@ class RealSettings:
     """Items of the general tests."""
     data_seed: int = 0
     """Draws rows and items, the same for every seed: seeds differ in what is random in refinement, training and rollouts."""
+    methods: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"sft": {"method": "sft"}, "raft": {"method": "raft"}}
+    )
+    """Name -> its own fields of RAFTConfig."""
     rates: tuple[float, ...] = (1e-5, 3e-5)
-    epochs: tuple[int, ...] = (1, 2)
-    """The grid of each method. A training of the longest passes through the shorter ones, for its rate is constant."""
+    epochs: tuple[float, ...] = (1, 2)
+    """The grid of each method. A training of the longest passes through the shorter ones, for its rate is constant.
+    Numbers of epochs are multiples of the first, where the checkpoints are."""
     train: dict[str, Any] = field(
         default_factory=lambda: {
             "per_device_train_batch_size": 8,

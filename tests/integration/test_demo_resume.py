@@ -77,9 +77,15 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
 def test_same_refined_rows_and_none_twice(runs):
     whole, killed = runs
     assert (whole / "refine" / "fused.jsonl").read_text() == (killed / "refine" / "fused.jsonl").read_text()
-    for stage in ("rewrite", "filter", "fuse"):
-        keys = [json.dumps([row["id"], row.get("round")]) for row in lines(killed / "refine" / f"{stage}.jsonl")]
-        assert len(keys) == len(set(keys)), f"{stage}.jsonl has a row twice"
+    for stage in ("rewrite", "filter", "fuse", "judge"):
+        expected, found = (_keys(run / "refine" / f"{stage}.jsonl") for run in runs)
+        assert len(found) == len(set(found)), f"{stage}.jsonl has a line twice"
+        assert sorted(found) == sorted(expected), stage
+
+
+def _keys(path: Path) -> list[str]:
+    """Of each line what makes it another one than the others; the key holds a hash of the texts."""
+    return [json.dumps([line["id"], line.get("round"), line["key"]]) for line in lines(path)]
 
 
 @pytest.mark.parametrize("method", ["baselines/sft", "."])

@@ -1,0 +1,108 @@
+"""The balances between the two losses, compared on the micro-world.
+
+`python -m raft.demo.balance --runs DIR --out results/microworld/balance.json`. For each seed RAFT is trained with each
+balance from the same refined answers, with the demo's rate and epochs, and scored on the test split. Besides the ends,
+the validation split of every second epoch tells what was forgotten where all had learned equally much.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raft.cpu import share_cpu
+from raft.demo.record import commit, machine, versions
+from raft.demo.run import SUITES
+from raft.demo.settings import DOMAIN, DemoSettings
+from raft.demo.stages import Stages
+from raft.evaluate.curve import at_level, common_level
+from raft.evaluate.statistics import mean_std
+from raft.progress import say
+from raft.runs import Run, read_json, read_jsonl, write_json
+
+# Name -> fields of RAFTConfig.
+BALANCES: dict[str, dict[str, Any]] = {
+    "ema": {"balance": "ema"},
+    "gradient": {"balance": "gradient"},
+    "fixed": {"balance": "fixed", "fixed_lambda": 1.0},
+}
+
+
+def run_seed(run: Run, seed: int) -> None:
+    """Leaves seed.json: balance -> {"scores", "curve", "lambda"}."""
+    path = run.path / "seed.json"
+    if path.exists():
+        return
+    settings = DemoSettings()
+    stages = Stages(run, DOMAIN, seed, settings)
+    base = run.path / "base.json"
+    if not base.exists():
+        stages.load_weights(stages.base)
+        write_json(base, stages.score(stages.world.validation)["scores"])
+    start = {"epoch": 0.0, **read_json(base)}
+    found: dict[str, Any] = {}
+    for name, switches in BALANCES.items():
+        folder = Run(run.path / name)
+        say(f"seed {seed}: {name}")
+        stages.train("raft", settings.raft, folder, **switches)
+        lines = read_jsonl(folder.train_dir / "metrics.jsonl")
+        found[name] = {
+            "scores": stages.evaluate(name, folder.model_dir)["scores"],
+            "curve": [start, *read_jsonl(folder.train_dir / "validation.jsonl")],
+            "lambda": [line["lambda"] for line in lines],
+        }
+        say(f"      {found[name]['scores']}")
+    stages.engine.close()
+    write_json(path, found)
+
+
+def collect(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Balance -> suite -> {"mean", "std", "seeds"}, and "at_level": general and format where all knew as much."""
+    result: dict[str, Any] = {name: {} for name in BALANCES}
+    for name in BALANCES:
+        for suite in SUITES:
+            values = [of_seed[name]["scores"][suite] for of_seed in found]
+            spread = mean_std(values)
+            result[name][suite] = {"mean": spread.mean, "std": spread.std, "seeds": values}
+    for suite in ("general", "format"):
+        at: dict[str, list[float]] = {name: [] for name in BALANCES}
+        for of_seed in found:
+            curves = {name: [(p["domain"], p[suite]) for p in of_seed[name]["curve"]] for name in BALANCES}
+            level = common_level(list(curves.values()))
+            for name, points in curves.items():
+                value = at_level(points, level)
+                assert value is not None  # every curve reaches the common level
+                at[name].append(value)
+        for name, values in at.items():
+            spread = mean_std(values)
+            result[name][f"{suite}_at_level"] = {"mean": spread.mean, "std": spread.std, "seeds": values}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=Path, required=True, help="folder for seed-N; a second call goes on there")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    args = parser.parse_args()
+    share_cpu()
+    for seed in args.seeds:
+        run_seed(Run(args.runs / f"seed-{seed}"), seed)
+    found = [read_json(args.runs / f"seed-{seed}" / "seed.json") for seed in args.seeds]
+    record = {
+        "methods": collect(found),
+        "curves": {seed: {n: of[n]["curve"] for n in of} for seed, of in zip(args.seeds, found, strict=True)},
+        "lambda": {seed: {n: of[n]["lambda"] for n in of} for seed, of in zip(args.seeds, found, strict=True)},
+        "seeds": args.seeds,
+        "domain": DOMAIN,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "command": f"python -m raft.demo.balance --runs DIR --seeds {' '.join(map(str, args.seeds))} --out FILE",
+    }
+    write_json(args.out, record)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Methods compared where they have learned equally much: a score read off a training's curve at a level of another."""
+
+from collections.abc import Sequence
+
+
+def at_level(points: Sequence[tuple[float, float]], level: float) -> float | None:
+    """y where x first reaches `level`, by linear interpolation; None if it never does.
+
+    points: (x, y) in the order of the training, the untrained model first, as x the score that is learned and as y one
+    that may be forgotten.
+    """
+    before = None
+    for x, y in points:
+        if x >= level:
+            if before is None or x == before[0]:
+                return y
+            share = (level - before[0]) / (x - before[0])
+            return before[1] + share * (y - before[1])
+        before = (x, y)
+    return None
+
+
+def common_level(curves: Sequence[Sequence[tuple[float, float]]]) -> float:
+    """The highest x that every curve reaches."""
+    return min(max(x for x, _ in points) for points in curves)

@@ -1,0 +1,81 @@
+"""The balances between the two losses, compared on a real model and a real domain.
+
+`python -m raft.real.balance --run DIR --model FOLDER --data-dir DIR --out results/real/balance.json`. RAFT is trained with
+each balance, and SFT beside them, from the same rows and refined answers at one rate; checkpoints every half epoch tell
+what was forgotten where all had learned equally much, by the probabilities of `raft.real.validate`.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raft.cpu import share_cpu
+from raft.demo.balance import BALANCES
+from raft.demo.record import commit, machine, settle, versions
+from raft.demo.stages import Clock
+from raft.evaluate.curve import at_level, common_level
+from raft.real.data import read_data
+from raft.real.files import data_folder
+from raft.real.run import Seed
+from raft.real.settings import RealSettings
+from raft.refine.store import write_lines
+from raft.runs import Run, read_jsonl, write_json
+
+METHODS = {"sft": {"method": "sft"}} | {
+    name: {"method": "raft", "log_gradient_parts": 1, **switches} for name, switches in BALANCES.items()
+}
+COLUMNS = ("lambda", "grad_norm", "gradient_sft", "gradient_kl", "loss_sft", "loss_kl")
+
+
+def compare(curves: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Method -> "general" where all methods knew as much of the domain as the one that knew least ("domain")."""
+    points = {name: [(p["domain"], p["general"]) for p in curve] for name, curve in curves.items()}
+    level = common_level(list(points.values()))
+    return {name: {"domain": level, "general": at_level(of, level)} for name, of in points.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="run folder; a second call goes on there")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rate", type=float, default=3e-5)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    share_cpu()
+    settings = replace(RealSettings(), methods=METHODS, rates=(args.rate,), epochs=(0.5, 1, 1.5, 2))
+    run, folder = Run(args.run), data_folder(args.data_dir)
+    run.path.mkdir(parents=True, exist_ok=True)
+    settle(run, {"rate": args.rate, "seed": args.seed, "model": str(args.model)}, name="balance.json")
+    data = read_data(folder, seed=settings.data_seed, train=settings.rows, validation=settings.validation)
+    rows = run.path / "data" / "train.jsonl"
+    write_lines(rows, data.medquad.train)
+    stages = Seed(run, str(args.model), data, rows, args.seed, settings, Clock(run.path / "seconds.json"))
+    stages.refine()
+    start = {"epochs": 0.0, **stages.validated([args.model], run.path / "base.json")[0]}
+    curves = {name: [start, *points] for name, points in stages.choose()["grid"].items()}
+    trained = {name: read_jsonl(stages.folder(name, args.rate).train_dir / "metrics.jsonl") for name in METHODS}
+    record = {
+        "at_level": compare(curves),
+        "curves": curves,
+        "steps": {
+            name: {column: [line.get(column) for line in lines] for column in COLUMNS}
+            for name, lines in trained.items()
+        },
+        "rate": args.rate,
+        "seed": args.seed,
+        "model": args.model.name,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "command": f"python -m raft.real.balance --run DIR --model {args.model.name} --data-dir DIR --rate {args.rate:g} "
+        f"--seed {args.seed} --out FILE",
+    }
+    write_json(args.out, record)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
