@@ -19,7 +19,8 @@ from bench.probes import Stopwatch, Tokens, around
 from bench.providers import reason
 from bench.step_setup import SEED, Setup, shared_settings, vllm_installed, watch_generate
 from bench.work import Work, make_model, make_rows, make_tokenizer
-from raft.prompts import teacher as teacher_template
+from raft.prompts import TEACHER_PROMPTS
+from raft.train.config import RAFTConfig
 
 
 def make_trl(kind: str, with_ce: bool, work: Work, device: str, folder: Path, steps: int) -> Setup:
@@ -113,7 +114,7 @@ def _sdft(model: Any, tokenizer: Any, work: Work, settings: dict[str, Any], with
         num_generations=1,
         max_prompt_length=None,
         distillation_topk=work.k,
-        teacher_prompt_template=teacher_template("{prompt}", "{privileged_context}"),
+        teacher_prompt_template=TEACHER_PROMPTS[RAFTConfig.teacher_prompt]("{prompt}", "{privileged_context}"),
     )
     return (WithAnswers if with_ce else SDFTTrainer)(model, args, train_dataset=dataset, processing_class=tokenizer)
 

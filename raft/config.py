@@ -49,9 +49,9 @@ class RefineSettings:
     """A rewriting is kept if its cosine similarity to the answer is at least this (Eq. 3)."""
     min_score: Share = 0.8
     """A text whose mean score of the judges is below this is not used."""
-    max_new_words: Share = 0.05
-    """Share of a sentence's content words that may be new: neither in the question nor in one sentence of the reference. More
-    for a fusion model that is known not to invent."""
+    max_new_words: Share = 0.0
+    """Share of a fused sentence's content words that may be new: neither in the question nor in one sentence of the
+    reference. More for a fusion model that is known not to invent."""
     prompts: PromptWording = "chat"
     """How the model is asked for rewritings and fusions: "chat" for instruction models, "plain" as the micro-world's base was trained."""
     rounds: Count = 3

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-PROMPT_VERSION = "2"
+PROMPT_VERSION = "3"
 
 
 class Message(TypedDict):
@@ -73,25 +73,27 @@ def teacher(question: str, reference: str) -> str:
 
     The student's rollout z follows as the assistant's turn, so the teacher scores `Answer: z`.
     """
-    return f"{teacher_for_chat(question, reference)}\nAnswer:"
-
-
-def teacher_for_chat(question: str, reference: str) -> str:
-    """The same without the trailing "Answer:". A chat's assistant turn begins the answer already, and an instruction
-    model may go on from the label in its own turn."""
     return (
-        f"Background reference knowledge: {reference}\nAnswer the question based on the reference knowledge: {question}"
+        f"Background reference knowledge: {reference}\nAnswer the question based on the reference knowledge: {question}\n"
+        "Answer:"
     )
 
 
-# By name: "paper" to the letter, "chat" for models whose template gives the answer a turn of its own.
+def teacher_for_chat(question: str, reference: str) -> str:
+    """The question first, as the student is asked it, and nothing that an answer could repeat or refer to: where a
+    prompt speaks of reference knowledge, a small model begins "Based on the reference knowledge", and the student, who
+    is shown none, would learn to (docs/refinement.md has what was tried)."""
+    return f"{question}\n\nWhat is known: {reference}"
+
+
+# By name: "paper" to the letter, "chat" for instruction models as they come.
 TEACHER_PROMPTS: dict[str, Callable[[str, str], str]] = {"paper": teacher, "chat": teacher_for_chat}
 
 
 def teacher_messages(
-    prompt: Sequence[Message], reference: str, template: Callable[[str, str], str] = teacher
+    prompt: Sequence[Message], reference: str, template: Callable[[str, str], str] = teacher_for_chat
 ) -> list[Message]:
-    """The chat that the teacher sees: `prompt` with its last user turn put behind the reference. template: a value of
+    """The chat that the teacher sees: `prompt` with the reference in its last user turn. template: a value of
     TEACHER_PROMPTS."""
     last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
     asked = Message(role="user", content=template(prompt[last]["content"], reference))

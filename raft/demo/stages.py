@@ -33,6 +33,7 @@ def train_settings(method: str, choice: Choice, seed: int) -> dict[str, Any]:
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": WARMUP_STEPS,
         "rollout_max_tokens": MAX_ANSWER,
+        "teacher_prompt": "paper",  # which the base model was trained to read
         "max_length": MAX_MODEL_LEN,
         "save_total_limit": 1,
         "report_to": [],

@@ -1,8 +1,8 @@
 """What the wording for the teacher does to it: its answers, its first token, what it says of the reference.
 
 `python -m raft.real.teacher --model FOLDER --data-dir DIR --out results/real/teacher_prompt.json`. For each wording of
-`raft.prompts.TEACHER_PROMPTS` and each data set, over the same rows: the model is shown the reference as the frozen
-teacher is (Eq. 7), and answers greedily.
+`WORDINGS` and each data set, over the same rows: the model is shown the reference as the frozen teacher is (Eq. 7), and
+answers greedily.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 from raft.cpu import share_cpu
 from raft.demo.record import commit, machine, versions
 from raft.engines.chat import chat_ids, generate_text
-from raft.prompts import TEACHER_PROMPTS, teacher_messages
+from raft.prompts import TEACHER_PROMPTS, teacher, teacher_messages
 from raft.real.evaluate import Model
 from raft.real.files import data_folder, draw, read_file
 from raft.real.measures import measure
@@ -28,6 +28,10 @@ FILES = {
     "medquad": "domain_medical_medquad.jsonl",
     "agxqa": "domain_agriculture_agxqa.jsonl",
 }
+WORDINGS: dict[str, Callable[[str, str], str]] = {
+    **TEACHER_PROMPTS,
+    "paper without its label": lambda question, reference: teacher(question, reference).removesuffix("\nAnswer:"),
+}
 ANSWER_TOKENS = 96
 REFERENCE_WORDS = 150  # of a reference that the teacher is shown; the rest would only take time
 TOP = 8  # first tokens that are listed
@@ -35,7 +39,7 @@ TOP = 8  # first tokens that are listed
 LABEL = re.compile(
     r"(?:(?:a|q|answer|question|reference|ref|background)\b[^.\n]{0,30}:)"
     r"|(?:based on|according to) the (?:\w+ )?(?:reference|background|knowledge|text|information|passage)"
-    r"|the (?:reference|background|text|passage)\b",
+    r"|the (?:reference|background|text|passage|given)\b|the answer (?:to|is)\b",
     re.IGNORECASE,
 )
 
@@ -118,7 +122,7 @@ def main() -> None:
     try:
         for data, asked in rows.items():
             alone = answered(model, [row["prompt"] for row in asked])
-            for name, wording in TEACHER_PROMPTS.items():
+            for name, wording in WORDINGS.items():
                 found = study(model, asked, alone, wording, embedder)
                 answers.setdefault(data, {})[name] = found.pop("answers")
                 measured.setdefault(data, {})[name] = found

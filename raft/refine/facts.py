@@ -1,4 +1,4 @@
-"""Facts that a program can find in an English text: numbers with their units, dates, names, and what is negated.
+"""Facts that a program can find in an English text: numbers with their units, dates, names, what is negated or hedged.
 
 They are compared, never understood: a fact counts as kept if the other text has the same one in any of the forms known
 here ("1,000 mg" and "1000 milligrams"). Where a form is not known the two texts differ, and the caller keeps the reference.
@@ -70,10 +70,18 @@ _MONTH = re.compile(
     rf"\b({'|'.join(set(_MONTHS) - {'May', 'March', 'August'})})\b|(?<=[\w,;)–—-] )(May|March|August)\b"
 )
 _NEGATIONS = frozenset(("not", "no", "never", "without", "neither", "nor", "none", "nobody", "nothing"))
+_HEDGES = frozenset(
+    re.findall(
+        r"\w+",
+        """may might could possible possibly perhaps maybe probable probably likely unlikely usual usually often sometimes
+        occasionally rarely seldom generally typical typically commonly mostly frequently normally most some many few
+        approximately estimated almost nearly appears appear seems seem""",
+    )
+)
 _CLAUSE_END = re.compile(r"(?<=[.!?;,:])\s+|\n+|\bbut\b")
 # In the middle of a sentence: not behind the end of another, a colon, a quotation mark or a bullet.
 _NAME = re.compile(r"(?<=[\w,;)–—-] )([A-Z][\w’'-]*[A-Za-z0-9])|(?<=\()([A-Z][\w’'-]*[A-Z0-9])\b")
-_REACH = 3  # content words that a negation may be about
+_REACH = 3  # content words that a negation or hedge may be about
 
 
 def numbers(text: str) -> list[Number]:
@@ -132,21 +140,28 @@ def in_order(given: Iterable[Number], wanted: Iterable[Number]) -> bool:
 
 def negations(text: str) -> list[frozenset[str]]:
     """For each negation the stems of the next content words of its clause, of those before where none follow."""
+    return _near(text, _NEGATIONS)
+
+
+def hedges(text: str) -> list[frozenset[str]]:
+    """The same for each word that says that something is not always or not surely so."""
+    return _near(_MONTH.sub("", text), _HEDGES)  # "in May" is no hedge
+
+
+def _near(text: str, marks: frozenset[str]) -> list[frozenset[str]]:
     near = []
     for clause in _CLAUSE_END.split(text):
         found = words(clause)
-        content = [
-            (i, stem(word)) for i, word in enumerate(found) if word not in FUNCTION_WORDS and word not in _NEGATIONS
-        ]
-        for place in (i for i, word in enumerate(found) if word in _NEGATIONS):
+        content = [(i, stem(word)) for i, word in enumerate(found) if word not in FUNCTION_WORDS and word not in marks]
+        for place in (i for i, word in enumerate(found) if word in marks):
             after = [word for i, word in content if i > place][:_REACH]
             before = [word for i, word in content if i < place][-_REACH:]
             near.append(frozenset(after or before))
     return near
 
 
-def missing_negations(wanted: list[frozenset[str]], given: list[frozenset[str]]) -> int:
-    """How many of `wanted` have none in `given` that is about one of the same words."""
+def unmatched(wanted: list[frozenset[str]], given: list[frozenset[str]]) -> int:
+    """How many negations, or hedges, of `wanted` have none in `given` that is about one of the same words."""
     return sum(not any(a & b or not (a and b) for b in given) for a in wanted)
 
 

@@ -15,12 +15,13 @@ from raft.prompts import Wording
 from raft.refine.facts import (
     amount_words,
     asserted,
+    hedges,
     in_order,
-    missing_negations,
     missing_numbers,
     names,
     negations,
     numbers,
+    unmatched,
 )
 from raft.refine.text import content_words, distinct, ngrams, words
 
@@ -33,13 +34,14 @@ REASONS = {
     "numbers moved": "its numbers do not come in the order of the reference",
     "negation lost": "something that the reference denies is not denied",
     "negation invented": "it denies what the reference does not deny",
+    "hedge lost": "what the reference says of some or with a perhaps it says of all or for sure",
     "words invented": "content words that no one sentence of the reference has, nor the question, or a name that neither has",
     "echo": "it repeats or talks about the prompt",
     "refusal": "it refuses or apologises",
     "loop": "it repeats itself",
     "length": "it is less than half or more than twice as long as the reference",
 }
-_PUT_BACK = ("numbers lost", "negation lost")  # by the fusion
+_PUT_BACK = ("numbers lost", "negation lost", "hedge lost")  # by the fusion
 _ECHO_WORDS = 5  # in a row that prompt and text share, and the reference has not
 _ABOUT_THE_TASK = re.compile(
     r"\b(?:first|second|third|reference|original|rewritten|revised|reworded|fused|final|provided|above|given) "
@@ -52,6 +54,7 @@ _REFUSAL = re.compile(
     r"|\bas an ai\b|\blanguage model\b|\bplease (?:provide|consult|note that i)",
     re.IGNORECASE,
 )
+_DRAFT_NEW_WORDS = 0.1  # share of a rewriting's content words that may be new at least
 _LOOP_SHARE = 0.75  # of distinct trigrams, of the reference's own share at most
 _SENTENCE = re.compile(r"[.!?]+\s+|\n+")
 _PART = re.compile(r"(?<=[.!?])\s+|\n+|\s[-–•]\s")
@@ -114,22 +117,23 @@ def _facts(question: str, reference: str, text: str) -> dict[str, bool]:
         "numbers lost": bool(missing_numbers(missing_numbers(wanted, asked), given)),
         "numbers invented": bool(missing_numbers(given, [*wanted, *asked])),
         "numbers moved": not in_order(given, wanted),
-        "negation lost": missing_negations(denied, denies) > 0 or bool(asserted(reference, denied, text, denies)),
-        "negation invented": missing_negations(denies, denied + negations(question)) > 0,
+        "negation lost": unmatched(denied, denies) > 0 or bool(asserted(reference, denied, text, denies)),
+        "negation invented": unmatched(denies, denied + negations(question)) > 0,
+        "hedge lost": unmatched(hedges(reference), hedges(text)) > 0,
     }
 
 
 def _invents(question: str, reference: str, text: str, most: float, *, draft: bool) -> bool:
     """most: the share of content words that may be new. Sentence by sentence, for a wrong statement can be made of the
     reference's own words, out of two of its sentences. A draft, whose wording the fusion takes over in part, is held
-    against the whole reference, and twice the share may be new."""
+    against the whole reference, and twice the share may be new, a tenth at least."""
     spelled = set(words(question)) | set(words(reference))
     if {part for name in names(text) for part in words(name)} - spelled:
         return True
     asked = content_words(question)
     known = [asked | content_words(part) for part in ([reference] if draft else _parts(reference))]
     said = [content_words(part) for part in ([text] if draft else _parts(text))]
-    most = 2 * most if draft else most
+    most = max(2 * most, _DRAFT_NEW_WORDS) if draft else most
     amounts = amount_words(text)  # which are compared as numbers
     return any(min(len(part - one - amounts) for one in known) > int(most * len(part)) for part in said)
 

@@ -27,8 +27,9 @@ class RAFTConfig(TrainingArguments):
     method's own."""
     teacher_context: TeacherContext | None = None
     """What the teacher reads beside the question: answer (Eq. 7) or none. None: the method's own."""
-    teacher_prompt: Literal["paper", "chat"] = "paper"
-    """How the teacher is shown question and answer (`raft.prompts.TEACHER_PROMPTS`): paper ends in "Answer:", chat does not."""
+    teacher_prompt: Literal["paper", "chat"] = "chat"
+    """How the teacher is shown question and answer (`raft.prompts.TEACHER_PROMPTS`): paper as in its App. H, chat in words
+    that an instruction model does not repeat."""
 
     top_k: int = 512
     """K: the teacher's most probable tokens that the distributions are cut to (Eq. 9), at most the vocabulary."""

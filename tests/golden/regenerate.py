@@ -13,6 +13,7 @@ SETTINGS: dict[str, Any] = {
     "gradient_accumulation_steps": 2,
     "steps_per_refresh": 2,
     "max_grad_norm": 1.0,
+    "teacher_prompt": "paper",
 }
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 
 from raft.config import RefineSettings
 from raft.prompts import WORDINGS
-from raft.refine.facts import Number, asserted, in_order, missing_negations, missing_numbers, names, negations, numbers
+from raft.refine.facts import Number, asserted, hedges, in_order, missing_numbers, names, negations, numbers, unmatched
 from raft.refine.floor import REASONS, Floor
 
 FLOOR = Floor(WORDINGS["chat"], RefineSettings(tau=0.8, min_score=0.7, max_new_words=0.2))
@@ -133,12 +133,24 @@ def test_numbers_come_in_their_order():
 
 
 def test_negations():
-    assert missing_negations(negations("It isn't contagious."), negations("It is not a contagious thing.")) == 0
-    assert (
-        missing_negations(negations("It is not contagious."), negations("It is contagious, not rare, they say.")) == 1
-    )
-    assert missing_negations(negations("It is never contagious."), negations("No fever comes.")) == 1
-    assert missing_negations(negations("No."), negations("No, it has not.")) == 0
+    assert unmatched(negations("It isn't contagious."), negations("It is not a contagious thing.")) == 0
+    assert unmatched(negations("It is not contagious."), negations("It is contagious, not rare, they say.")) == 1
+    assert unmatched(negations("It is never contagious."), negations("No fever comes.")) == 1
+    assert unmatched(negations("No."), negations("No, it has not.")) == 0
+
+
+def test_hedges():
+    assert unmatched(hedges("You usually can't smell it."), hedges("You can't smell it.")) == 1
+    assert unmatched(hedges("You usually can't smell it."), hedges("Often you can't smell it.")) == 0
+    assert unmatched(hedges("It may spread. Most people recover."), hedges("People may recover.")) == 1
+    assert unmatched(hedges("It spreads in May."), hedges("It spreads in spring.")) == 0
+    assert unmatched(hedges("It spreads."), hedges("It may spread.")) == 0  # a hedge more invents nothing
+
+
+def test_a_lost_hedge_is_a_reason_for_a_fused_answer_and_not_for_a_rewriting():
+    reference, text = "The fever usually goes away with tea and rest.", "The fever goes away with tea and rest."
+    assert problems(text, reference=reference) == ["hedge lost"]
+    assert problems(text, reference=reference, draft=True) == []
 
 
 def test_what_was_denied_is_not_said():

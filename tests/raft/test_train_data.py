@@ -39,20 +39,19 @@ def test_a_row_is_rendered_by_the_template(tmp_path):
     assert text(example.prompt) == "<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n"
     assert text(example.target) == "just because<|im_end|>"
     assert text(example.teacher_prompt) == (
-        "<|im_start|>user\nBackground reference knowledge: just because\n"
-        "Answer the question based on the reference knowledge: why?\nAnswer:<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>user\nwhy?\n\nWhat is known: just because<|im_end|>\n<|im_start|>assistant\n"
     )
     assert (cuts.targets, cuts.references) == (0, 0)
 
 
-def test_the_teachers_prompt_of_a_chat_has_no_label_for_the_answer(tmp_path):
+def test_the_teachers_prompt_of_the_paper(tmp_path):
     row = {"question": "why?", "answer": "because"}
-    example, _ = rendered(row, tmp_path, teacher_prompt="chat")
+    example, _ = rendered(row, tmp_path, teacher_prompt="paper")
     assert text(example.teacher_prompt) == (
         "<|im_start|>user\nBackground reference knowledge: because\n"
-        "Answer the question based on the reference knowledge: why?<|im_end|>\n<|im_start|>assistant\n"
+        "Answer the question based on the reference knowledge: why?\nAnswer:<|im_end|>\n<|im_start|>assistant\n"
     )
-    blind, _ = rendered(row, tmp_path, method="on_policy", teacher_prompt="chat")
+    blind, _ = rendered(row, tmp_path, method="on_policy", teacher_prompt="paper")
     assert blind.teacher_prompt == blind.prompt
 
 
@@ -93,7 +92,7 @@ def test_chats_keep_their_history(tmp_path):
     example, _ = rendered({"messages": messages}, tmp_path)
     assert text(example.prompt).startswith("<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\none<|im_end|>")
     assert text(example.target) == "2<|im_end|>"
-    assert "reference knowledge: 2\n" in text(example.teacher_prompt) and "be brief" in text(example.teacher_prompt)
+    assert "What is known: 2<" in text(example.teacher_prompt) and "be brief" in text(example.teacher_prompt)
 
 
 def test_a_template_that_does_not_continue_its_own_prompt():
@@ -148,9 +147,8 @@ def test_the_reference_is_cut_and_the_question_never(tmp_path_factory, answer, r
         return
     assert len(example.teacher_prompt) <= room
     shown = text(example.teacher_prompt)
-    label = "\nAnswer:" if prompt == "paper" else ""
-    assert f"based on the reference knowledge: {question}{label}<|im_end|>" in shown
-    kept = shown.split("Background reference knowledge: ")[1].split("\nAnswer the question")[0]
+    before, after = TEACHER_PROMPTS[prompt](question, "\0").split("\0")
+    kept = shown.partition(before)[2].partition(f"{after}<|im_end|>")[0]
     assert answer.startswith(kept) and kept
     assert (kept != answer) == bool(cuts.references)
 

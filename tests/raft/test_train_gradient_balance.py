@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from raft.engines.base import Completion
 from raft.errors import ConfigError, RunFolderError
-from raft.prompts import teacher
+from raft.prompts import teacher_for_chat
 from raft.train.balance import Balance, mean_norm
 from raft.train.config import RAFTConfig
 from raft.train.model import Head
@@ -53,7 +53,7 @@ class Oracle:
             cross = cross + cross_entropy(head(states[0][-1]), torch.tensor(answer), reduction="sum")
             counts = (counts[0] + len(answer), counts[1])
         for row, z in rollouts:
-            asked = chat(self.tokenizer, teacher(row["question"], row["fused_answer"]))
+            asked = chat(self.tokenizer, teacher_for_chat(row["question"], row["fused_answer"]))
             with torch.no_grad():
                 p = torch.softmax(self.teacher.lm_head(self.states(self.teacher, asked, z)) / T, -1)
             states[1].append(self.states(self.student, chat(self.tokenizer, row["question"]), z))

@@ -73,7 +73,7 @@ def test_raft_is_the_default_and_shows_the_teacher_the_fused_answer(tmp_path):
     fused = {row["id"]: row["fused_answer"] for row in rows(4)}
     written = lines(tmp_path / "rollouts.jsonl")
     assert len(written) == 4
-    assert all(f"knowledge: {fused[r['id']]}\n" in r["teacher_prompt"] for r in written)
+    assert all(f"known: {fused[r['id']]}" in r["teacher_prompt"] for r in written)
     # Eq. 12 in the first step: both terms weigh the same, and nothing bounds lambda.
     assert line["lambda"] * line["loss_kl"] == pytest.approx(line["loss_sft"], rel=1e-5) and line["loss_kl"] > 0
     assert made.args.lambda_bound is None
@@ -439,12 +439,12 @@ def test_a_bad_switch_is_one_line(tmp_path, overrides, message):
 def test_a_blind_teacher_of_fused_answers_and_a_seeing_one_of_raw_answers(tmp_path):
     blind, line = first_step(tmp_path / "blind", teacher_context="none", log_rollouts=-1)
     assert answers(blind) == [row["fused_answer"] for row in rows(4)]
-    assert all("knowledge" not in r["teacher_prompt"] for r in lines(tmp_path / "blind/rollouts.jsonl"))
+    assert all("known" not in r["teacher_prompt"] for r in lines(tmp_path / "blind/rollouts.jsonl"))
     assert line["loss_kl"] == pytest.approx(0, abs=1e-5) and line["lambda"] == 10.0
     _, line = first_step(tmp_path / "seeing", method="on_policy", teacher_context="answer", log_rollouts=-1)
     raw = {row["id"]: row["answer"] for row in rows(4)}
     written = lines(tmp_path / "seeing/rollouts.jsonl")
-    assert all(f"knowledge: {raw[r['id']]}\n" in r["teacher_prompt"] for r in written)
+    assert all(f"known: {raw[r['id']]}" in r["teacher_prompt"] for r in written)
     assert line["lambda"] * line["loss_kl"] == pytest.approx(line["loss_sft"], rel=1e-5)
 
 

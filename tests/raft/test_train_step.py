@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from raft.engines.base import Completion
-from raft.prompts import teacher
+from raft.prompts import teacher_for_chat
 from raft.train.balance import Balance
 from tests.golden.training import config, exact, lines, load, rows, trainer
 
@@ -44,7 +44,7 @@ class Oracle:
             tokens += len(answer)
         for row, z in rollouts:
             prompt = chat(self.tokenizer, row["question"])
-            asked = chat(self.tokenizer, teacher(row["question"], row["fused_answer"]))
+            asked = chat(self.tokenizer, teacher_for_chat(row["question"], row["fused_answer"]))
             with torch.no_grad():
                 p = torch.softmax(completion_logits(self.teacher, asked, z) / T, -1)
             q = torch.softmax(completion_logits(self.student, prompt, z) / T, -1)
