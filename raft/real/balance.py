@@ -1,8 +1,8 @@
 """The balances between the two losses, compared on a real model and a real domain.
 
 `python -m raft.real.balance --run DIR --model FOLDER --data-dir DIR --out results/real/balance.json`. RAFT is trained with
-each balance, and SFT beside them, from the same rows and refined answers at one rate; checkpoints every half epoch tell
-what was forgotten where all had learned equally much, by the probabilities of `raft.real.validate`.
+each balance, and SFT beside them, on the same raw answers at one rate; checkpoints every half epoch tell what was
+forgotten where all had learned equally much, by the probabilities of `raft.real.validate`.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from raft.refine.store import write_lines
 from raft.runs import Run, read_jsonl, write_json
 
 METHODS = {"sft": {"method": "sft"}} | {
-    name: {"method": "raft", "log_gradient_parts": 1, **switches} for name, switches in BALANCES.items()
+    name: {"method": "raft", "target": "raw", "log_gradient_parts": 1, **switches}
+    for name, switches in BALANCES.items()
 }
 COLUMNS = ("lambda", "grad_norm", "gradient_sft", "gradient_kl", "loss_sft", "loss_kl")
 
@@ -41,11 +42,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rate", type=float, default=3e-5)
+    parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     share_cpu()
-    settings = replace(RealSettings(), methods=METHODS, rates=(args.rate,), epochs=(0.5, 1, 1.5, 2))
+    settings = replace(RealSettings(), methods=METHODS, rates=(args.rate,), epochs=(0.5, 1))
     run, folder = Run(args.run), data_folder(args.data_dir)
     run.path.mkdir(parents=True, exist_ok=True)
     settle(run, {"rate": args.rate, "seed": args.seed, "model": str(args.model)}, name="balance.json")
@@ -53,7 +54,6 @@ def main() -> None:
     rows = run.path / "data" / "train.jsonl"
     write_lines(rows, data.medquad.train)
     stages = Seed(run, str(args.model), data, rows, args.seed, settings, Clock(run.path / "seconds.json"))
-    stages.refine()
     start = {"epochs": 0.0, **stages.validated([args.model], run.path / "base.json")[0]}
     curves = {name: [start, *points] for name, points in stages.choose()["grid"].items()}
     trained = {name: read_jsonl(stages.folder(name, args.rate).train_dir / "metrics.jsonl") for name in METHODS}

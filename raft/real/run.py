@@ -123,7 +123,8 @@ class Seed:
             "save_steps": self._steps(self.settings.epochs[0]),
             "save_total_limit": len(self.settings.epochs),
         }
-        rows = self.rows if given["method"] == "sft" else self.run.refine_dir / "fused.jsonl"
+        raw = given["method"] == "sft" or given.get("target") == "raw"
+        rows = self.rows if raw else self.run.refine_dir / "fused.jsonl"
         self._call(
             f"training {method}, learning rate {rate:g}",
             f"train_{method}_{rate:g}",

@@ -28,7 +28,7 @@ class RealSettings:
             "per_device_train_batch_size": 8,
             "lr_scheduler_type": "constant_with_warmup",
             "warmup_steps": 5,
-            "rollout_max_tokens": 96,
+            "rollout_max_tokens": 64,
             "max_length": 1024,
             "max_tokens_per_micro_batch": 1024,
             "report_to": [],
