@@ -60,7 +60,7 @@ def evaluate(
         "max_tokens": max_tokens,
         "choice_tokens": CHOICE_TOKENS,
         "ifeval_tokens": IFEVAL_TOKENS,
-        "items": _digest(data),
+        "items": digest(data),
     }
     known = {"model": str(model_folder), "fingerprint": fingerprint(model_folder), "settings": settings}
     result = _kept(path, known) or {**known, "engine": None, "seconds": {}, "samples": {}}
@@ -223,7 +223,7 @@ def _ifeval(model: Model, data: Data) -> list[dict[str, Any]]:
     ]
 
 
-def _digest(data: Data) -> str:
+def digest(data: Data) -> str:
     """Changes with any item that is asked."""
     domain = [asdict(item) for _, item in _domain(data)]
     text = json.dumps([domain, [asdict(item) for item in data.arc], data.ifeval], sort_keys=True)

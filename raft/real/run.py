@@ -6,10 +6,12 @@
     RUN/seeds/N/refine/               stage 1 with the base model
     RUN/seeds/N/METHOD-RATE/          a training each, with a checkpoint at every number of epochs of the grid
     RUN/seeds/N/eval/METHOD.json      the chosen checkpoint of each method, evaluated
+    RUN/values/base.json, N/METHOD.json   what each evaluation found of each item, without any text of the data
     RUN/medquad.json, report.html    the table of all seeds that are done
 
-Whatever is there is not done again, so a killed run goes on where it was. Refinement, trainings and evaluations are
-processes of their own: one vLLM engine each, and what they held is given back.
+Whatever is there is not done again, so a killed run goes on where it was; with values/ and chosen.json it goes on with
+other seeds on another machine. Refinement, trainings and evaluations are processes of their own: one vLLM engine each,
+and what they held is given back.
 """
 
 import json
@@ -26,12 +28,13 @@ from typing import Any
 
 from raft.demo.record import commit, machine, settle, versions
 from raft.demo.stages import Clock
-from raft.errors import RaftError
+from raft.errors import RaftError, RunFolderError
 from raft.progress import say
 from raft.real.data import Data, read_data
 from raft.real.general import read_arc
 from raft.real.medquad import validation_items
 from raft.real.report import write_page
+from raft.real.scores import values
 from raft.real.settings import RealSettings
 from raft.real.table import table
 from raft.refine.store import write_lines
@@ -58,15 +61,19 @@ def run_real(
     rows = run.path / "data" / "train.jsonl"  # the same for every seed
     write_lines(rows, data.medquad.train)
     clock = Clock(run.path / "seconds.json")
-    base = clock.time(
-        "base: evaluating", "base", lambda: _evaluated(model, data, run.path / "base", "base", settings, 0)
+    base = _valued(
+        run.path / "values" / "base.json",
+        settings,
+        data,
+        lambda: clock.time(
+            "base: evaluating", "base", lambda: _evaluated(model, data, run.path / "base", "base", settings, 0)
+        ),
     )
     found: dict[str, list[Any]] = {"base": [], **{method: [] for method in settings.methods}}
     result: dict[str, Any] = {}
     for number, seed in enumerate(seeds, 1):
         say(f"raft real: seed {seed}, {number} of {len(seeds)}")
         stages = Seed(run, model, data, rows, seed, settings, clock)
-        stages.refine()
         chosen = stages.choose()
         found["base"].append(base)
         for method in settings.methods:
@@ -94,9 +101,11 @@ class Seed:
         self.seed, self.settings, self.clock = seed, settings, clock
         self.run = Run(run.path / "seeds" / str(seed))
 
-    def refine(self) -> None:
-        if (self.run.refine_dir / "diagnostics.json").exists():
-            return
+    def refine(self) -> Path:
+        """The file of the refined rows."""
+        rows = self.run.refine_dir / "fused.jsonl"
+        if (self.run.refine_dir / "diagnostics.json").exists():  # written last
+            return rows
         settings = {"engine": self.settings.engine, **self.settings.refine}
         given = [f"refine.{name}={value}" for name, value in settings.items()]
         self._call(
@@ -107,6 +116,7 @@ class Seed:
             *given,
             resumable=self.run.config_path,
         )
+        return rows
 
     def train(self, method: str, rate: float, epochs: float) -> Run:
         """The run folder of a training, with a checkpoint at every number of epochs of the grid."""
@@ -124,7 +134,7 @@ class Seed:
             "save_total_limit": len(self.settings.epochs),
         }
         raw = given["method"] == "sft" or given.get("target") == "raw"
-        rows = self.rows if raw else self.run.refine_dir / "fused.jsonl"
+        rows = self.rows if raw else self.refine()
         self._call(
             f"training {method}, learning rate {rate:g}",
             f"train_{method}_{rate:g}",
@@ -187,15 +197,19 @@ class Seed:
 
     def evaluated(self, method: str, chosen: dict[str, Any]) -> dict[str, Any]:
         """chosen: of `choose`. The seed that chose has its trainings of the grid, which are of the most epochs."""
-        point = chosen["chosen"][method]
-        epochs = max(self.settings.epochs) if chosen["seed"] == self.seed else point["epochs"]
-        checkpoint = self.checkpoint(self.train(method, point["learning_rate"], epochs), point["epochs"])
-        found: dict[str, Any] = self.clock.time(
-            f"seed {self.seed}: evaluating {method}",
-            f"eval_{method}",
-            lambda: _evaluated(str(checkpoint), self.data, self.run.path, method, self.settings, self.seed),
-        )
-        return found
+
+        def work() -> dict[str, Any]:
+            point = chosen["chosen"][method]
+            epochs = max(self.settings.epochs) if chosen["seed"] == self.seed else point["epochs"]
+            checkpoint = self.checkpoint(self.train(method, point["learning_rate"], epochs), point["epochs"])
+            found: dict[str, Any] = self.clock.time(
+                f"seed {self.seed}: evaluating {method}",
+                f"eval_{method}",
+                lambda: _evaluated(str(checkpoint), self.data, self.run.path, method, self.settings, self.seed),
+            )
+            return found
+
+        return _valued(self.top.path / "values" / str(self.seed) / f"{method}.json", self.settings, self.data, work)
 
     def _call(self, label: str, name: str, *words: str, resumable: Path) -> None:
         """A command of raft, in a process of its own. `resumable`: what an earlier try left."""
@@ -207,6 +221,25 @@ class Seed:
                 raise RaftError(f"raft {shlex.join(words)} ended with code {code}")
 
         self.clock.time(f"seed {self.seed}: {label}", name, work)
+
+
+def _valued(path: Path, settings: RealSettings, data: Data, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """{"metrics", "n", "values", "asked"} of an evaluation, kept in `path`. "asked" says of what: with other items or
+    settings they are no figures of this run."""
+    from raft.real.evaluate import digest
+
+    asked = {"items": digest(data), "max_tokens": settings.max_tokens, "rows": settings.rows}
+    if not path.exists():
+        found = work()
+        rounded = {
+            metric: {item: [round(value, 5) for value in of_item] for item, of_item in by_item.items()}
+            for metric, by_item in values(found["samples"]).items()
+        }
+        write_json(path, {"metrics": found["metrics"], "n": found["n"], "values": rounded, "asked": asked})
+    kept: dict[str, Any] = read_json(path)
+    if kept.get("asked") != asked:
+        raise RunFolderError(f"{path}: was asked {kept.get('asked')}, expected {asked}; remove it to evaluate again")
+    return kept
 
 
 def _evaluated(model: str, data: Data, folder: Path, name: str, settings: RealSettings, seed: int) -> dict[str, Any]:

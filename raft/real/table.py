@@ -5,7 +5,7 @@ from typing import Any
 
 from raft.errors import InputError
 from raft.evaluate.statistics import clustered_interval, mean_std, sign_flip_p
-from raft.real.scores import Values, values
+from raft.real.scores import Values
 
 COMPARED = ("raft", "sft")
 
@@ -18,7 +18,8 @@ def table(
     commit: str | None,
     command: str,
 ) -> dict[str, Any]:
-    """{"methods", "tests", "n", "model", "data", "commit", "command"} of what `evaluate` gave, a seed after the other.
+    """{"methods", "tests", "n", "model", "data", "commit", "command"} of the evaluations
+    of each method, a seed after the other: {"metrics", "n", "values"} as `raft.real.scores` gives them.
 
     "methods": method -> metric -> {"mean", "std", "seeds"}.
     "tests": {"raft_vs_sft": metric -> {"p", "difference", "ci95"}}. A pair is an item under both methods and a seed;
@@ -57,7 +58,7 @@ def _compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, A
     """Metric -> the difference first - second over all pairs, its 95 % interval, and the p of no difference."""
     differences: dict[str, Values] = {}
     for seed, (one, other) in enumerate(zip(first, second, strict=True)):
-        mine, theirs = values(one["samples"]), values(other["samples"])
+        mine, theirs = one["values"], other["values"]
         for metric, by_item in mine.items():
             if by_item.keys() != theirs.get(metric, {}).keys():
                 raise InputError(f"table: {metric}, seed number {seed}: the two methods were asked different items")

@@ -1,6 +1,7 @@
 """`raft real` whole, in small: the demo's base model on rows written for the test, transformers' generation."""
 
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -45,7 +46,7 @@ def go(folders, seeds, settings=SETTINGS):
     return run_real(run, seeds=seeds, **options)
 
 
-def test_a_seed_then_another(folders):
+def test_a_seed_then_another(folders, tmp_path):
     result = go(folders, [0])
     assert result == read_json(folders[1] / "medquad.json")
     assert set(result["methods"]) == {"base", "sft", "raft"} and result["seeds"] == [0]
@@ -68,6 +69,16 @@ def test_a_seed_then_another(folders):
     # The second seed trains what the first one chose, and nothing else.
     trained = sorted(p.parent.name for p in (folders[1] / "seeds" / "1").glob("*/train"))
     assert trained == sorted(f"{m}-{p['learning_rate']:g}" for m, p in chosen["chosen"].items())
+
+    # What was found of each item is enough to go on elsewhere; nothing is trained or evaluated again.
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folders[1] / "values", elsewhere / "values")
+    shutil.copy(folders[1] / "chosen.json", elsewhere)
+    again = go((folders[0], elsewhere), [1, 0])
+    assert again["methods"]["raft"]["arc_easy"]["seeds"] == more["methods"]["raft"]["arc_easy"]["seeds"][::-1]
+    assert again["tests"] == more["tests"] and not (elsewhere / "seeds").exists()
+    with pytest.raises(RunFolderError, match="values/base.json: was asked .*; remove it"):
+        go((folders[0], elsewhere), [0], replace(SETTINGS, arc=2))
 
     with pytest.raises(RunFolderError, match="rows"):
         go(folders, [0], replace(SETTINGS, rows=11))

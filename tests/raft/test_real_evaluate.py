@@ -123,7 +123,7 @@ def result(scores):
         "arc": [{"id": str(i), "score": float(score)} for i, score in enumerate(scores)],
     }
     means, n = metrics(samples)
-    return {"metrics": means, "n": n, "samples": samples}
+    return {"metrics": means, "n": n, "values": values(samples)}
 
 
 ABOUT = {"model": "m", "data": "d", "commit": None, "command": "c"}
@@ -132,7 +132,7 @@ ABOUT = {"model": "m", "data": "d", "commit": None, "command": "c"}
 def test_values_of_instructions_stay_with_their_prompt():
     found = result([1])
     assert found["metrics"] == {"ifeval_prompt_strict": 0.5, "ifeval_instruction_strict": 2 / 3, "arc_easy": 1.0}
-    assert values(found["samples"])["ifeval_instruction_strict"] == {"1": [1.0, 0.0], "2": [1.0]}
+    assert found["values"]["ifeval_instruction_strict"] == {"1": [1.0, 0.0], "2": [1.0]}
 
 
 def test_table_over_seeds():
