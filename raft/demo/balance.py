@@ -35,11 +35,6 @@ def run_seed(run: Run, seed: int) -> None:
         return
     settings = DemoSettings()
     stages = Stages(run, DOMAIN, seed, settings)
-    base = run.path / "base.json"
-    if not base.exists():
-        stages.load_weights(stages.base)
-        write_json(base, stages.score(stages.world.validation)["scores"])
-    start = {"epoch": 0.0, **read_json(base)}
     found: dict[str, Any] = {}
     for name, switches in BALANCES.items():
         folder = Run(run.path / name)
@@ -48,7 +43,7 @@ def run_seed(run: Run, seed: int) -> None:
         lines = read_jsonl(folder.train_dir / "metrics.jsonl")
         found[name] = {
             "scores": stages.evaluate(name, folder.model_dir)["scores"],
-            "curve": [start, *read_jsonl(folder.train_dir / "validation.jsonl")],
+            "curve": read_jsonl(folder.train_dir / "validation.jsonl"),  # from before the first step on
             "lambda": [line["lambda"] for line in lines],
         }
         say(f"      {found[name]['scores']}")

@@ -54,7 +54,7 @@ def main() -> None:
     rows = run.path / "data" / "train.jsonl"
     write_lines(rows, data.medquad.train)
     stages = Seed(run, str(args.model), data, rows, args.seed, settings, Clock(run.path / "seconds.json"))
-    start = {"epochs": 0.0, **stages.validated([args.model], run.path / "base.json")[0]}
+    start = {"epochs": 0.0, **stages.validated(args.model, run.path / "base.json")}
     curves = {name: [start, *points] for name, points in stages.choose()["grid"].items()}
     trained = {name: read_jsonl(stages.folder(name, args.rate).train_dir / "metrics.jsonl") for name in METHODS}
     record = {

@@ -19,6 +19,7 @@ import math
 import multiprocessing
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -119,9 +120,10 @@ class Seed:
         return rows
 
     def train(self, method: str, rate: float, epochs: float) -> Run:
-        """The run folder of a training, with a checkpoint at every number of epochs of the grid."""
+        """The run folder of a training, with a checkpoint at every number of epochs of the grid up to `epochs`. A shorter
+        training is gone on with."""
         folder = self.folder(method, rate)
-        if folder.model_dir.exists():
+        if self.checkpoint(folder, epochs).exists() and folder.model_dir.exists():
             return folder
         given = {
             "rollout_engine": self.settings.engine,
@@ -133,6 +135,7 @@ class Seed:
             "save_steps": self._steps(self.settings.epochs[0]),
             "save_total_limit": len(self.settings.epochs),
         }
+        shutil.rmtree(folder.model_dir, ignore_errors=True)  # of the shorter one: once it is there again, all is whole
         raw = given["method"] == "sft" or given.get("target") == "raw"
         rows = self.rows if raw else self.refine()
         self._call(
@@ -150,33 +153,37 @@ class Seed:
 
     def choose(self) -> dict[str, Any]:
         """chosen.json: {"seed", "grid", "chosen": method -> a point of the grid}, of the first seed that was run."""
+        from raft.real.validate import best
+
         path = self.top.path / "chosen.json"
         if not path.exists():
-            grid: dict[str, list[dict[str, Any]]] = {method: [] for method in self.settings.methods}
+            first, *later = self.settings.epochs
+            grid: dict[str, list[dict[str, Any]]] = {}
             for method in self.settings.methods:
-                for rate in self.settings.rates:
-                    folder = self.train(method, rate, max(self.settings.epochs))
-                    models = [self.checkpoint(folder, epochs) for epochs in self.settings.epochs]
-                    found = self.validated(models, folder.path / "validation.json")
-                    for epochs, scores in zip(self.settings.epochs, found, strict=True):
-                        grid[method].append({"learning_rate": rate, "epochs": epochs, **scores})
-                        say(f"      {method}: {grid[method][-1]}")
-            from raft.real.validate import best
-
+                grid[method] = [self._point(method, rate, first) for rate in self.settings.rates]
+                better = best(grid[method])["learning_rate"]
+                grid[method] += [self._point(method, better, epochs) for epochs in later]
             chosen = {method: best(points) for method, points in grid.items()}
             write_json(path, {"seed": self.seed, "grid": grid, "chosen": chosen})
         result: dict[str, Any] = read_json(path)
         return result
 
-    def validated(self, models: Sequence[Path], path: Path) -> list[dict[str, float]]:
-        """The scores of `raft.real.validate` of each model, kept in the file `path`."""
+    def _point(self, method: str, rate: float, epochs: float) -> dict[str, Any]:
+        folder = self.train(method, rate, epochs)
+        model = self.checkpoint(folder, epochs)
+        point = {"learning_rate": rate, "epochs": epochs, **self.validated(model, folder.path / f"{model.name}.json")}
+        say(f"      {method}: {point}")
+        return point
+
+    def validated(self, model: str | Path, path: Path) -> dict[str, float]:
+        """The scores of `raft.real.validate`, kept in the file `path`."""
         if not path.exists():
             self.clock.time(
-                f"validating {path.parent.name}",
+                f"validating {path.parent.name}, {Path(model).name}",
                 "validate",
-                lambda: _alone(_validate, [str(model) for model in models], *self._validation_items(), str(path)),
+                lambda: _alone(_validate, str(model), *self._validation_items(), str(path)),
             )
-        found: list[dict[str, float]] = read_json(path)
+        found: dict[str, float] = read_json(path)
         return found
 
     def _validation_items(self) -> tuple[Any, Any]:
@@ -196,12 +203,12 @@ class Seed:
         return round(epochs * math.ceil(len(self.data.medquad.train) / batch))
 
     def evaluated(self, method: str, chosen: dict[str, Any]) -> dict[str, Any]:
-        """chosen: of `choose`. The seed that chose has its trainings of the grid, which are of the most epochs."""
+        """chosen: of `choose`."""
 
         def work() -> dict[str, Any]:
             point = chosen["chosen"][method]
-            epochs = max(self.settings.epochs) if chosen["seed"] == self.seed else point["epochs"]
-            checkpoint = self.checkpoint(self.train(method, point["learning_rate"], epochs), point["epochs"])
+            folder = self.train(method, point["learning_rate"], point["epochs"])
+            checkpoint = self.checkpoint(folder, point["epochs"])
             found: dict[str, Any] = self.clock.time(
                 f"seed {self.seed}: evaluating {method}",
                 f"eval_{method}",
@@ -270,7 +277,7 @@ def _evaluate(model: str, data: Data, folder: str, name: str, engine: str, max_t
     evaluate(model, data, folder, name, engine_kind=engine, embedder=embedder, max_tokens=max_tokens, seed=seed)
 
 
-def _validate(models: Sequence[str], items: Any, questions: Any, path: str) -> None:
+def _validate(model: str, items: Any, questions: Any, path: str) -> None:
     from raft.real.validate import validate
 
-    write_json(Path(path), [validate(model, items, questions) for model in models])
+    write_json(Path(path), validate(model, items, questions))

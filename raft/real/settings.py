@@ -21,8 +21,8 @@ class RealSettings:
     """Name -> its own fields of RAFTConfig."""
     rates: tuple[float, ...] = (1e-5, 3e-5)
     epochs: tuple[float, ...] = (1, 2)
-    """The grid of each method. A training of the longest passes through the shorter ones, for its rate is constant.
-    Numbers of epochs are multiples of the first, where the checkpoints are."""
+    """The grid of each method: every rate for the first number of epochs, the better one for the others too, which are
+    multiples of the first. The rate is constant, so a longer training goes on where the shorter one ended."""
     train: dict[str, Any] = field(
         default_factory=lambda: {
             "per_device_train_batch_size": 8,

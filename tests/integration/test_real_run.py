@@ -12,7 +12,7 @@ from raft.real import REAL_MODEL
 from raft.real.run import run_real
 from raft.real.scores import METRICS
 from raft.real.settings import QUICK
-from raft.runs import open_run, read_json
+from raft.runs import open_run, read_json, read_jsonl
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,7 +28,7 @@ SETTINGS = replace(
     arc=3,
     ifeval=2,
     engine="hf",
-    rates=(1e-4,),
+    rates=(1e-4, 1e-3),
     epochs=(1, 2),
     train={**QUICK.train, "per_device_train_batch_size": 8, "max_length": 256, "use_cpu": True},
     refine={"max_tokens": 32, "max_model_len": 256, "rounds": 1, "prompts": "plain"},
@@ -52,10 +52,17 @@ def test_a_seed_then_another(folders, tmp_path):
     assert set(result["methods"]) == {"base", "sft", "raft"} and result["seeds"] == [0]
     assert tuple(result["methods"]["sft"]) == METRICS == tuple(result["tests"]["raft_vs_sft"])
     chosen = read_json(folders[1] / "chosen.json")
-    assert [len(points) for points in chosen["grid"].values()] == [2, 2]
+    assert [len(points) for points in chosen["grid"].values()] == [3, 3]
     for method, points in chosen["grid"].items():
         assert chosen["chosen"][method]["value"] == max(point["value"] for point in points)
-        assert [point["epochs"] for point in points] == [1, 2]
+        assert [point["epochs"] for point in points] == [1, 1, 2]
+        better = max(points[:2], key=lambda point: point["value"])
+        assert points[2]["learning_rate"] == better["learning_rate"]
+        # The second epoch went on where the first one ended.
+        steps = read_jsonl(
+            folders[1] / "seeds" / "0" / f"{method}-{better['learning_rate']:g}" / "train" / "metrics.jsonl"
+        )
+        assert [line["step"] for line in steps] == [1, 2, 3, 4]
         assert all(0 < point["domain"] < 1 and 0 < point["general"] < 1 for point in points)
     page = (folders[1] / "report.html").read_text()
     assert "ARC-Easy" in page and "(chosen)" in page and "trained facts, asked otherwise" in page
