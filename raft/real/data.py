@@ -15,6 +15,7 @@ class Data:
     seed: int  # of what was drawn
     medquad: MedQuAD
     arc: list[Question]
+    arc_validation: list[Question]  # others, to choose by
     ifeval: list[dict[str, Any]]
 
 
@@ -23,8 +24,9 @@ def read_data(
     *,
     seed: int = 0,
     train: int = 300,
-    validation: int = 60,
+    validation: int = 100,
     arc: int = 300,
+    arc_validation: int = 150,
     ifeval: int = 100,
 ) -> Data:
     """The rows of all parts, drawn by `seed`, out of `folder` or the one that `RAFT_DATA_DIR` names.
@@ -32,11 +34,13 @@ def read_data(
     ConfigError, in one line, for a missing folder, file or package; InputError for a wrong row.
     """
     path = data_folder(folder)
+    questions = read_arc(path, seed=seed, n=arc + arc_validation)
     data = Data(
         folder=path,
         seed=seed,
         medquad=read_medquad(path, seed=seed, train=train, validation=validation),
-        arc=read_arc(path, seed=seed, n=arc),
+        arc=questions[:arc],
+        arc_validation=questions[arc:],
         ifeval=read_ifeval(path, seed=seed, n=ifeval),
     )
     ifeval_functions(path)

@@ -28,15 +28,15 @@ class Question:
     answer: int  # index of the right one
 
 
-def read_arc(folder: Path, *, seed: int, n: int | None = 300) -> list[Question]:
-    """`n` questions of ARC-Easy, drawn by `seed`; None: all of them."""
+def read_arc(folder: Path, *, seed: int, n: int = 300) -> list[Question]:
+    """`n` questions of ARC-Easy, drawn by `seed`."""
     fields = {"id": str, "task": str, "question": str, "choices": list, "answer": int}
     rows = [row for row in read_file(folder, ARC_FILE, fields) if row["task"].lower() == ARC_TASK]
     for row in rows:
         if not 0 <= row["answer"] < len(row["choices"]):
             where = f"{folder / ARC_FILE}, {row['id']}"
             raise InputError(f"{where}: answer {row['answer']} is no index of its {len(row['choices'])} choices")
-    drawn = draw(random.Random(seed), rows, len(rows) if n is None else n, "ARC-Easy questions")
+    drawn = draw(random.Random(seed), rows, n, "ARC-Easy questions")
     return [Question(row["id"], row["question"], tuple(row["choices"]), row["answer"]) for row in drawn]
 
 

@@ -29,13 +29,13 @@ class Item:
 @dataclass(frozen=True)
 class MedQuAD:
     train: list[Row]
-    validation: list[Row]  # of the same split, not trained
+    validation: list[Item]  # of the same split, not trained; wrong answers are of these rows too
     rephrased: list[Item]  # the trained rows, asked otherwise
     unseen: list[Item]  # all rows of the test split, which shares no disease with the training split
     not_rephrased: int  # trained rows whose question has no known pattern
 
 
-def read_medquad(folder: Path, *, seed: int, train: int = 300, validation: int = 60) -> MedQuAD:
+def read_medquad(folder: Path, *, seed: int, train: int = 300, validation: int = 100) -> MedQuAD:
     """Draws the rows by `seed`. ConfigError for a missing file or too few rows, InputError for a wrong row."""
     rows = _with_ids(read_file(folder, FILE, FIELDS))
     learnable = [row for row in rows if row["split"] == "train"]
@@ -48,7 +48,7 @@ def read_medquad(folder: Path, *, seed: int, train: int = 300, validation: int =
     unseen = [row for row in rows if row["split"] == "test"]
     return MedQuAD(
         train=normalize_rows(trained, FILE),
-        validation=normalize_rows(held_out, FILE) if held_out else [],
+        validation=[_item(row, row["question"], held_out, seed) for row in held_out],
         rephrased=[_item(row, question, trained, seed) for row, question in others],
         unseen=[_item(row, row["question"], unseen, seed) for row in unseen],
         not_rephrased=len(trained) - len(others),
@@ -84,10 +84,3 @@ def _item(row: dict[str, Any], question: str, pool: Sequence[dict[str, Any]], se
 def _same_topic(a: str, b: str) -> bool:
     """One may be the other with words around it: a brochure's title, a kind of the disease."""
     return a in b or b in a
-
-
-def validation_items(data: MedQuAD, seed: int) -> list[Item]:
-    """The validation rows as questions with choices; the wrong answers are those of other rows of the training split."""
-    rows: list[dict[str, Any]] = [dict(row) for row in data.validation]
-    pool: list[dict[str, Any]] = [*rows, *(dict(row) for row in data.train)]
-    return [_item(row, row["question"], pool, seed) for row in rows]

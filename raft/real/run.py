@@ -32,16 +32,12 @@ from raft.demo.stages import Clock
 from raft.errors import RaftError, RunFolderError
 from raft.progress import say
 from raft.real.data import Data, read_data
-from raft.real.general import read_arc
-from raft.real.medquad import validation_items
 from raft.real.report import write_page
 from raft.real.scores import values
 from raft.real.settings import RealSettings
 from raft.real.table import table
 from raft.refine.store import write_lines
 from raft.runs import Run, read_json, write_json
-
-ARC_VALIDATION = 150
 
 
 def run_real(
@@ -57,6 +53,7 @@ def run_real(
         train=settings.rows,
         validation=settings.validation,
         arc=settings.arc,
+        arc_validation=settings.arc_validation,
         ifeval=settings.ifeval,
     )
     rows = run.path / "data" / "train.jsonl"  # the same for every seed
@@ -181,17 +178,10 @@ class Seed:
             self.clock.time(
                 f"validating {path.parent.name}, {Path(model).name}",
                 "validate",
-                lambda: _alone(_validate, str(model), *self._validation_items(), str(path)),
+                lambda: _alone(_validate, str(model), self.data, str(path)),
             )
         found: dict[str, float] = read_json(path)
         return found
-
-    def _validation_items(self) -> tuple[Any, Any]:
-        known = {question.id for question in self.data.arc}
-        drawn = read_arc(self.data.folder, seed=self.data.seed, n=None)
-        others = [question for question in drawn if question.id not in known]
-        others = others[: min(ARC_VALIDATION, self.settings.arc)]
-        return validation_items(self.data.medquad, self.data.seed), others
 
     def checkpoint(self, folder: Run, epochs: float) -> Path:
         """Of a training: the model after so many epochs."""
@@ -277,7 +267,7 @@ def _evaluate(model: str, data: Data, folder: str, name: str, engine: str, max_t
     evaluate(model, data, folder, name, engine_kind=engine, embedder=embedder, max_tokens=max_tokens, seed=seed)
 
 
-def _validate(model: str, items: Any, questions: Any, path: str) -> None:
+def _validate(model: str, data: Data, path: str) -> None:
     from raft.real.validate import validate
 
-    write_json(Path(path), validate(model, items, questions))
+    write_json(Path(path), validate(model, data.medquad.validation, data.arc_validation))

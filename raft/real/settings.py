@@ -8,11 +8,13 @@ from typing import Any
 class RealSettings:
     rows: int = 300
     """Training rows."""
-    validation: int = 60
+    validation: int = 100
     """Rows to choose the grid's point by; they are not trained."""
     arc: int = 300
     ifeval: int = 100
     """Items of the general tests."""
+    arc_validation: int = 150
+    """Other questions, to choose the grid's point by."""
     data_seed: int = 0
     """Draws rows and items, the same for every seed: seeds differ in what is random in refinement, training and rollouts."""
     methods: dict[str, dict[str, Any]] = field(
@@ -45,8 +47,9 @@ class RealSettings:
 
 QUICK = RealSettings(
     rows=8,
-    validation=4,
+    validation=24,
     arc=4,
+    arc_validation=4,
     ifeval=2,
     rates=(1e-5,),
     epochs=(1,),

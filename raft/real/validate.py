@@ -12,23 +12,30 @@ from raft.real.medquad import Item
 
 
 def validate(folder: str | Path, items: Sequence[Item], questions: Sequence[Question]) -> dict[str, float]:
-    """{"domain", "general", "value"} of the model in `folder`, each in [0, 1].
+    """{"domain", "general", "value", "loglik"} of the model in `folder`.
 
-    domain and general: the probability of the right one among the choices, by the mean log p of a token; smoother than
-    the share of right choices, which steps by 1 / 60. value: their harmonic mean, as in `raft.demo.grid`: who fine-tunes
-    on a domain wants both.
+    domain and general, in [0, 1]: the probability of the right one among the choices, by the mean log p of a token;
+    smoother than the share of right choices, which steps by one in a hundred. value: their harmonic mean, as in
+    `raft.demo.grid`: who fine-tunes on a domain wants both. loglik: of the right answers of the domain, in nats a token.
     """
     model = Model(folder)
 
-    def right(asked: Sequence[tuple[str, Sequence[str], int]], label: str, limit: int | None) -> float:
-        found = likelihoods(model, [(question, texts) for question, texts, _ in asked], f"validate: {label}", limit)
+    def choices(asked: Sequence[tuple[str, Sequence[str]]], label: str, limit: int | None) -> list[list[float]]:
+        found = likelihoods(model, asked, f"validate: {label}", limit)
         # A text without tokens has no likelihood, and is not chosen.
-        values = [[-math.inf if value is None else value for value in of_one] for of_one in found]
-        return statistics.fmean(_share(of_one, answer) for of_one, (_, _, answer) in zip(values, asked, strict=True))
+        return [[-math.inf if value is None else value for value in of_one] for of_one in found]
 
-    domain = right([(i.question, (i.answer, *i.wrong), 0) for i in items if i.wrong], "domain", CHOICE_TOKENS)
-    general = right([(q.question, q.choices, q.answer) for q in questions], "general", None)
-    return {"domain": domain, "general": general, "value": statistics.harmonic_mean((domain, general))}
+    chosen = [item for item in items if item.wrong]
+    answers = choices([(item.question, (item.answer, *item.wrong)) for item in chosen], "domain", CHOICE_TOKENS)
+    domain = statistics.fmean(_share(of_one, 0) for of_one in answers)
+    asked = choices([(question.question, question.choices) for question in questions], "general", None)
+    general = statistics.fmean(_share(of_one, q.answer) for of_one, q in zip(asked, questions, strict=True))
+    return {
+        "domain": domain,
+        "general": general,
+        "value": statistics.harmonic_mean((domain, general)),
+        "loglik": statistics.fmean(of_one[0] for of_one in answers),
+    }
 
 
 def _share(values: Sequence[float], right: int) -> float:

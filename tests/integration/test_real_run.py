@@ -24,8 +24,9 @@ pytestmark = [
 SETTINGS = replace(
     QUICK,
     rows=12,
-    validation=4,
+    validation=12,
     arc=3,
+    arc_validation=2,
     ifeval=2,
     engine="hf",
     rates=(1e-4, 1e-3),

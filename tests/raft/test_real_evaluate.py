@@ -16,7 +16,7 @@ from tests.tiny import build
 
 @pytest.fixture(scope="module")
 def data(made_up_data):
-    return read_data(made_up_data, seed=0, train=24, validation=0, arc=6, ifeval=3)
+    return read_data(made_up_data, seed=0, train=24, validation=0, arc=6, arc_validation=0, ifeval=3)
 
 
 @pytest.fixture(scope="module")

@@ -61,12 +61,19 @@ def test_titles_and_questions_that_do_not_fit(question, other):
 def test_rows_are_drawn_by_seed(tmp_path):
     folder = write(tmp_path)
     data = read_medquad(folder, seed=0, train=18, validation=6)
-    ids = [row["id"] for row in data.train + data.validation]
+    ids = [row["id"] for row in data.train] + [item.id for item in data.validation]
     assert len(ids) == len(set(ids)) == 24 and any(name.endswith("#2") for name in ids)  # two isles share each id
-    assert not {row["question"] for row in data.train} & {row["question"] for row in data.validation}
+    assert not {row["question"] for row in data.train} & {item.question for item in data.validation}
     assert data == read_medquad(folder, seed=0, train=18, validation=6)
     assert data.train != read_medquad(folder, seed=1, train=18, validation=6).train
     assert len(data.unseen) == 12 and len(data.rephrased) + data.not_rephrased == 18 and data.not_rephrased > 0
+
+
+def test_no_answer_to_choose_from_is_trained_in_validation(tmp_path):
+    data = read_medquad(write(tmp_path), seed=0, train=6, validation=18)
+    answers = {item.answer for item in data.validation}
+    chosen = [item for item in data.validation if item.wrong]
+    assert chosen and all(set(item.wrong) < answers - {item.answer} for item in chosen)
 
 
 def test_asked_otherwise_for_the_same_answer(tmp_path):
