@@ -31,7 +31,7 @@ demo: venv
 real: venv
 	@if [ ! -d "$$RAFT_DATA_DIR" ]; then echo "make real: RAFT_DATA_DIR names no folder with the data files" >&2; exit 2; fi
 	$(BIN)/python scripts/smollm2.py runs/out/SmolLM2-135M-Instruct
-	$(BIN)/raft real --run $(REAL_RUN) --seeds $(SEEDS) $(if $(wildcard $(REAL_RUN)/real.json),--resume) \
+	$(BIN)/raft real --run $(REAL_RUN) --seeds $(SEEDS) $(if $(wildcard $(REAL_RUN)),--resume) \
 	  --model $${RAFT_REAL_MODEL:-runs/out/SmolLM2-135M-Instruct}
 
 test: venv
