@@ -24,7 +24,7 @@ def read_data(
     *,
     seed: int = 0,
     train: int = 300,
-    validation: int = 100,
+    validation: int = 75,
     arc: int = 300,
     arc_validation: int = 150,
     ifeval: int = 100,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raft.errors import InputError
+from raft.errors import ConfigError, InputError
 from raft.real.files import draw, read_file
 from raft.real.rephrase import rephrase
 from raft.rows import Row, normalize_rows
@@ -29,27 +29,28 @@ class Item:
 @dataclass(frozen=True)
 class MedQuAD:
     train: list[Row]
-    validation: list[Item]  # of the same split, not trained; wrong answers are of these rows too
-    rephrased: list[Item]  # the trained rows, asked otherwise
+    validation: list[Item]  # some of the trained rows, asked otherwise, to choose by
+    rephrased: list[Item]  # the others, asked otherwise
     unseen: list[Item]  # all rows of the test split, which shares no disease with the training split
     not_rephrased: int  # trained rows whose question has no known pattern
 
 
-def read_medquad(folder: Path, *, seed: int, train: int = 300, validation: int = 100) -> MedQuAD:
+def read_medquad(folder: Path, *, seed: int, train: int = 300, validation: int = 75) -> MedQuAD:
     """Draws the rows by `seed`. ConfigError for a missing file or too few rows, InputError for a wrong row."""
     rows = _with_ids(read_file(folder, FILE, FIELDS))
     learnable = [row for row in rows if row["split"] == "train"]
-    drawn = draw(random.Random(seed), learnable, train + validation, "train and validation rows")
-    trained, held_out = drawn[:train], drawn[train:]
-    asked = {row["question"] for row in trained}
-    if any(row["question"] in asked for row in held_out) or len(asked) < train:
+    trained = draw(random.Random(seed), learnable, train, "training rows")
+    if len({row["question"] for row in trained}) < train:
         raise InputError(f"{folder / FILE}: a question is there twice in the training split, expected each once")
     others = [(row, other) for row in trained if (other := rephrase(row["question"])) is not None]
+    items = [_item(row, question, trained, seed) for row, question in others]
+    if not 0 <= validation < len(items):
+        raise ConfigError(f"rows to choose by: expected 0 to {len(items) - 1} of {len(items)}, found {validation}")
     unseen = [row for row in rows if row["split"] == "test"]
     return MedQuAD(
         train=normalize_rows(trained, FILE),
-        validation=[_item(row, row["question"], held_out, seed) for row in held_out],
-        rephrased=[_item(row, question, trained, seed) for row, question in others],
+        validation=items[:validation],
+        rephrased=items[validation:],
         unseen=[_item(row, row["question"], unseen, seed) for row in unseen],
         not_rephrased=len(trained) - len(others),
     )

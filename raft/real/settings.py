@@ -8,8 +8,8 @@ from typing import Any
 class RealSettings:
     rows: int = 300
     """Training rows."""
-    validation: int = 100
-    """Rows to choose the grid's point by; they are not trained."""
+    validation: int = 75
+    """Of these, asked otherwise, to choose the grid's point by; the test has the others."""
     arc: int = 300
     ifeval: int = 100
     """Items of the general tests."""
@@ -21,7 +21,7 @@ class RealSettings:
         default_factory=lambda: {"sft": {"method": "sft"}, "raft": {"method": "raft"}}
     )
     """Name -> its own fields of RAFTConfig."""
-    rates: tuple[float, ...] = (1e-5, 3e-5)
+    rates: tuple[float, ...] = (3e-5, 1e-4)
     epochs: tuple[float, ...] = (1, 2)
     """The grid of each method: every rate for the first number of epochs, the better one for the others too, which are
     multiples of the first. The rate is constant, so a longer training goes on where the shorter one ended."""
@@ -46,8 +46,8 @@ class RealSettings:
 
 
 QUICK = RealSettings(
-    rows=8,
-    validation=24,
+    rows=24,
+    validation=8,
     arc=4,
     arc_validation=4,
     ifeval=2,

@@ -1,4 +1,4 @@
-"""The choice between the points of a grid, on rows that are not trained and questions that are not tested."""
+"""The choice between the points of a grid, on items that are not tested."""
 
 import math
 import statistics
@@ -14,9 +14,11 @@ from raft.real.medquad import Item
 def validate(folder: str | Path, items: Sequence[Item], questions: Sequence[Question]) -> dict[str, float]:
     """{"domain", "general", "value", "loglik"} of the model in `folder`.
 
-    domain and general, in [0, 1]: the probability of the right one among the choices, by the mean log p of a token;
-    smoother than the share of right choices, which steps by one in a hundred. value: their harmonic mean, as in
-    `raft.demo.grid`: who fine-tunes on a domain wants both. loglik: of the right answers of the domain, in nats a token.
+    domain and general, in [0, 1]: how often the right one of two choices is likelier, by the mean log p of a token; over
+    all pairs of a right and a wrong choice, so finer than the share of right choices of four. (The probability of the
+    right one would be finer still, but it falls wherever answers become alike in likelihood, which training on their
+    style does by itself.) value: their harmonic mean, as in `raft.demo.grid`: who fine-tunes on a domain wants both.
+    loglik: of the right answers of the domain, in nats a token.
     """
     model = Model(folder)
 
@@ -27,9 +29,11 @@ def validate(folder: str | Path, items: Sequence[Item], questions: Sequence[Ques
 
     chosen = [item for item in items if item.wrong]
     answers = choices([(item.question, (item.answer, *item.wrong)) for item in chosen], "domain", CHOICE_TOKENS)
-    domain = statistics.fmean(_share(of_one, 0) for of_one in answers)
+    domain = statistics.fmean(won for of_one in answers for won in _won(of_one, 0))
     asked = choices([(question.question, question.choices) for question in questions], "general", None)
-    general = statistics.fmean(_share(of_one, q.answer) for of_one, q in zip(asked, questions, strict=True))
+    general = statistics.fmean(
+        won for of_one, q in zip(asked, questions, strict=True) for won in _won(of_one, q.answer)
+    )
     return {
         "domain": domain,
         "general": general,
@@ -38,9 +42,10 @@ def validate(folder: str | Path, items: Sequence[Item], questions: Sequence[Ques
     }
 
 
-def _share(values: Sequence[float], right: int) -> float:
-    """softmax(values)[right]"""
-    return 1 / sum(math.exp(value - values[right]) for value in values)
+def _won(values: Sequence[float], right: int) -> list[float]:
+    """1 for each wrong choice that is less likely than the right one, 0.5 for one that is as likely."""
+    wrong = [value for i, value in enumerate(values) if i != right]
+    return [float(values[right] > value) + 0.5 * (values[right] == value) for value in wrong]
 
 
 def best(points: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ pytestmark = [
 
 SETTINGS = replace(
     QUICK,
-    rows=12,
-    validation=12,
+    rows=24,
+    validation=4,
     arc=3,
     arc_validation=2,
     ifeval=2,
@@ -63,7 +63,7 @@ def test_a_seed_then_another(folders, tmp_path):
         steps = read_jsonl(
             folders[1] / "seeds" / "0" / f"{method}-{better['learning_rate']:g}" / "train" / "metrics.jsonl"
         )
-        assert [line["step"] for line in steps] == [1, 2, 3, 4]
+        assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
         assert all(0 < point["domain"] < 1 and 0 < point["general"] < 1 for point in points)
     page = (folders[1] / "report.html").read_text()
     assert "ARC-Easy" in page and "(chosen)" in page and "trained facts, asked otherwise" in page

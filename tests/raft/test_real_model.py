@@ -25,8 +25,8 @@ def test_real_model_on_real_rows(tmp_path):
     whole = read_data(seed=0)
     assert len(whole.medquad.train) == 300 and len(whole.medquad.unseen) == 201
     assert whole.medquad.not_rephrased <= 0.05 * 300
-    trained = {row["question"] for row in whole.medquad.train} | {item.question for item in whole.medquad.validation}
-    assert not trained & {item.question for item in whole.medquad.rephrased + whole.medquad.unseen}
+    known = {row["question"] for row in whole.medquad.train} | {item.question for item in whole.medquad.validation}
+    assert not known & {item.question for item in whole.medquad.rephrased + whole.medquad.unseen}
     domain = dataclasses.replace(whole.medquad, rephrased=whole.medquad.rephrased[:6], unseen=whole.medquad.unseen[:6])
     data = dataclasses.replace(whole, medquad=domain, arc=whole.arc[:12], ifeval=whole.ifeval[:2])
     model, embedder = os.environ[REAL_MODEL], load_embedder("minilm")
