@@ -3,7 +3,7 @@
     RUN/data/train.jsonl             the training rows
     RUN/base/eval/base.json          the base model, evaluated once: every seed is asked the same
     RUN/chosen.json                  the grid of the first seed and the point that it chose for each method
-    RUN/seeds/N/refine/               stage 1 with the base model
+    RUN/seeds/N/stage1/               a run of `raft refine`: stage 1 with the base model
     RUN/seeds/N/METHOD-RATE/          a training each, with a checkpoint at every number of epochs of the grid
     RUN/seeds/N/eval/METHOD.json      the chosen checkpoint of each method, evaluated
     RUN/values/base.json, N/METHOD.json   what each evaluation found of each item, without any text of the data
@@ -101,18 +101,19 @@ class Seed:
 
     def refine(self) -> Path:
         """The file of the refined rows."""
-        rows = self.run.refine_dir / "fused.jsonl"
-        if (self.run.refine_dir / "diagnostics.json").exists():  # written last
+        run = Run(self.run.path / "stage1")
+        rows = run.refine_dir / "fused.jsonl"
+        if (run.refine_dir / "diagnostics.json").exists():  # written last
             return rows
         settings = {"engine": self.settings.engine, **self.settings.refine}
         given = [f"refine.{name}={value}" for name, value in settings.items()]
         self._call(
             "refining",
             "refine",
-            *("refine", "--model", self.model, "--data", str(self.rows), "--run", str(self.run.path)),
+            *("refine", "--model", self.model, "--data", str(self.rows), "--run", str(run.path)),
             f"seed={self.seed}",
             *given,
-            resumable=self.run.config_path,
+            resumable=run.config_path,
         )
         return rows
 
