@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from raft.cpu import share_cpu
-from raft.demo.record import commit, machine, versions
+from raft.demo.record import provenance
 from raft.demo.run import SUITES
 from raft.demo.settings import DOMAIN, DemoSettings
 from raft.demo.stages import Stages
-from raft.evaluate.curve import at_level, common_level
-from raft.evaluate.statistics import mean_std
+from raft.evaluate.curve import at_common_level
+from raft.evaluate.statistics import over_seeds
 from raft.progress import say
 from raft.runs import Run, read_json, read_jsonl, write_json
 
@@ -56,21 +56,14 @@ def collect(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {name: {} for name in BALANCES}
     for name in BALANCES:
         for suite in SUITES:
-            values = [of_seed[name]["scores"][suite] for of_seed in found]
-            spread = mean_std(values)
-            result[name][suite] = {"mean": spread.mean, "std": spread.std, "seeds": values}
+            result[name][suite] = over_seeds([of_seed[name]["scores"][suite] for of_seed in found])
     for suite in ("general", "format"):
-        at: dict[str, list[float]] = {name: [] for name in BALANCES}
-        for of_seed in found:
-            curves = {name: [(p["domain"], p[suite]) for p in of_seed[name]["curve"]] for name in BALANCES}
-            level = common_level(list(curves.values()))
-            for name, points in curves.items():
-                value = at_level(points, level)
-                assert value is not None  # every curve reaches the common level
-                at[name].append(value)
-        for name, values in at.items():
-            spread = mean_std(values)
-            result[name][f"{suite}_at_level"] = {"mean": spread.mean, "std": spread.std, "seeds": values}
+        at = [
+            at_common_level({name: [(p["domain"], p[suite]) for p in of_seed[name]["curve"]] for name in BALANCES})[1]
+            for of_seed in found
+        ]
+        for name in BALANCES:
+            result[name][f"{suite}_at_level"] = over_seeds([of_seed[name] for of_seed in at])
     return result
 
 
@@ -90,10 +83,7 @@ def main() -> None:
         "lambda": {seed: {n: of[n]["lambda"] for n in of} for seed, of in zip(args.seeds, found, strict=True)},
         "seeds": args.seeds,
         "domain": DOMAIN,
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
-        "command": f"python -m raft.demo.balance --runs DIR --seeds {' '.join(map(str, args.seeds))} --out FILE",
+        **provenance(f"python -m raft.demo.balance --runs DIR --seeds {' '.join(map(str, args.seeds))} --out FILE"),
     }
     write_json(args.out, record)
     print(args.out)

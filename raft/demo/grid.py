@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 
 from raft.cpu import share_cpu
-from raft.demo.record import commit, machine, versions
+from raft.demo.record import provenance
 from raft.demo.settings import DOMAIN, GRID_EPOCHS, GRID_RATES, METHODS, Choice, DemoSettings
 from raft.demo.stages import Stages
 from raft.runs import Run, read_jsonl, write_json
@@ -56,10 +56,7 @@ def main() -> None:
         "domain": args.domain,
         "grid": points,
         "chosen": chosen,
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
-        "command": f"python -m raft.demo.grid --run DIR --out FILE --seed {args.seed} --domain {args.domain}",
+        **provenance(f"python -m raft.demo.grid --run DIR --out FILE --seed {args.seed} --domain {args.domain}"),
     }
     write_json(args.out, record)
     print(chosen)

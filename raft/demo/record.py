@@ -38,6 +38,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def provenance(command: str) -> dict[str, Any]:
+    """What stands beside the figures of a record: machine, versions, commit and the command that gives them again."""
+    return {"machine": machine(), "versions": versions(), "commit": commit(), "command": command}
+
+
 def commit() -> str | None:
     """The short commit of the working folder, with a + where files differ from it; None outside a git checkout."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]

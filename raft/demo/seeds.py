@@ -14,7 +14,7 @@ from typing import Any
 from raft.demo.record import commit
 from raft.demo.run import SUITES
 from raft.demo.settings import DOMAIN
-from raft.evaluate.statistics import mean_std, paired_interval
+from raft.evaluate.statistics import over_seeds, paired_interval
 from raft.runs import read_json, write_json
 
 
@@ -34,9 +34,7 @@ def collect(folders: list[Path]) -> dict[str, Any]:
     for method in ("base", "sft", "raft"):
         methods[method] = {}
         for suite in SUITES:
-            values = [summary["scores"][method][suite] for summary in summaries]
-            spread = mean_std(values)
-            methods[method][suite] = {"mean": spread.mean, "std": spread.std, "seeds": values}
+            methods[method][suite] = over_seeds([summary["scores"][method][suite] for summary in summaries])
     tests = {}
     for suite in SUITES:
         raft, sft = (

@@ -1,6 +1,6 @@
 """Methods compared where they have learned equally much: a score read off a training's curve at a level of another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def at_level(points: Sequence[tuple[float, float]], level: float) -> float | None:
@@ -23,3 +23,10 @@ def at_level(points: Sequence[tuple[float, float]], level: float) -> float | Non
 def common_level(curves: Sequence[Sequence[tuple[float, float]]]) -> float:
     """The highest x that every curve reaches."""
     return min(max(x for x, _ in points) for points in curves)
+
+
+def at_common_level(curves: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[float, dict[str, float]]:
+    """The common level, and y of every curve there."""
+    level = common_level(list(curves.values()))
+    found = {name: at_level(points, level) for name, points in curves.items()}
+    return level, {name: y for name, y in found.items() if y is not None}  # each reaches it

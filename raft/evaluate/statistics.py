@@ -1,7 +1,7 @@
 """Error bars: percentile bootstrap over items (paired for two methods), mean and spread over seeds; a paired test."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -90,3 +90,9 @@ def mean_std(values: Sequence[float]) -> Spread:
     if data.size == 0:
         raise ValueError("mean_std: expected at least one value")
     return Spread(float(data.mean()), float(data.std(ddof=1)) if data.size > 1 else 0.0, int(data.size))
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """{"mean", "std", "seeds"}: what a record says of one figure over several seeds."""
+    spread = mean_std(values)
+    return {"mean": spread.mean, "std": spread.std, "seeds": list(values)}

@@ -1,8 +1,8 @@
 """The balances between the two losses, compared on a real model and a real domain.
 
-`python -m raft.real.balance --run DIR --model FOLDER --data-dir DIR --out results/real/balance.json`. RAFT is trained with
-each balance, and SFT beside them, on the same raw answers at one rate; checkpoints every half epoch tell what was
-forgotten where all had learned equally much, by the probabilities of `raft.real.validate`.
+`python -m raft.real.balance --run DIR --model FOLDER --data-dir DIR --out results/real/balance.json`. RAFT is trained
+with each balance, and SFT beside them, on the same raw answers at one rate; checkpoints every half epoch tell what was
+forgotten where all had learned equally much, by the shares of `raft.real.validate`.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from typing import Any
 
 from raft.cpu import share_cpu
 from raft.demo.balance import BALANCES
-from raft.demo.record import commit, machine, settle, versions
+from raft.demo.record import provenance, settle
 from raft.demo.stages import Clock
-from raft.evaluate.curve import at_level, common_level
+from raft.evaluate.curve import at_common_level
 from raft.real.data import read_data
 from raft.real.files import data_folder
 from raft.real.run import Seed
@@ -32,8 +32,8 @@ COLUMNS = ("lambda", "grad_norm", "gradient_sft", "gradient_kl", "loss_sft", "lo
 def compare(curves: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Method -> "general" where all methods knew as much of the domain as the one that knew least ("domain")."""
     points = {name: [(p["domain"], p["general"]) for p in curve] for name, curve in curves.items()}
-    level = common_level(list(points.values()))
-    return {name: {"domain": level, "general": at_level(of, level)} for name, of in points.items()}
+    level, general = at_common_level(points)
+    return {name: {"domain": level, "general": value} for name, value in general.items()}
 
 
 def main() -> None:
@@ -67,11 +67,10 @@ def main() -> None:
         "rate": args.rate,
         "seed": args.seed,
         "model": args.model.name,
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
-        "command": f"python -m raft.real.balance --run DIR --model {args.model.name} --data-dir DIR --rate {args.rate:g} "
-        f"--seed {args.seed} --out FILE",
+        **provenance(
+            f"python -m raft.real.balance --run DIR --model {args.model.name} --data-dir DIR --rate {args.rate:g} "
+            f"--seed {args.seed} --out FILE"
+        ),
     }
     write_json(args.out, record)
     print(args.out)

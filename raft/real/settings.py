@@ -16,7 +16,8 @@ class RealSettings:
     arc_validation: int = 150
     """Other questions, to choose the grid's point by."""
     data_seed: int = 0
-    """Draws rows and items, the same for every seed: seeds differ in what is random in refinement, training and rollouts."""
+    """Draws rows and items, the same for every seed: seeds differ in what is random in refinement, training and
+    rollouts."""
     methods: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {"sft": {"method": "sft"}, "raft": {"method": "raft"}}
     )

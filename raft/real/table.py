@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raft.errors import InputError
-from raft.evaluate.statistics import clustered_interval, mean_std, sign_flip_p
+from raft.evaluate.statistics import clustered_interval, over_seeds, sign_flip_p
 from raft.real.scores import Values
 
 COMPARED = ("raft", "sft")
@@ -34,9 +34,7 @@ def table(
     for name, results in evaluations.items():
         methods[name] = {}
         for metric in results[0]["metrics"]:
-            of_seeds = [result["metrics"][metric] for result in results]
-            spread = mean_std(of_seeds)
-            methods[name][metric] = {"mean": spread.mean, "std": spread.std, "seeds": of_seeds}
+            methods[name][metric] = over_seeds([result["metrics"][metric] for result in results])
     first, second = COMPARED
     tests = {}
     if first in evaluations and second in evaluations:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.cpu import share_cpu
-from raft.demo.record import commit, machine, versions
+from raft.demo.record import provenance
 from raft.engines.chat import chat_ids, generate_text
 from raft.prompts import TEACHER_PROMPTS, teacher, teacher_messages
 from raft.real.evaluate import Model
@@ -134,10 +134,10 @@ def main() -> None:
         "rows": args.rows,
         "seed": args.seed,
         "model": args.model.name,
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
-        "command": f"python -m raft.real.teacher --model {args.model.name} --data-dir DIR --rows {args.rows} --seed {args.seed} --out FILE",
+        **provenance(
+            f"python -m raft.real.teacher --model {args.model.name} --data-dir DIR --rows {args.rows} "
+            f"--seed {args.seed} --out FILE"
+        ),
     }
     write_json(args.out, record)
     if args.answers:

@@ -28,8 +28,8 @@ class RAFTConfig(TrainingArguments):
     teacher_context: TeacherContext | None = None
     """What the teacher reads beside the question: answer (Eq. 7) or none. None: the method's own."""
     teacher_prompt: Literal["paper", "chat"] = "chat"
-    """How the teacher is shown question and answer (`raft.prompts.TEACHER_PROMPTS`): paper as in its App. H, chat in words
-    that an instruction model does not repeat."""
+    """How the teacher is shown question and answer (`raft.prompts.TEACHER_PROMPTS`): paper as in its App. H, chat in
+    words that an instruction model does not repeat."""
 
     top_k: int = 512
     """K: the teacher's most probable tokens that the distributions are cut to (Eq. 9), at most the vocabulary."""

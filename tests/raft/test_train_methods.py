@@ -73,7 +73,7 @@ def test_raft_is_the_default_and_shows_the_teacher_the_fused_answer(tmp_path):
     fused = {row["id"]: row["fused_answer"] for row in rows(4)}
     written = lines(tmp_path / "rollouts.jsonl")
     assert len(written) == 4
-    assert all(f"known: {fused[r['id']]}" in r["teacher_prompt"] for r in written)
+    assert all(f"What is known: {fused[r['id']]}<|im_end|>\n" in r["teacher_prompt"] for r in written)
     # Eq. 12 in the first step: both terms weigh the same, and nothing bounds lambda.
     assert line["lambda"] * line["loss_kl"] == pytest.approx(line["loss_sft"], rel=1e-5) and line["loss_kl"] > 0
     assert made.args.lambda_bound is None
@@ -444,7 +444,7 @@ def test_a_blind_teacher_of_fused_answers_and_a_seeing_one_of_raw_answers(tmp_pa
     _, line = first_step(tmp_path / "seeing", method="on_policy", teacher_context="answer", log_rollouts=-1)
     raw = {row["id"]: row["answer"] for row in rows(4)}
     written = lines(tmp_path / "seeing/rollouts.jsonl")
-    assert all(f"known: {raw[r['id']]}" in r["teacher_prompt"] for r in written)
+    assert all(f"What is known: {raw[r['id']]}<|im_end|>\n" in r["teacher_prompt"] for r in written)
     assert line["lambda"] * line["loss_kl"] == pytest.approx(line["loss_sft"], rel=1e-5)
 
 
