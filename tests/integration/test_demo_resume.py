@@ -1,4 +1,5 @@
-"""`kill -9` in every stage of the demo: what comes out is what an uninterrupted run gives, and nothing is done or written twice."""
+"""`kill -9` in every stage of the demo: what comes out is what an uninterrupted run gives, and nothing is done or
+written twice."""
 
 import json
 import os

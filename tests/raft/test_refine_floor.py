@@ -14,7 +14,8 @@ REFERENCE = (
     "A can of 10 litres lasts 4 months, and old oil should be handed in at the harbour of Emden before May."
 )
 GOOD = (
-    "The lamp oil should be kept in a closed can away from open fire, at 5 to 25 degrees. It does not freeze above 2 degrees. "
+    "The lamp oil should be kept in a closed can away from open fire, at 5 to 25 degrees. "
+    "It does not freeze above 2 degrees. "
     "One can of 10 liters lasts four months, and old oil should be handed in at the harbour of Emden before May."
 )
 

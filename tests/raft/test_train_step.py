@@ -1,4 +1,5 @@
-"""Whole optimizer steps against an oracle that shares nothing with the trainer but the rollouts: plain full logits in float64."""
+"""Whole optimizer steps against an oracle that shares nothing with the trainer but the rollouts: plain full
+logits in float64."""
 
 import copy
 
@@ -82,7 +83,8 @@ class Oracle:
 def test_two_steps_equal_the_oracle(tmp_path, dtype, tolerance, n, accumulation):
     lr = 0.02
     made = trainer(
-        tmp_path, dtype=dtype, data=rows(6), optim="sgd", learning_rate=lr, lr_scheduler_type="constant", weight_decay=0.0,
+        tmp_path, dtype=dtype, data=rows(6), optim="sgd", learning_rate=lr,
+        lr_scheduler_type="constant", weight_decay=0.0,
         max_grad_norm=0.0, max_steps=2, per_device_train_batch_size=3 // accumulation, rollouts_per_prompt=n, top_k=K,
         log_rollouts=-1, gradient_accumulation_steps=accumulation,
     )  # fmt: skip
@@ -118,7 +120,8 @@ def test_two_steps_equal_the_oracle(tmp_path, dtype, tolerance, n, accumulation)
 def gradients(tmp_path, **settings):
     """Gradients of the first step, clipped by nothing, and what was logged."""
     made = trainer(
-        tmp_path, dtype=torch.float64, data=rows(4), max_steps=1, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant",
+        tmp_path, dtype=torch.float64, data=rows(4), max_steps=1, optim="sgd", learning_rate=1.0,
+        lr_scheduler_type="constant",
         weight_decay=0.0, max_grad_norm=0.0, train_sampling_strategy="sequential", **settings,
     )  # fmt: skip
     before = [p.detach().clone() for p in made.model.parameters()]
