@@ -22,7 +22,7 @@ class RealSettings:
         default_factory=lambda: {"sft": {"method": "sft"}, "raft": {"method": "raft"}}
     )
     """Name -> its own fields of RAFTConfig."""
-    rates: tuple[float, ...] = (3e-5, 1e-4)
+    rates: tuple[float, ...] = (1e-4, 3e-4)
     epochs: tuple[float, ...] = (1, 2)
     """The grid of each method: every rate for the first number of epochs, the better one for the others too, which are
     multiples of the first. The rate is constant, so a longer training goes on where the shorter one ended."""
