@@ -1,7 +1,7 @@
-"""Reading rows: JSON Lines, Parquet or anything in memory in, one checked shape out.
+"""Reading rows: JSON, JSON Lines, Parquet or anything in memory in, one checked shape out.
 
-A row may come as question + answer, as prompt + completion (texts or chat messages) or as one list of chat messages.
-Whatever is wrong with it ends in one line that names the file, the line, the field, what was expected and what was found.
+A row may come as question + answer, as prompt + completion (texts or chat messages), as one list of chat messages, or in
+a form of `raft.row_forms`. Whatever is wrong with it ends in one line that names the file, the line, the field, what was expected and what was found.
 """
 
 import json
@@ -11,8 +11,21 @@ from typing import Any, NotRequired, TypedDict
 
 from raft.errors import InputError
 from raft.prompts import Message
+from raft.row_forms import FORM_FIELDS, usual_form
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# What a model would read that is not trained here. Leaving it out in silence would train answers to other questions.
+UNREAD = ("images", "image", "videos", "video", "audio", "audios", "documents", "system")
+# Of the chat template's arguments, those that are not a row's to set.
+OURS = (
+    "messages",
+    "conversation",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "return_dict",
+)
 SHAPES = '"question" and "answer", "prompt" and "completion", or "messages"'
 
 
@@ -24,10 +37,17 @@ class Row(TypedDict):
     answer: str
     prompt: list[Message]
     fused_answer: NotRequired[str]
+    answer_turn: NotRequired[dict[str, Any]]
+    """What the answer's message has beside its content: a thought ("reasoning_content"), "tool_calls"."""
+    tools: NotRequired[list[Any]]
+    """Schemas of tools, for the chat template."""
+    chat_template_kwargs: NotRequired[dict[str, Any]]
+    """Further arguments of the chat template, such as "enable_thinking"."""
 
 
 def read_rows(path: str | Path, *, need_answer: bool = True) -> list[Row]:
-    """All rows of a .jsonl, .json (one object a line) or .parquet file, checked; `InputError` names what is wrong."""
+    """All rows of a .jsonl, .json (an array, or one object a line) or .parquet file, checked; `InputError` names what
+    is wrong."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a directory, expected a .jsonl or .parquet file")
@@ -71,7 +91,11 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if path.suffix == ".json" and data.lstrip().startswith(b"["):
+        yield from _json_array(path, data)
+        return
+    for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
@@ -86,6 +110,15 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             raise InputError(f"{path}, line {number}: expected one JSON object, found {shown} ({reason})") from error
 
 
+def _json_array(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected a JSON array of objects: {error}") from error
+    for number, row in enumerate(rows):
+        yield f"row {number}", row
+
+
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         import pyarrow.parquet
@@ -94,7 +127,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = set(file.schema_arrow.names)
-            if not ("messages" in columns or columns & {"question", "prompt"}):
+            if not columns & {"messages", "question", "prompt", *FORM_FIELDS}:
                 found = ", ".join(sorted(columns)) or "none"
                 raise InputError(f"{path}: expected the columns {SHAPES}, found {_shorten(found)}")
             number = 0
@@ -109,17 +142,20 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
 def _row(raw: Any, where: str, number: int, need_answer: bool) -> Row:
     if not isinstance(raw, Mapping):
         raise InputError(f"{where}: expected an object with {SHAPES}, found {_show(raw)}")
-    # Columnar formats fill what a row does not have with null.
-    fields = {key: value for key, value in raw.items() if value is not None}
+    fields: dict[str, Any] = usual_form(without_nulls(raw), where)
+    _refuse_unread(fields, where)
     row_id = _id(fields.get("id", number), where)
+    turn = fields.pop("answer_turn", {})
+    if not isinstance(turn, dict):
+        raise InputError(f'{where}: field "answer_turn": expected an object, found {_show(turn)}')
     if "messages" in fields:
-        prompt, answer = _split(_messages(fields["messages"], where, "messages"), where, need_answer)
+        prompt, answer, turn = _split(_messages(fields["messages"], where, "messages"), where, need_answer)
     elif "prompt" in fields:
         prompt = _prompt(fields["prompt"], where)
-        answer = _answer(fields, where, need_answer)
+        answer, turn = _completion(fields, where, need_answer, turn)
     elif "question" in fields:
         prompt = [Message(role="user", content=_text(fields["question"], where, "question"))]
-        answer = _answer(fields, where, need_answer)
+        answer, turn = _completion(fields, where, need_answer, turn)
     else:
         found = ", ".join(map(str, fields)) or "no fields"
         missing = "question" if "answer" in fields else "prompt" if "completion" in fields else None
@@ -133,10 +169,53 @@ def _row(raw: Any, where: str, number: int, need_answer: bool) -> Row:
             f'{where}: field "{field}": expected a user message before the answer, found the roles {roles}'
         )
     question = _text(fields["question"], where, "question") if "question" in fields else asked[-1]
-    if "fused_answer" in fields:
+    if "fused_answer" in fields and not (turn.get("tool_calls") and fields["fused_answer"] == ""):
         _text(fields["fused_answer"], where, "fused_answer")
     rest = {key: value for key, value in fields.items() if key not in ("messages", "completion")}
-    return {**rest, "id": row_id, "question": question, "answer": answer, "prompt": prompt}
+    rest |= {"answer_turn": turn} if turn else {}
+    rest |= _template_arguments(fields, where)
+    return {**rest, "id": row_id, "question": question, "answer": answer, "prompt": prompt}  # type: ignore[typeddict-item]
+
+
+def without_nulls(value: Any) -> Any:
+    """Columnar formats fill what a row does not have with null, at every depth."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def _refuse_unread(fields: Mapping[str, Any], where: str) -> None:
+    for name in UNREAD:
+        if fields.get(name):
+            instead = (
+                "a message of role system in messages or prompt"
+                if name == "system"
+                else "rows of texts: it would be left out of what the model reads"
+            )
+            raise InputError(f'{where}: field "{name}": expected {instead}; found {_show(fields[name])}')
+
+
+def _template_arguments(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """ "tools" and "chat_template_kwargs", where the row has them; both may be JSON texts."""
+    found: dict[str, Any] = {}
+    for name, kind, expected in (("tools", list, "a list"), ("chat_template_kwargs", Mapping, "an object")):
+        if name not in fields:
+            continue
+        value = fields[name]
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise InputError(f'{where}: field "{name}": expected {expected} or its JSON text: {error}') from error
+        if not isinstance(value, kind):
+            raise InputError(f'{where}: field "{name}": expected {expected}, found {_show(value)}')
+        found[name] = value
+    for name in found.get("chat_template_kwargs", ()):
+        if name in OURS:
+            raise InputError(f'{where}: field "chat_template_kwargs.{name}": not for a row to set')
+    return found
 
 
 def _id(value: Any, where: str) -> str:
@@ -145,23 +224,32 @@ def _id(value: Any, where: str) -> str:
     return _text(str(value), where, "id")
 
 
-def _answer(fields: Mapping[str, Any], where: str, need_answer: bool) -> str:
-    """The reference answer: "completion" (a text, or a list with one assistant message) or "answer"."""
+def _completion(
+    fields: Mapping[str, Any], where: str, need_answer: bool, turn: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The reference answer and what its message has beside it: "completion" (a text, or a list with one assistant
+    message) or "answer", with `turn` of a row that was checked before."""
     if "completion" in fields and not isinstance(fields["completion"], str):
         messages = _messages(fields["completion"], where, "completion")
         if len(messages) != 1 or messages[0]["role"] != "assistant":
             roles = ", ".join(message["role"] for message in messages)
             raise InputError(f'{where}: field "completion": expected one assistant message, found the roles {roles}')
-        return messages[0]["content"]
+        return _apart(messages[0])
     field = "completion" if "completion" in fields else "answer"
     if field in fields:
-        return _text(fields[field], where, field)
+        called = isinstance(turn, Mapping) and turn.get("tool_calls") and fields[field] == ""
+        return ("" if called else _text(fields[field], where, field)), turn
     if not need_answer:
-        return ""
+        return "", turn
     wanted = "completion" if "prompt" in fields and "question" not in fields else "answer"
     raise InputError(
         f'{where}: field "{wanted}" is missing, expected a text; found {_shorten(", ".join(map(str, fields)))}'
     )
+
+
+def _apart(message: Message) -> tuple[str, dict[str, Any]]:
+    """Content, and the rest of an assistant's message."""
+    return message["content"], {key: item for key, item in message.items() if key not in ("role", "content")}
 
 
 def _prompt(value: Any, where: str) -> list[Message]:
@@ -175,11 +263,11 @@ def _prompt(value: Any, where: str) -> list[Message]:
     return messages
 
 
-def _split(messages: list[Message], where: str, need_answer: bool) -> tuple[list[Message], str]:
+def _split(messages: list[Message], where: str, need_answer: bool) -> tuple[list[Message], str, dict[str, Any]]:
     if messages[-1]["role"] == "assistant":
-        return messages[:-1], messages[-1]["content"]
+        return messages[:-1], *_apart(messages[-1])
     if not need_answer:
-        return messages, ""
+        return messages, "", {}
     raise InputError(
         f'{where}: field "messages": expected an assistant message at the end, found role {messages[-1]["role"]!r}'
     )
@@ -199,14 +287,48 @@ def _message(value: Any, where: str, field: str) -> Message:
         raise InputError(
             f'{where}: field "{field}": expected an object with "role" and "content", found {_show(value)}'
         )
-    message = {key: item for key, item in value.items() if item is not None}
+    message = dict(value)
     if message.get("role") not in ROLES:
         found = _show(message["role"]) if "role" in message else "none"
         raise InputError(f'{where}: field "{field}.role": expected one of {", ".join(ROLES)}, found {found}')
+    if isinstance(message.get("content"), list):
+        message["content"] = _joined(message["content"], where, f"{field}.content")
+    if message.get("tool_calls"):
+        message["tool_calls"] = [_called(call, where, f"{field}.tool_calls") for call in message["tool_calls"]]
+        message.setdefault("content", "")
     if "content" not in message:
         raise InputError(f'{where}: field "{field}.content" is missing, expected a text')
-    _text(message["content"], where, f"{field}.content")
+    if message["content"] != "" or not message.get("tool_calls"):
+        _text(message["content"], where, f"{field}.content")
     return message  # type: ignore[return-value]  # keys beyond role and content are for the chat template
+
+
+def _joined(parts: list[Any], where: str, field: str) -> str:
+    """The text of a content that comes in parts."""
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise InputError(
+                f'{where}: field "{field}": expected parts {{"type": "text", "text": ...}}, found {_show(part)}'
+            )
+    return "".join(part["text"] for part in parts)
+
+
+def _called(call: Any, where: str, field: str) -> Any:
+    """A call of a tool with its arguments as an object, which templates expect; OpenAI's format has them as a JSON
+    text."""
+    if not isinstance(call, Mapping):
+        raise InputError(f'{where}: field "{field}": expected an object, found {_show(call)}')
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError as error:
+        raise InputError(
+            f'{where}: field "{field}.function.arguments": expected an object or its JSON text, '
+            f"found {_show(function['arguments'])}"
+        ) from error
+    return {**call, "function": {**function, "arguments": without_nulls(arguments)}}
 
 
 def _text(value: Any, where: str, field: str) -> str:

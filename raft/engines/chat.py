@@ -1,36 +1,12 @@
-"""From chat messages to token ids and from completions to text."""
+"""Chats in, texts out, by an engine."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raft.engines.base import Engine, Sampling
-from raft.errors import ModelError
+from raft.rendering.chat import chat_ids
 
-
-def chat_ids(
-    tokenizer: Any,
-    messages: Sequence[Mapping[str, Any]],
-    add_generation_prompt: bool = True,
-    *,
-    enable_thinking: bool = False,
-) -> list[int]:
-    """Token ids of the chat template.
-
-    Models that can think aloud are asked not to: the data has answers, and thoughts would fill the budget of a rollout.
-    Templates that do not know `enable_thinking` ignore it.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
-            f"tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has no chat template; use a chat model's"
-        )
-    encoded = tokenizer.apply_chat_template(
-        list(messages),
-        add_generation_prompt=add_generation_prompt,
-        tokenize=True,
-        return_dict=True,
-        enable_thinking=enable_thinking,
-    )
-    return list(encoded["input_ids"])
+__all__ = ["chat_ids", "generate_text"]
 
 
 def generate_text(

@@ -85,11 +85,14 @@ def _own_model(run: Run) -> Path:
 
 def _check_lengths(config: Config, path: str, items: list[Row], data_path: str | Path) -> None:
     """The engine would refuse a prompt without room for an answer too, but in the middle of the work and by number."""
-    from raft.engines.chat import chat_ids
+    from raft.rendering import chat_ids, chat_options
 
     tokenizer, limit = load_tokenizer(path), config.evaluate.max_model_len
     for item in items:
-        length = len(chat_ids(tokenizer, item["prompt"]))
+        try:
+            length = len(chat_ids(tokenizer, item["prompt"], **chat_options(item)))
+        except InputError as error:
+            raise InputError(f"{data_path}, item {item['id']!r}: {error}") from error
         if length >= limit:
             found = f"prompt has {length} tokens, expected fewer than evaluate.max_model_len ({limit})"
             raise InputError(f"{data_path}, item {item['id']!r}: {found}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from raft.errors import InputError
 from raft.evaluate import checks
@@ -24,6 +24,8 @@ class Sample(TypedDict):
     output: str
     finish_reason: str
     score: float
+    thought: NotRequired[str]
+    """What the model thought before its output, which is not scored."""
 
 
 class Evaluation(TypedDict):
@@ -49,10 +51,11 @@ def evaluate(
     `batch_size` bounds the items in one call of the engine (default: all in one); it does not change greedy answers.
     `progress` shows how far it is, on stderr.
     """
-    from raft.engines.chat import chat_ids
+    from raft.rendering import chat_ids, chat_options
+    from raft.rendering import output as written
 
     check_items(items)
-    prompts = [chat_ids(engine.tokenizer, _prompt(item)) for item in items]
+    prompts = [chat_ids(engine.tokenizer, _prompt(item), **chat_options(item)) for item in items]
     size = batch_size or len(prompts)
     completions = []
     with Progress("answer", len(prompts), "item", per_call=True, final=False, show=progress) as phase:
@@ -63,18 +66,19 @@ def evaluate(
             phase.add(len(batch))
     samples = []
     for number, (item, completion) in enumerate(zip(items, completions, strict=True)):
-        output = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True).strip()
-        samples.append(
-            Sample(
-                id=str(item.get("id", number)),
-                suite=item.get(suite_field) or DEFAULT_SUITE,
-                skill=item.get("skill"),
-                question=item.get("question") or _prompt(item)[-1]["content"],
-                output=output,
-                finish_reason=completion.finish_reason,
-                score=checks.score(_check(item), output, answer=item.get("answer")),
-            )
+        thought, output = written(engine.tokenizer, completion.token_ids)
+        sample = Sample(
+            id=str(item.get("id", number)),
+            suite=item.get(suite_field) or DEFAULT_SUITE,
+            skill=item.get("skill"),
+            question=item.get("question") or _prompt(item)[-1]["content"],
+            output=output,
+            finish_reason=completion.finish_reason,
+            score=checks.score(_check(item), output, answer=item.get("answer")),
         )
+        if thought is not None:
+            sample["thought"] = thought
+        samples.append(sample)
     return summarize(samples)
 
 

@@ -13,7 +13,7 @@ from raft.refine.floor import Floor
 from raft.refine.generate import Job, Limits, outputs, reason
 from raft.refine.judges import Panel
 from raft.refine.progress import StageProgress
-from raft.refine.rewrite import in_chat
+from raft.refine.rewrite import in_chat, template_options
 from raft.refine.store import Failures, Store, row_key
 from raft.rows import Row
 
@@ -78,7 +78,9 @@ def fuse(
         jobs = []
         for row in open_rows:
             chat = fuse_chat(row, rewritten[row["id"]], wording)
-            jobs.append(Job(row["id"], row_key(model_id, parameters, chat), chat, {"round": number}))
+            options = template_options(row)
+            key = row_key(model_id, parameters | options, chat)
+            jobs.append(Job(row["id"], key, chat, options, {"round": number}))
         accepted: set[str] = set()
         for batch in outputs(jobs, engine, store, sampling, limits, "fuse", number):
             done = 0

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from raft.engines import Completion, Engine, Sampling
-from raft.engines.chat import chat_ids
 from raft.errors import ConfigError, EngineError, ModelError
 from raft.prompts import Message
 from raft.refine.store import Store
+from raft.rendering import chat_ids, output
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,6 +31,7 @@ class Job:
     row_id: str
     key: str
     chat: list[Message]
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the chat template: tools and the like
     extra: Mapping[str, Any] = field(default_factory=dict)  # goes into the stored line, for people who read it
 
 
@@ -119,7 +120,7 @@ def _generate(
     asked: list[tuple[int, list[int]]] = []
     for i, job in enumerate(jobs):
         try:
-            ids = chat_ids(engine.tokenizer, job.chat)
+            ids = chat_ids(engine.tokenizer, job.chat, **job.options)
         except RUN_ERRORS:
             raise
         except Exception as error:  # noqa: BLE001  # a template may refuse a chat, say one with a system message
@@ -149,10 +150,11 @@ def _line(engine: Engine, job: Job, completion: Completion, sampling: Sampling, 
     if completion.finish_reason == "length":
         limit = "max_tokens" if tokens >= sampling.max_tokens else "the end of the context (max_model_len)"
         return _failure(job, limits, f"the output was cut at {limit}, after {tokens} tokens", tokens)
-    text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True).strip()
+    thought, text = output(engine.tokenizer, completion.token_ids)
     if not text:
         return _failure(job, limits, "the output is empty", tokens)
-    return {"id": job.row_id, "key": job.key, **job.extra, "text": text, "tokens": tokens, "failed": None}
+    line = {"id": job.row_id, "key": job.key, **job.extra, "text": text, "tokens": tokens, "failed": None}
+    return line if thought is None else {**line, "thought": thought}
 
 
 def _failure(job: Job, limits: Limits, why: str, tokens: int = 0) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from raft.config import RefineSettings
 from raft.engines import Engine
+from raft.errors import InputError
 from raft.prompts import WORDINGS
 from raft.refine.diagnostics import AnswerNLL, diagnose
 from raft.refine.embed import Embedder, load_embedder
@@ -45,6 +46,8 @@ def refine(
     fusion model, named by `fusion_id`, when it is first needed; without it `engine` fuses.
     """
     checked = normalize_rows(rows, source="rows to refine")
+    # An answer that calls tools stays as it is: there is no wording to change.
+    texts = [row for row in checked if not row.get("answer_turn", {}).get("tool_calls")]
     judges = default_judges() if judges is None else judges
     check_judges(judges)
     embedder = load_embedder(settings.embedding_model) if embedder is None else embedder
@@ -55,15 +58,15 @@ def refine(
             for name in ("rewrite", "filter", "fuse", "judge")
         }
         failures = files.enter_context(Failures(folder / "failed.jsonl"))
-        with StageProgress("rewrite", len(checked), per_call=True, show=progress) as bar:
+        with StageProgress("rewrite", len(texts), per_call=True, show=progress) as bar:
             rewritten = rewrite(
-                checked, lambda: engine, stores["rewrite"], failures, settings, model_id=model_id, seed=seed, bar=bar
+                texts, lambda: engine, stores["rewrite"], failures, settings, model_id=model_id, seed=seed, bar=bar
             )
         panel = Panel(judges, stores["judge"])
         floor = Floor(WORDINGS[settings.prompts], settings)
-        with StageProgress("filter", len(checked), show=progress) as bar:
+        with StageProgress("filter", len(texts), show=progress) as bar:
             filtered = filter_rewritings(
-                checked, rewritten, embedder, floor, panel, stores["filter"], failures, settings, bar=bar
+                texts, rewritten, embedder, floor, panel, stores["filter"], failures, settings, bar=bar
             )
         passed = [row for row in checked if filtered.problems.get(row["id"]) == []]
         with StageProgress("fuse", len(passed), show=progress) as bar:
@@ -98,6 +101,12 @@ def refine(
         progress=progress,
     )
     write_json(folder / "diagnostics.json", numbers)
+    if texts and all(row["id"] in failures for row in texts):
+        first = failures.first()
+        raise InputError(
+            f"{folder}: the refinement failed for all {len(texts)} rows, row {first['id']} in {first['stage']}: "
+            f"{first['reason']}; nothing is refined"
+        )
     return fused
 
 

@@ -1,6 +1,7 @@
 """Self-conditioned rewriting: the model under training says the reference answer in its own words (Eq. 1)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from raft.config import RefineSettings
 from raft.engines import Engine, Sampling
@@ -8,6 +9,7 @@ from raft.prompts import WORDINGS, Message, Wording
 from raft.refine.generate import Job, Limits, outputs
 from raft.refine.progress import StageProgress
 from raft.refine.store import Failures, Store, row_key
+from raft.rendering import chat_options
 from raft.rows import Row
 
 
@@ -25,8 +27,10 @@ def rewrite(
     """Row id -> y~ ~ p(. | x, y), for every row whose rewriting is usable; the others go to `failures`."""
     parameters = {"temperature": settings.rewrite_temperature, "max_tokens": settings.max_tokens, "seed": seed}
     wording = WORDINGS[settings.prompts]
-    chats = [rewrite_chat(row, wording) for row in rows]
-    jobs = [Job(row["id"], row_key(model_id, parameters, chat), chat) for row, chat in zip(rows, chats, strict=True)]
+    jobs = []
+    for row in rows:
+        chat, options = rewrite_chat(row, wording), template_options(row)
+        jobs.append(Job(row["id"], row_key(model_id, parameters | options, chat), chat, options))
     sampling = Sampling(temperature=settings.rewrite_temperature, max_tokens=settings.max_tokens, seed=seed)
     rewritten: dict[str, str] = {}
     for batch in outputs(jobs, engine, store, sampling, Limits(settings.batch_size, settings.max_model_len), "rewrite"):
@@ -41,6 +45,11 @@ def rewrite(
 
 def rewrite_chat(row: Row, wording: Wording) -> list[Message]:
     return in_chat(row, wording.rewrite(row["question"], row["answer"]))
+
+
+def template_options(row: Row) -> dict[str, Any]:
+    """What a row asks of the chat template beside what every row does; nothing for most rows."""
+    return {name: value for name, value in chat_options(row).items() if (name, value) != ("enable_thinking", False)}
 
 
 def in_chat(row: Row, content: str) -> list[Message]:

@@ -2,11 +2,12 @@
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raft.config import Config
-from raft.errors import ConfigError
+from raft.config import Config, save_config
+from raft.errors import ConfigError, InputError
 from raft.prompts import WORDINGS, Message, Wording
 from raft.rows import Row, read_rows
 from raft.runs import Run, read_jsonl
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0) -> None:
     """Refines `config.data` with `config.model` into `run.refine_dir`; with `preview` shows that many rows and writes nothing.
 
-    `resume` changes nothing here: what is on disk and still fits is always used.
+    The settings go to config.yaml of the run. `resume` changes nothing here: what is on disk and still fits is always used.
     """
     if config.model is None or config.data is None:
         raise ConfigError(f"refine: expected a model and data, found model {config.model!r} and data {config.data!r}")
@@ -42,6 +43,7 @@ def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0)
     if fusion_model != "local":
         fusion["fusion_id"] = fingerprint(check_model(fusion_model))
     tokenizer = load_tokenizer(config.model)
+    _check_template(rows, tokenizer, WORDINGS[settings.prompts], config.data)
     embedder = load_embedder(settings.embedding_model)
     model = load_model(config.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     engine = make_engine(settings.engine, model, tokenizer, max_model_len=settings.max_model_len)
@@ -70,12 +72,28 @@ def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0)
                 fused = refine(shown, engine, Run(folder), settings, progress=False, **common)
                 print(preview_text(shown, fused, Path(folder), WORDINGS[settings.prompts]))
             return
+        # Only now: a refused refinement leaves nothing behind, and one that is cut short no rows that others made.
+        save_config(config, run.config_path)
+        for name in ("fused.jsonl", "diagnostics.json"):
+            (run.refine_dir / name).unlink(missing_ok=True)
         fused = refine(rows, engine, run, settings, nll=nll, **common)
     finally:
         for each in reversed(engines):
             each.close()
     kept = sum(row["kept"] for row in fused)
     print(f"refined {len(fused)} rows, kept {kept} ({100 * kept / len(fused):.1f} %): {run.refine_dir / 'fused.jsonl'}")
+
+
+def _check_template(rows: Sequence[Row], tokenizer: Any, wording: Wording, path: Any) -> None:
+    """InputError where the chat template refuses a row: one of each sequence of roles is rendered."""
+    from raft.refine.rewrite import rewrite_chat, template_options
+    from raft.rendering import chat_text
+
+    for row in {tuple(message["role"] for message in row["prompt"]): row for row in reversed(rows)}.values():
+        try:
+            chat_text(tokenizer, rewrite_chat(row, wording), **template_options(row))
+        except InputError as error:
+            raise InputError(f"{path}, row {row['id']!r}: {error}") from error
 
 
 def preview_text(rows: list[Row], fused: list[dict[str, Any]], folder: Path, wording: Wording) -> str:

@@ -27,9 +27,12 @@ class Unit:
     @property
     def tokens(self) -> int:
         """Of the pack: the last token of each sequence predicts nothing and is left out."""
-        prompt = len(self.example.prompt)
-        again = 0 if self.shares else prompt
-        return prompt + len(self.example.target) - 1 + sum(again + len(s.completion.token_ids) - 1 for s in self.scored)
+        example = self.example
+        prompts = len(self.scored)
+        if self.shares:  # one for all rollouts, none where the same stands before the answer
+            prompts = min(prompts, bool(example.earlier) or example.context != example.prompt)
+        rollouts = sum(len(s.completion.token_ids) - 1 for s in self.scored)
+        return len(example.context) + len(example.target) - 1 + prompts * len(example.prompt) + rollouts
 
 
 def units(micro: MicroBatch, mask_truncated: bool = False, shares: bool = False) -> list[Unit]:

@@ -3,80 +3,142 @@
 Everything that does not fit is decided here, before any GPU second is spent: long answers are cut, long prompts refused.
 """
 
-from collections.abc import Collection, Sequence
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raft.engines.chat import chat_ids
 from raft.errors import InputError
-from raft.prompts import TEACHER_PROMPTS, Message, teacher_messages
+from raft.prompts import TEACHER_PROMPTS, teacher_messages
+from raft.rendering import assistant_turn, chat_ids, chat_options
+from raft.rendering.controls import without_end
+from raft.rendering.earlier import earlier_turns
+from raft.rendering.row import answer_message, control_in, thought_of
+from raft.rendering.thoughts import ends_inside
+from raft.rendering.turn import end_texts
 from raft.rows import Row
 from raft.train.config import RAFTConfig
+
+_LAST = 16  # tokens of a prompt that hold the mark of a thought, if it ends inside of one
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row, rendered."""
+    """One row, rendered: token ids."""
 
     id: str
     question: str
-    prompt: list[int]  # x, up to where the assistant's turn begins
+    prompt: list[int]  # x, up to where the assistant's turn begins: what rollouts follow
+    context: list[int]  # x, as far as the template writes it with an answer too: what the target follows
     target: list[int]  # yhat, with the end-of-turn token unless it was cut
     teacher_prompt: list[int]  # what the teacher reads before the rollout; empty for methods without a teacher
+    earlier: tuple[tuple[int, int], ...] = ()  # parts of `context` that are trained too, from and up to
+
+    @property
+    def answers(self) -> tuple[list[int], list[int], list[bool]]:
+        """What stands before the first trained token, what follows it, and which tokens of that are trained."""
+        start = self.earlier[0][0] if self.earlier else len(self.context)
+        trained = [any(a <= i < b for a, b in self.earlier) for i in range(start, len(self.context))]
+        return self.context[:start], [*self.context[start:], *self.target], trained + [True] * len(self.target)
 
 
-@dataclass(frozen=True)
-class Cuts:
-    """How many texts had to be shortened."""
+@dataclass
+class Notes:
+    """What was done to rows while they were rendered: in how many of them."""
 
-    targets: int
-    references: int
+    cut_targets: int = 0
+    cut_references: int = 0
+    ended: int = 0
+    """Answers whose own end token was taken off, because the template writes one."""
+    controls: int = 0
+    """Rows with control tokens in their texts, which are encoded as plain characters."""
+    controls_first: str = ""
+    """The first of these: row and token."""
+    thoughts_dropped: int = 0
+    """Rows with a thought that the template does not write."""
+    inside_thought: int = 0
+    """Rows whose prompt ends inside a thought, though their answer has none."""
 
 
 def render(
-    rows: Sequence[Row], tokenizer: Any, args: RAFTConfig, ends: Collection[int], *, rollouts: bool = True
-) -> tuple[list[Example], Cuts]:
+    rows: Sequence[Row],
+    tokenizer: Any,
+    args: RAFTConfig,
+    ends: Collection[int],
+    *,
+    rollouts: bool = True,
+    vocabulary: int | None = None,
+) -> tuple[list[Example], Notes]:
     """Renders all rows; `InputError` names the row whose prompt leaves no room.
 
-    `ends`: every token id that ends a turn. `rollouts` False: rows that are only ever trained or evaluated on their answers.
+    `ends`: every token id that ends a turn. `rollouts` False: rows that are only ever trained or evaluated on their
+    answers. vocabulary: rows of the model's embeddings; a token beyond them is refused.
     """
-    distills = rollouts and args.preset.distills
-    examples, cut_targets, cut_references = [], 0, 0
-    for row in rows:
-        answer = _answer(row, args)
-        prompt = chat_ids(tokenizer, row["prompt"])
-        room = args.max_length - len(prompt)
-        if room < 1 or (distills and room < args.rollout_max_tokens):
-            beside = f" beside rollout_max_tokens={args.rollout_max_tokens}" if distills else ""
-            raise InputError(
-                f"row {row['id']}: the prompt has {len(prompt)} tokens, which does not fit into max_length={args.max_length}{beside}; "
-                "questions are never cut"
-            )
-        target = target_ids(tokenizer, row["prompt"], prompt, answer, ends)
-        cut_targets += len(target) > room
-        asked: list[int] = []
-        if distills:
-            asked, cut = _teacher_prompt(tokenizer, row, answer, args)
-            cut_references += cut
-        examples.append(Example(row["id"], row["question"], prompt, target[:room], asked))
-    return examples, Cuts(cut_targets, cut_references)
+    notes = Notes()
+    examples = [_example(row, tokenizer, args, ends, rollouts and args.preset.distills, notes) for row in rows]
+    if vocabulary is not None:
+        for example in examples:
+            _check_ids(example, tokenizer, vocabulary)
+    return examples, notes
 
 
-def target_ids(
-    tokenizer: Any, messages: list[Message], prompt: list[int], answer: str, ends: Collection[int]
-) -> list[int]:
-    """Token ids of the assistant's turn with its end token, as the chat template writes it.
+def digest(examples: Sequence[Example]) -> str:
+    """Of all token ids, to see whether a resumed training renders its rows as before."""
+    found = hashlib.blake2b(digest_size=8)
+    for example in examples:
+        found.update(repr((example.prompt, example.target, example.teacher_prompt)).encode())
+    return found.hexdigest()
 
-    Where the template does not continue its own generation prompt, the answer's tokens and the template's end token are used.
-    """
-    whole = chat_ids(tokenizer, [*messages, Message(role="assistant", content=answer)], add_generation_prompt=False)
-    last = next((i for i in range(len(whole) - 1, -1, -1) if whole[i] in ends), None)
-    if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
-        if last is not None and last >= len(prompt):
-            return whole[len(prompt) : last + 1]
-        return [*whole[len(prompt) :], tokenizer.eos_token_id]
-    end = tokenizer.eos_token_id if last is None else whole[last]
-    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], end]
+
+def _example(
+    row: Row, tokenizer: Any, args: RAFTConfig, ends: Collection[int], distills: bool, notes: Notes
+) -> Example:
+    answer = _answer(row, args)
+    if row.get("answer_turn", {}).get("weight") == 0:
+        raise InputError(f"row {row['id']}: its last message has weight 0: expected an answer to train on")
+    bare = without_end(answer, end_texts(tokenizer, ends))
+    notes.ended += bare != answer
+    control = control_in(row, bare, tokenizer)
+    if control is not None:
+        notes.controls += 1
+        notes.controls_first = notes.controls_first or f"row {row['id']}: {control}"
+    message = answer_message(row, bare)
+    options = chat_options(row, message)
+    try:
+        turn = assistant_turn(tokenizer, row["prompt"], message, ends, **options)
+    except InputError as error:
+        raise InputError(f"row {row['id']}: {error}") from error
+    thought = thought_of(message)
+    if thought is None:
+        notes.inside_thought += ends_inside(tokenizer.decode(turn.prompt[-_LAST:])) is not None
+    else:
+        notes.thoughts_dropped += thought.strip() not in tokenizer.decode(turn.target)
+    room = args.max_length - len(turn.prompt)
+    if room < 1 or (distills and room < args.rollout_max_tokens):
+        beside = f" beside rollout_max_tokens={args.rollout_max_tokens}" if distills else ""
+        raise InputError(
+            f"row {row['id']}: the prompt has {len(turn.prompt)} tokens, which does not fit into "
+            f"max_length={args.max_length}{beside}; questions are never cut"
+        )
+    notes.cut_targets += len(turn.target) > room
+    asked: list[int] = []
+    if distills:
+        # An answer without a text calls tools, and that is what the teacher is to know.
+        known = bare or json.dumps([call.get("function") for call in message.get("tool_calls", ())])
+        asked, cut = _teacher_prompt(tokenizer, row, known, args, options)
+        notes.cut_references += cut
+    earlier = _earlier(row, tokenizer, ends, options) if args.assistant_turns == "all" else ()
+    return Example(row["id"], row["question"], turn.prompt, turn.context, turn.target[:room], asked, earlier)
+
+
+def _earlier(
+    row: Row, tokenizer: Any, ends: Collection[int], options: Mapping[str, Any]
+) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple(earlier_turns(tokenizer, row["prompt"], ends, **options))
+    except InputError as error:
+        raise InputError(f"row {row['id']}: {error}") from error
 
 
 def _answer(row: Row, args: RAFTConfig) -> str:
@@ -95,12 +157,14 @@ def _answer(row: Row, args: RAFTConfig) -> str:
     return rewritten
 
 
-def _teacher_prompt(tokenizer: Any, row: Row, reference: str, args: RAFTConfig) -> tuple[list[int], bool]:
+def _teacher_prompt(
+    tokenizer: Any, row: Row, reference: str, args: RAFTConfig, options: Mapping[str, Any]
+) -> tuple[list[int], bool]:
     """The teacher's prompt, and whether its reference had to be cut to fit into teacher_max_length with a rollout."""
     room = args.teacher_length - args.rollout_max_tokens
     template = TEACHER_PROMPTS[args.teacher_prompt]
     shown = teacher_messages(row["prompt"], reference, template) if args.sees_answer else row["prompt"]
-    asked = chat_ids(tokenizer, shown)
+    asked = chat_ids(tokenizer, shown, **options)
     cut = args.sees_answer and len(asked) > room
     tokens: list[int] = tokenizer(reference, add_special_tokens=False)["input_ids"] if cut else []
     short = reference
@@ -108,10 +172,23 @@ def _teacher_prompt(tokenizer: Any, row: Row, reference: str, args: RAFTConfig) 
         tokens = tokens[: max(len(tokens) - (len(asked) - room), 0)]
         # A cut inside a character leaves a replacement character behind.
         short = tokenizer.decode(tokens).rstrip("\ufffd")
-        asked = chat_ids(tokenizer, teacher_messages(row["prompt"], short, template))
+        asked = chat_ids(tokenizer, teacher_messages(row["prompt"], short, template), **options)
     if len(asked) > room or not short.strip():
         raise InputError(
             f"row {row['id']}: the question leaves the teacher no room for an answer: teacher_max_length={args.teacher_length} "
             f"less rollout_max_tokens={args.rollout_max_tokens} is {room} tokens; questions are never cut"
         )
     return asked, cut
+
+
+def _check_ids(example: Example, tokenizer: Any, vocabulary: int) -> None:
+    """An id beyond the embeddings would end the run in the middle, on a GPU with an error that names no row."""
+    for name in ("prompt", "target", "teacher_prompt"):
+        ids = getattr(example, name)
+        most = max(ids, default=0)
+        if most >= vocabulary:
+            raise InputError(
+                f"row {example.id}: its {name.replace('_', ' ')} has the token {tokenizer.decode([most])!r} with id {most}, "
+                f"but the model has embeddings of {vocabulary} tokens (the tokenizer has {len(tokenizer)}): expected the "
+                "tokenizer of this model"
+            )

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 
 from raft.train.config import RAFTConfig
-from raft.train.data import Cuts, Example
+from raft.train.data import Example, Notes
 
 
 def describe(
-    args: RAFTConfig, examples: Sequence[Example], cuts: Cuts | None, max_steps: int, engine: str
+    args: RAFTConfig, answers: str, examples: Sequence[Example], notes: Notes | None, max_steps: int, engine: str
 ) -> list[str]:
-    """The settings that follow from others, a line each."""
+    """The settings that follow from others, a line each. answers: of `raft.train.targets`."""
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     prompt, target = (sum(len(getattr(e, name)) for e in examples) / len(examples) for name in ("prompt", "target"))
     tokens = batch * (prompt + target)
     lines = [
         (
-            f"method {args.method} on {len(examples)} rows ({args.answer_target} answers), {max_steps} steps of {batch} rows "
+            f"method {args.method} on {len(examples)} rows ({answers}), {max_steps} steps of {batch} rows "
             f"({args.per_device_train_batch_size} x {args.gradient_accumulation_steps} micro-batches x {args.world_size} ranks)"
         )
     ]
@@ -39,9 +39,29 @@ def describe(
         ]
     else:
         lines.append(f"{tokens:.0f} tokens a step")
-    if cuts is not None and (cuts.targets or cuts.references):
-        lines.append(f"cut to fit: {cuts.targets} answers, {cuts.references} references of the teacher")
-    return [f"raft: {line}" for line in lines]
+    return [f"raft: {line}" for line in [*lines, *(_noted(notes) if notes is not None else [])]]
+
+
+def _noted(notes: Notes) -> list[str]:
+    """What became of the rows' texts."""
+    lines = []
+    if notes.cut_targets or notes.cut_references:
+        lines.append(f"cut to fit: {notes.cut_targets} answers, {notes.cut_references} references of the teacher")
+    if notes.ended:
+        lines.append(f"{notes.ended} answers ended with an end token of their own, which was taken off")
+    if notes.controls:
+        lines.append(
+            f"{notes.controls} rows have control tokens in their texts, which are trained as plain characters "
+            f"(first {notes.controls_first})"
+        )
+    if notes.thoughts_dropped:
+        lines.append(f"{notes.thoughts_dropped} rows have a thought that the chat template leaves out")
+    if notes.inside_thought:
+        lines.append(
+            f"{notes.inside_thought} prompts end inside a thought, so rollouts begin with one, though the answers have none; "
+            'where the template knows it, chat_template_kwargs {"enable_thinking": false} turns it off'
+        )
+    return lines
 
 
 def _averaged(args: RAFTConfig) -> str:

@@ -47,16 +47,18 @@ def student_batch(rows: Sequence[Unit], *, share: bool = False) -> Batch:
     share: as of `pack_turns`.
     """
     scored = tuple(s for row in rows for s in row.scored)
-    answers = [(row.example.prompt, row.example.target) for row in rows]
+    parts = [row.example.answers for row in rows]
+    answers = [(before, tokens) for before, tokens, _ in parts]
+    trained = torch.tensor([is_trained for *_, part in parts for is_trained in part], dtype=torch.bool)
     rollouts = [(s.example.prompt, s.completion.token_ids) for s in scored]
     packed, positions = pack_turns([*answers, *rollouts] or [NOTHING], share=share)
-    split = sum(len(target) for _, target in answers)
+    split = sum(len(tokens) for _, tokens in answers)
     lengths = torch.tensor([len(s.completion.token_ids) for s in scored], dtype=torch.int64)
     known = [s.teacher for s in scored if s.teacher is not None]
     return Batch(
         pack=packed,
-        sft_positions=positions[:split],
-        sft_labels=torch.tensor([token for _, target in answers for token in target], dtype=torch.int64),
+        sft_positions=positions[:split][trained],
+        sft_labels=torch.tensor([token for _, tokens in answers for token in tokens], dtype=torch.int64)[trained],
         kl_positions=positions[split:],
         kl_weights=(1 / lengths.double()).repeat_interleave(lengths),
         kl_rollout=torch.arange(len(scored)).repeat_interleave(lengths),

@@ -274,6 +274,35 @@ def test_one_bad_row_costs_the_others_of_its_batch_nothing(tmp_path):
     assert [line["reason"] for line in lines(tmp_path, "failed")] == ["RuntimeError: out of memory"]
 
 
+def test_a_refinement_in_which_every_row_fails_is_an_error(tmp_path):
+    with pytest.raises(
+        InputError, match="the refinement failed for all 3 rows, row r0 in rewrite: ConnectionError: away"
+    ):
+        run_it(tmp_path, make_rows(3), lambda *_: ConnectionError("away"))
+    assert [row["fused_answer"] for row in lines(tmp_path, "fused")] == ["It is A.", "It is B.", "It is C."]
+    assert len(lines(tmp_path, "failed")) == 3
+
+
+def test_a_thought_before_an_output_is_kept_beside_it_and_not_used(tmp_path):
+    fused, _ = run_it(tmp_path, make_rows(1), lambda *_: f"<think>\nhm\n</think>\n\n{said('good', 900)}")
+    assert fused[0]["rewritten"] == fused[0]["fused_answer"] == said("good", 900)
+    [line] = lines(tmp_path, "rewrite")
+    assert (line["text"], line["thought"]) == (said("good", 900), "hm")
+    # A thought that was never closed leaves no output.
+    with pytest.raises(InputError, match="the output is empty"):
+        run_it(tmp_path / "cut", make_rows(1), lambda *_: "<think>\nhm, and so on")
+
+
+def test_an_answer_that_calls_a_tool_stays_as_it_is(tmp_path):
+    call = {"type": "function", "function": {"name": "now", "arguments": {}}}
+    calling = {"messages": [{"role": "user", "content": "Now?"}, {"role": "assistant", "tool_calls": [call]}]}
+    fused, engine = run_it(tmp_path, [*make_rows(1), {"id": "t", **calling}], lambda *_: said("good", 900))
+    assert (fused[0]["kept"], fused[1]["kept"]) == (True, False)
+    assert fused[1]["answer_turn"] == {"tool_calls": [call]} and fused[1]["fused_answer"] == ""
+    assert ("rewrite", "Now?") not in engine.calls
+    assert normalize_rows(fused)  # what training reads
+
+
 def test_what_was_raised_is_tried_again_and_what_was_cut_is_not(tmp_path):
     rows, broken = make_rows(4), [True]
 

@@ -216,3 +216,75 @@ def test_rows_in_memory_name_their_source():
         normalize_rows([{"question": "q", "answer": "a"}, {"question": "q", "answer": ""}], source="eval_dataset")
     with pytest.raises(InputError, match="train_dataset: holds no rows"):
         normalize_rows([])
+
+
+def test_a_thought_and_calls_of_tools_stay_beside_the_answer():
+    call = {"type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC", "at": null}'}}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [call], "name": None},
+    ]
+    [row] = normalize_rows([{"messages": messages, "tools": json.dumps([call])}])
+    assert row["answer"] == ""
+    assert row["answer_turn"] == {
+        "reasoning_content": "Hm.",
+        "tool_calls": [{"type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}],
+    }
+    assert row["tools"] == [call]
+    assert normalize_rows([row]) == [row]
+
+
+def test_nulls_of_columnar_formats_go_at_every_depth():
+    call = {"function": {"name": "now", "arguments": {"zone": "UTC", "other": None}}, "id": None}
+    messages = [{"role": "user", "content": "q", "tool_calls": None}, {"role": "assistant", "tool_calls": [call]}]
+    [row] = normalize_rows([{"messages": messages, "chat_template_kwargs": {"a": 1, "b": None}}])
+    assert row["prompt"] == [{"role": "user", "content": "q"}]
+    assert row["answer_turn"]["tool_calls"] == [{"function": {"name": "now", "arguments": {"zone": "UTC"}}}]
+    assert row["chat_template_kwargs"] == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["images", "documents", "system", "audio"])
+def test_what_the_model_would_not_read_is_refused_by_name(name):
+    row = {"question": "q", "answer": "a", name: "x"}
+    with pytest.raises(InputError, match=f'row 0: field "{name}": expected'):
+        normalize_rows([row])
+    assert normalize_rows([{**row, name: None}])
+
+
+def test_template_arguments_are_checked():
+    row = {"question": "q", "answer": "a"}
+    with pytest.raises(InputError, match='field "tools": expected a list'):
+        normalize_rows([{**row, "tools": "{}"}])
+    with pytest.raises(InputError, match=r'"chat_template_kwargs.add_generation_prompt": not for a row'):
+        normalize_rows([{**row, "chat_template_kwargs": {"add_generation_prompt": False}}])
+
+
+def test_contents_in_parts_are_joined():
+    parts = [{"type": "text", "text": "What "}, {"type": "text", "text": "now?"}]
+    [row] = normalize_rows([{"prompt": [{"role": "user", "content": parts}], "completion": "a"}])
+    assert row["question"] == "What now?"
+    with pytest.raises(InputError, match="expected parts"):
+        normalize_rows([{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "completion": "a"}])
+
+
+def test_rows_of_alpaca_and_sharegpt():
+    alpaca = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
+    sharegpt = {"system": "brief", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    rows = normalize_rows([alpaca, {"instruction": "Go.", "input": "", "output": "Gone."}, sharegpt])
+    assert [(row["question"], row["answer"]) for row in rows] == [
+        ("Add.\n\n1 and 2", "3"),
+        ("Go.", "Gone."),
+        ("q", "a"),
+    ]
+    assert rows[2]["prompt"][0] == {"role": "system", "content": "brief"}
+    with pytest.raises(InputError, match=r'"conversations\[0\].from": expected one of human'):
+        normalize_rows([{"conversations": [{"from": "bot", "value": "q"}]}])
+
+
+def test_a_json_file_may_be_an_array(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}]')
+    assert [row["question"] for row in read_rows(path)] == ["q", "r"]
+    path.write_text('[{"question": "q", "answer": "a"},')
+    with pytest.raises(InputError, match="expected a JSON array of objects"):
+        read_rows(path)

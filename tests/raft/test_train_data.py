@@ -10,21 +10,21 @@ from raft.engines.chat import chat_ids
 from raft.errors import InputError
 from raft.prompts import TEACHER_PROMPTS, teacher_messages
 from raft.rows import normalize_rows
-from raft.train.batching import units
-from raft.train.data import render, target_ids
+from raft.train.batching import Unit, units
+from raft.train.data import render
 from raft.train.losses import student_batch, teacher_pack
 from raft.train.packing import pack
 from raft.train.rollout import MicroBatch, Scored
 from tests.golden.training import config
-from tests.tiny import END, END_OF_TEXT, tokenizer
+from tests.tiny import CHAT_TEMPLATE, END, END_OF_TEXT, tokenizer
 
 TOKENS = tokenizer()
 ENDS = TOKENS.convert_tokens_to_ids([END, END_OF_TEXT])
 
 
 def rendered(row, tmp_path, **overrides):
-    examples, cuts = render(normalize_rows([row]), TOKENS, config(tmp_path, **overrides), ENDS)
-    return examples[0], cuts
+    examples, notes = render(normalize_rows([row]), TOKENS, config(tmp_path, **overrides), ENDS)
+    return examples[0], notes
 
 
 def text(ids):
@@ -32,7 +32,7 @@ def text(ids):
 
 
 def test_a_row_is_rendered_by_the_template(tmp_path):
-    example, cuts = rendered(
+    example, notes = rendered(
         {"id": 7, "question": "why?", "answer": "because", "fused_answer": "just because"}, tmp_path
     )
     assert (example.id, example.question) == ("7", "why?")
@@ -41,7 +41,7 @@ def test_a_row_is_rendered_by_the_template(tmp_path):
     assert text(example.teacher_prompt) == (
         "<|im_start|>user\nwhy?\n\nWhat is known: just because<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert (cuts.targets, cuts.references) == (0, 0)
+    assert (notes.cut_targets, notes.cut_references) == (0, 0)
 
 
 def test_the_teachers_prompt_of_the_paper(tmp_path):
@@ -95,30 +95,10 @@ def test_chats_keep_their_history(tmp_path):
     assert "What is known: 2<" in text(example.teacher_prompt) and "be brief" in text(example.teacher_prompt)
 
 
-def test_a_template_that_does_not_continue_its_own_prompt():
-    other = tokenizer()
-    other.chat_template = other.chat_template.replace(
-        "<|im_start|>assistant\\n' }}{% endif", "<|im_start|>assistant\\n<think>\\n' }}{% endif"
-    )
-    messages = [{"role": "user", "content": "q"}]
-    ids = target_ids(other, messages, chat_ids(other, messages), "the answer", ENDS)
-    assert other.decode(ids) == "the answer<|im_end|>"
-
-
-def test_the_end_token_is_the_one_of_the_template():
-    """As in Phi-4-mini: turns end with one token, the tokenizer names another."""
-    other = tokenizer()
-    other.eos_token = END_OF_TEXT
-    messages = [{"role": "user", "content": "q"}]
-    assert other.decode(target_ids(other, messages, chat_ids(other, messages), "a", ENDS)) == "a<|im_end|>"
-    other.chat_template = "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}"
-    assert other.decode(target_ids(other, messages, chat_ids(other, messages), "a", ENDS)) == "a\n<|endoftext|>"
-
-
 def test_long_answers_are_cut_and_counted(tmp_path):
-    example, cuts = rendered({"question": "q", "answer": "word " * 100}, tmp_path, max_length=80, method="sft")
+    example, notes = rendered({"question": "q", "answer": "word " * 100}, tmp_path, max_length=80, method="sft")
     assert len(example.prompt) + len(example.target) == 80 and example.target[-1] not in ENDS
-    assert cuts.targets == 1
+    assert notes.cut_targets == 1
 
 
 @pytest.mark.parametrize(("method", "limit"), [("sft", 15), ("raft", 30)])
@@ -139,7 +119,7 @@ def test_the_reference_is_cut_and_the_question_never(tmp_path_factory, answer, r
     row = {"question": question, "answer": answer}
     budget = room + 10
     try:
-        example, cuts = rendered(row, "out", teacher_max_length=budget, max_length=400, teacher_prompt=prompt)
+        example, notes = rendered(row, "out", teacher_max_length=budget, max_length=400, teacher_prompt=prompt)
     except InputError as error:
         assert "the question leaves the teacher no room" in str(error)
         messages = teacher_messages(normalize_rows([row])[0]["prompt"], answer, TEACHER_PROMPTS[prompt])
@@ -150,7 +130,7 @@ def test_the_reference_is_cut_and_the_question_never(tmp_path_factory, answer, r
     before, after = TEACHER_PROMPTS[prompt](question, "\0").split("\0")
     kept = shown.partition(before)[2].partition(f"{after}<|im_end|>")[0]
     assert answer.startswith(kept) and kept
-    assert (kept != answer) == bool(cuts.references)
+    assert (kept != answer) == bool(notes.cut_references)
 
 
 def test_the_teacher_needs_room_for_some_of_the_answer(tmp_path):
@@ -215,3 +195,115 @@ def test_a_micro_batch_predicts_every_answer_and_rollout_token(tmp_path):
         [5, 6],
         [7],
     ]
+
+
+def test_an_answer_that_ends_its_own_turn_trains_one_end_token(tmp_path):
+    example, notes = rendered({"question": "q", "answer": f"because{END}\n"}, tmp_path)
+    assert text(example.target) == "because<|im_end|>"
+    assert notes.ended == 1
+    assert "What is known: because<|im_end|>\n<|im_start|>assistant\n" in text(example.teacher_prompt)
+
+
+def test_control_tokens_of_a_reference_do_not_close_the_teachers_turn(tmp_path):
+    end = TOKENS.convert_tokens_to_ids(END)
+    row = {"id": "r1", "question": "who?", "answer": f"Anna {END} Stone"}
+    example, notes = rendered(row, tmp_path)
+    assert example.teacher_prompt.count(end) == 1 and example.target.count(end) == 1
+    assert f"What is known: Anna {END} Stone{END}" in text(example.teacher_prompt)
+    assert (notes.controls, notes.controls_first) == (1, f"row r1: {END}")
+
+
+def test_a_prompt_that_is_rendered_already_is_refused(tmp_path):
+    row = {"question": "<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n", "answer": "a"}
+    with pytest.raises(InputError, match=r"row 0: the prompt begins with <\|im_start\|>"):
+        rendered(row, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["sft", "raft"])
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        ({"question": "zz", "answer": "a"}, "prompt"),
+        ({"question": "q", "answer": "zz"}, "target"),
+    ],
+)
+def test_a_token_beyond_the_embeddings_is_refused_by_row(tmp_path, method, row, part):
+    known = TOKENS.convert_tokens_to_ids("zz")
+    config_ = config(tmp_path, method=method)
+    assert render(normalize_rows([row]), TOKENS, config_, ENDS, vocabulary=known + 1)
+    with pytest.raises(InputError, match=f"row 0: its {part} has the token 'zz' with id {known}, but the model has"):
+        render(normalize_rows([row]), TOKENS, config_, ENDS, vocabulary=known)
+
+
+def test_an_answer_with_a_thought_asks_student_and_teacher_to_think(tmp_path):
+    other = tokenizer()
+    other.chat_template = CHAT_TEMPLATE.replace(
+        "{% if add_generation_prompt %}",
+        "{% if add_generation_prompt and enable_thinking %}{{ '<|im_start|>assistant\\n<think>\\n' }}"
+        "{% elif add_generation_prompt %}",
+    )
+    rows = normalize_rows([{"question": "q", "answer": "<think>\nhm\n</think>\na"}, {"question": "q", "answer": "a"}])
+    (thinking, plain), notes = render(rows, other, config(tmp_path), ENDS)
+    assert other.decode(thinking.prompt).endswith("<think>\n") and not other.decode(plain.prompt).endswith("<think>\n")
+    assert other.decode(thinking.teacher_prompt).endswith("<think>\n")
+    assert other.decode([*thinking.context, *thinking.target]).endswith("assistant\n<think>\nhm\n</think>\na<|im_end|>")
+    assert notes.thoughts_dropped == 0
+
+
+def test_thoughts_that_the_template_leaves_out_are_counted(tmp_path):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "hm"}]
+    _, notes = rendered({"messages": messages}, tmp_path)
+    assert notes.thoughts_dropped == 1
+
+
+def test_where_the_template_opens_a_thought_by_itself_rollouts_and_answers_follow_different_prompts(tmp_path):
+    other = tokenizer()
+    other.chat_template = CHAT_TEMPLATE.replace(
+        "<|im_start|>assistant\n' }}{% endif %}", "<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    )
+    [example], notes = render(normalize_rows([{"question": "q", "answer": "a"}]), other, config(tmp_path), ENDS)
+    assert notes.inside_thought == 1
+    assert other.decode(example.prompt).endswith("assistant\n<think>\n")
+    assert other.decode(example.context).endswith("assistant\n") and other.decode(example.target) == "a<|im_end|>"
+    scored = Scored(example, Completion([5, 6], "stop"))
+    [unit] = units(MicroBatch([example], [[scored]]), shares=True)
+    batch = student_batch([unit], share=True)
+    assert batch.pack.tokens == unit.tokens
+    assert batch.pack.input_ids[0].tolist() == [*example.context, *example.target[:-1], *example.prompt, 5]
+
+
+CHAT = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "two"},
+    {"role": "assistant", "content": "2", "weight": 0},
+    {"role": "user", "content": "three"},
+    {"role": "assistant", "content": "3"},
+]
+
+
+def trained_tokens(example):
+    batch = student_batch([Unit(example)])
+    ids = batch.pack.input_ids[0].tolist() + example.target[-1:]
+    for position, label in zip(batch.sft_positions.tolist(), batch.sft_labels.tolist(), strict=True):
+        assert ids[position + 1] == label
+    return text(batch.sft_labels.tolist())
+
+
+def test_all_turns_of_the_assistant_are_trained_but_for_those_of_weight_0(tmp_path):
+    last, _ = rendered({"messages": CHAT}, tmp_path)
+    assert trained_tokens(last) == "3<|im_end|>"
+    every, _ = rendered({"messages": CHAT}, tmp_path, assistant_turns="all")
+    assert trained_tokens(every) == "1<|im_end|>3<|im_end|>"
+    assert (every.prompt, every.target, every.teacher_prompt) == (last.prompt, last.target, last.teacher_prompt)
+    scored = [Scored(every, Completion([5, 6], "stop")) for _ in range(2)]
+    for shares in (False, True):
+        [unit] = units(MicroBatch([every], [scored]), shares=shares)
+        assert student_batch([unit], share=shares).pack.tokens == unit.tokens
+    with pytest.raises(InputError, match="row 0: its last message has weight 0"):
+        rendered({"messages": CHAT[:4]}, tmp_path)
+
+
+def test_one_turn_is_the_same_under_both_settings(tmp_path):
+    row = {"question": "q", "answer": "a"}
+    assert rendered(row, tmp_path, assistant_turns="all") == rendered(row, tmp_path)

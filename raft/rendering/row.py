@@ -1,0 +1,56 @@
+"""What a row asks of the chat template beside its messages."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from raft.errors import InputError
+from raft.rendering.controls import Controls
+from raft.rendering.thoughts import split_thought
+
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Under which a message has its thought, by the habits of different templates."""
+
+
+def answer_message(row: Mapping[str, Any], content: str) -> dict[str, Any]:
+    """The assistant's message that `content` is, with what the row's own message has beside it ("answer_turn"): a thought,
+    under every name that a template may look for, and calls of tools."""
+    beside = dict(row.get("answer_turn") or {})
+    thought = next((beside[key] for key in THOUGHT_KEYS if key in beside), None)
+    if thought is not None:
+        beside |= dict.fromkeys(THOUGHT_KEYS, thought)
+    return {"role": "assistant", "content": content, **beside}
+
+
+def thought_of(message: Mapping[str, Any]) -> str | None:
+    """The thought of an assistant's message, beside its content or in front of it."""
+    for key in THOUGHT_KEYS:
+        if isinstance(message.get(key), str) and message[key].strip():
+            return str(message[key])
+    content = message.get("content")
+    return (split_thought(content).thought or None) if isinstance(content, str) else None
+
+
+def chat_options(row: Mapping[str, Any], answer: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of `chat_text` for a row: its "tools" and "chat_template_kwargs".
+
+    A row whose answer has a thought asks the model to think, unless its "chat_template_kwargs" say otherwise: rollouts
+    then begin as the answer does.
+    """
+    options: dict[str, Any] = {"enable_thinking": answer is not None and thought_of(answer) is not None}
+    if row.get("tools"):
+        options["tools"] = row["tools"]
+    return options | dict(row.get("chat_template_kwargs") or {})
+
+
+def control_in(row: Mapping[str, Any], answer: str, tokenizer: Any) -> str | None:
+    """The first control token in the texts of a row; InputError where its question is rendered already."""
+    controls = Controls.of(tokenizer)
+    texts = [m["content"] for m in row["prompt"] if isinstance(m.get("content"), str)]
+    for text in texts:
+        first = controls.first_in(text)
+        if first is not None and text.lstrip().startswith(first) and first in (tokenizer.chat_template or ""):
+            raise InputError(
+                f"row {row['id']}: the prompt begins with {first}, which the chat template writes itself: expected the "
+                "question or messages, not a rendered prompt"
+            )
+    return next((found for text in [*texts, answer] if (found := controls.first_in(text))), None)
