@@ -173,16 +173,23 @@ def check_train_keys(train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_train(config: Config) -> Any:
-    """The RAFTConfig of these settings; whatever it refuses, ranges included, is a one-line `ConfigError`."""
+    """The RAFTConfig of these settings; whatever it or `raft train` refuses is a one-line `ConfigError`."""
     from raft.train.config import RAFTConfig
 
     arguments = {"seed": config.seed, "output_dir": config.run, **check_train_keys(config.train)}
     try:
-        return RAFTConfig(**arguments)
+        checked = RAFTConfig(**arguments)
     except ConfigError as error:
         raise ConfigError(f"train.{error}") from error
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigError(f"train: {' '.join(str(error).split())}") from error
+    for name, without in (("eval_strategy", "no"), ("eval_on_start", False)):
+        if getattr(checked, name) != without:
+            raise ConfigError(
+                f"train.{name}: expected {str(without).lower()}, `raft train` has no rows to evaluate on (RAFTTrainer "
+                f"takes them as eval_dataset), found {config.train[name]!r}"
+            )
+    return checked
 
 
 def _set(tree: dict[str, Any], name: str, value: Any, place: str, text: str | None = None) -> None:

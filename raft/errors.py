@@ -16,11 +16,11 @@ class ConfigError(RaftError, ValueError):
 
 
 class ModelError(RaftError, ValueError):
-    """A model path cannot be used: no weights, tokenizer or chat template."""
+    """A model cannot be used: its path, weights, tokenizer, chat template, configuration or architecture."""
 
 
 class RunFolderError(RaftError, FileExistsError):
-    """A run folder exists and neither --resume nor --overwrite was given, or there is nothing to resume."""
+    """A run folder cannot be used as asked: it needs a choice, is not a run's, or holds nothing that can be gone on with."""
 
 
 class EngineError(RaftError, RuntimeError):

@@ -1,8 +1,9 @@
 """Models on disk: what a checkpoint must have is checked from its files, in milliseconds, before torch is imported to load it."""
 
+import copy
 import json
+import logging
 import os
-import re
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,24 @@ if TYPE_CHECKING:
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt", "consolidated.00.pth")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+logger = logging.getLogger(__name__)
 
 
 def check_model(path: str | os.PathLike[str]) -> str:
     """Checks that a local folder holds config, safetensors weights, tokenizer and chat template; gives `path` back as text.
 
-    A name that is no folder is left to the Hub, unless HF_HUB_OFFLINE is set and the cache does not have it.
+    A name that is no folder is left to the Hub, unless it looks like a path here, or HF_HUB_OFFLINE is set and the
+    cache does not have it.
     """
+    try:
+        return _check_model(path)
+    except (OSError, RuntimeError) as error:  # a name too long, files that may not be read, ~ without a home
+        raise ModelError(f"{path}: cannot be read as the folder of a checkpoint: {_one_line(error)}") from error
+
+
+def _check_model(path: str | os.PathLike[str]) -> str:
     folder = Path(path).expanduser()
     if not folder.exists():
         return _check_hub_name(str(path))
@@ -92,21 +103,51 @@ def load_model(
         # transformers would go on with random numbers in their place
         names = sorted(info["missing_keys"])
         raise ModelError(f"{path}: the weights lack {len(names)} tensors that the model needs, the first is {names[0]}")
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config = _savable(model.generation_config, path)
     return model
 
 
-def _check_hub_name(name: str) -> str:
-    if not _HUB_NAME.fullmatch(name) or name.startswith("."):
+def _savable(generation: Any, path: str) -> Any:
+    """The generation configuration, or a mended copy of it: transformers loads some that it then refuses to save."""
+    try:
+        generation.validate(strict=True)
+        return generation
+    except ValueError:
+        mended = copy.deepcopy(generation)
+    if mended.do_sample is None:  # older checkpoints have flags of sampling alone, and mean it
+        mended.do_sample = True
+    elif not mended.do_sample:
+        for flag in SAMPLING:
+            setattr(mended, flag, None)
+    try:
+        mended.validate(strict=True)
+    except ValueError as error:
         raise ModelError(
-            f"{name}: no such folder, expected a checkpoint with config.json, safetensors weights and tokenizer"
-        )
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        from huggingface_hub import try_to_load_from_cache
+            f"{path}: transformers would not save its generation_config.json again, mend it there: {_one_line(error)}"
+        ) from error
+    logger.info("%s: do_sample of its generation_config.json did not go with its flags of sampling: mended", path)
+    return mended
 
-        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-            raise ModelError(
-                f"{name}: no such folder, and not in the cache of the Hub, which HF_HUB_OFFLINE keeps from downloading it"
-            )
+
+def _check_hub_name(name: str) -> str:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    expected = "expected a checkpoint with config.json, safetensors weights and tokenizer"
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ModelError(f"{name}: no such folder, {expected}") from error
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return name
+    parent = Path(name).parent
+    if parent != Path() and parent.is_dir():  # a slip in a path, for which the Hub would be asked for most of a minute
+        raise ModelError(f"{name}: no such folder in {parent}, {expected}")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ModelError(
+            f"{name}: no such folder, and not in the cache of the Hub, which HF_HUB_OFFLINE keeps from downloading it"
+        )
     return name
 
 

@@ -1,6 +1,5 @@
 """Settings of the trainer: those of transformers.TrainingArguments, some with other defaults, and RAFT's own."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +7,9 @@ import torch
 from transformers import TrainingArguments
 
 from raft.errors import ConfigError
+from raft.train.arguments import check_parts, check_values
 from raft.train.methods import BLIND_LAMBDA_MAX, Method, Target, TeacherContext, get_method
+from raft.train.ranges import number, one_of, whole
 
 
 @dataclass
@@ -25,6 +26,9 @@ class RAFTConfig(TrainingArguments):
     target: Target | None = None
     """The answer to train on: fused (the reference where a row has no fused one), raw, or rewritten. None: the
     method's own."""
+    assistant_turns: Literal["last", "all"] = "last"
+    """Turns of the assistant in L_SFT: the last one, which is the answer, or those before it too (but for messages with
+    weight 0). Rollouts always take the place of the last one."""
     teacher_context: TeacherContext | None = None
     """What the teacher reads beside the question: answer (Eq. 7) or none. None: the method's own."""
     teacher_prompt: Literal["paper", "chat"] = "chat"
@@ -124,6 +128,7 @@ class RAFTConfig(TrainingArguments):
         elif self.balance == "fixed" and self.fixed_lambda is None:
             self.fixed_lambda = 1.0
         self._check_raft()
+        check_values(self)
         if self.bf16 is None:
             self.bf16 = (
                 not self.use_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -136,6 +141,7 @@ class RAFTConfig(TrainingArguments):
                 f"found {self.n_gpu} GPUs in one process: start one process for each, with torchrun or "
                 "accelerate launch"
             )
+        check_parts(self)
 
     @property
     def preset(self) -> Method:
@@ -177,41 +183,42 @@ class RAFTConfig(TrainingArguments):
 
     def _check_raft(self) -> None:
         method = get_method(self.method)
-        _one_of("target", self.target, (None, "fused", "raw", "rewritten"))
-        _one_of("teacher_context", self.teacher_context, (None, "answer", "none"))
-        _one_of("balance", self.balance, ("ema", "gradient", "fixed"))
-        _one_of("divergence", self.divergence, ("forward", "reverse", "jsd"))
-        _one_of("tail", self.tail, ("renormalize", "bucket"))
-        _one_of("param_dtype", self.param_dtype, ("float32", "bfloat16"))
-        _one_of("rollout_engine", self.rollout_engine, ("auto", "vllm", "hf"))
-        _one_of("engine_weights", self.engine_weights, ("auto", "shared", "copied"))
+        one_of("target", self.target, (None, "fused", "raw", "rewritten"))
+        one_of("assistant_turns", self.assistant_turns, ("last", "all"))
+        one_of("teacher_context", self.teacher_context, (None, "answer", "none"))
+        one_of("balance", self.balance, ("ema", "gradient", "fixed"))
+        one_of("divergence", self.divergence, ("forward", "reverse", "jsd"))
+        one_of("tail", self.tail, ("renormalize", "bucket"))
+        one_of("param_dtype", self.param_dtype, ("float32", "bfloat16"))
+        one_of("rollout_engine", self.rollout_engine, ("auto", "vllm", "hf"))
+        one_of("engine_weights", self.engine_weights, ("auto", "shared", "copied"))
         if self.rollout_engine == "hf" and self.engine_weights != "auto":
             raise ConfigError(
                 "engine_weights: expected auto beside rollout_engine='hf', which is the model itself, found "
                 f"{self.engine_weights!r}"
             )
         for name in ("top_k", "rollouts_per_prompt", "rollout_max_tokens", "steps_per_refresh", "max_length"):
-            _whole(name, getattr(self, name), 1)
+            whole(name, getattr(self, name), 1)
         for name in ("teacher_max_length", "max_tokens_per_micro_batch"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1)
-        _number("vllm_gpu_memory_utilization", self.vllm_gpu_memory_utilization, low=0.0, high=1.0, open_low=True)
+                whole(name, getattr(self, name), 1)
+        number("vllm_gpu_memory_utilization", self.vllm_gpu_memory_utilization, low=0.0, high=1.0, open_low=True)
         if self.peak_tflops is not None:
-            _number("peak_tflops", self.peak_tflops, low=0.0, open_low=True)
+            number("peak_tflops", self.peak_tflops, low=0.0, open_low=True)
         if self.deepspeed:
             self.check_deepspeed()
-        _whole("log_rollouts", self.log_rollouts, -1)
-        _whole("log_gradient_parts", self.log_gradient_parts, 0)
-        _number("temperature", self.temperature, low=0.0, open_low=True)
-        _number("jsd_beta", self.jsd_beta, low=0.0, high=1.0, open_low=True, open_high=True)
-        _number("fapm_sparsity", self.fapm_sparsity, low=0.0, high=1.0)
-        _number("ema_beta", self.ema_beta, low=0.0, high=1.0, open_high=True)
-        _number("ema_eps", self.ema_eps, low=0.0, open_low=True)
-        _number("rollout_temperature", self.rollout_temperature, low=0.0)
-        _number("rollout_top_p", self.rollout_top_p, low=0.0, high=1.0, open_low=True)
+        whole("log_rollouts", self.log_rollouts, -1)
+        whole("log_gradient_parts", self.log_gradient_parts, 0)
+        number("temperature", self.temperature, low=0.0, open_low=True)
+        number("jsd_beta", self.jsd_beta, low=0.0, high=1.0, open_low=True, open_high=True)
+        number("fapm_sparsity", self.fapm_sparsity, low=0.0, high=1.0)
+        number("ema_beta", self.ema_beta, low=0.0, high=1.0, open_high=True)
+        number("ema_eps", self.ema_eps, low=0.0, open_low=True)
+        number("rollout_temperature", self.rollout_temperature, low=0.0)
+        number("rollout_top_p", self.rollout_top_p, low=0.0, high=1.0, open_low=True)
         for name in ("lambda_min", "lambda_max", "fixed_lambda"):
             if getattr(self, name) is not None:
-                _number(name, getattr(self, name), low=0.0)
+                number(name, getattr(self, name), low=0.0)
         if self.balance != "fixed" and self.fixed_lambda is not None:
             raise ConfigError(f"fixed_lambda: expected none beside balance={self.balance}, found {self.fixed_lambda}")
         if self.fixed_lambda is not None and (self.lambda_min is not None or self.lambda_max is not None):
@@ -248,24 +255,3 @@ class RAFTConfig(TrainingArguments):
                 f"label_smoothing_factor: expected 0, found {self.label_smoothing_factor}: L_SFT is the plain "
                 "cross-entropy"
             )
-
-
-def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}: expected one of {', '.join(map(str, choices))}, found {value!r}")
-
-
-def _whole(name: str, value: object, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(f"{name}: expected a whole number of at least {low}, found {value!r}")
-
-
-def _number(
-    name: str, value: object, *, low: float, high: float = math.inf, open_low: bool = False, open_high: bool = False
-) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    within = number and low <= value <= high  # type: ignore[operator]
-    if not within or (open_low and value == low) or (open_high and value == high):
-        above = f"above {low:g}" if open_low else f"of at least {low:g}"
-        below = "" if high == math.inf else f" and below {high:g}" if open_high else f" and at most {high:g}"
-        raise ConfigError(f"{name}: expected a number {above}{below}, found {value!r}")

@@ -1,7 +1,7 @@
 """What the trainer is given: settings checked, lengths fitted to the model, rows read, all before any work starts."""
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -25,6 +25,19 @@ def check_settings(args: RAFTConfig, trainer_kwargs: Mapping[str, Any]) -> None:
     for name in UNSUPPORTED:
         if trainer_kwargs.get(name) is not None:
             raise ConfigError(f"{name}: not supported, this trainer renders its rows and computes its losses itself")
+
+
+def check_data(args: RAFTConfig, rows: Sized | None, eval_dataset: object) -> None:
+    """Checks that there are the rows that the settings ask for."""
+    if eval_dataset is None and (args.eval_strategy != "no" or args.eval_on_start):
+        asked = "eval_on_start" if args.eval_on_start else f"eval_strategy={args.eval_strategy.value!r}"
+        raise ConfigError(f"eval_dataset: expected rows to evaluate on beside {asked}, found none")
+    if rows is not None and args.dataloader_drop_last:
+        batch = args.train_batch_size * (1 if args.accelerator_config.split_batches else args.world_size)
+        if len(rows) < batch:
+            raise ConfigError(
+                f"dataloader_drop_last: expected false, or at least the {batch} rows of a batch, found {len(rows)} rows"
+            )
 
 
 def check_fsdp(args: RAFTConfig, model: nn.Module) -> None:
@@ -60,11 +73,12 @@ def rows_from(dataset: Iterable[Mapping[str, Any]] | str | os.PathLike[str], nam
 
 
 def render_evaluation(
-    dataset: Any, tokenizer: Any, args: RAFTConfig, ends: Collection[int]
+    dataset: Any, tokenizer: Any, args: RAFTConfig, ends: Collection[int], vocabulary: int | None = None
 ) -> list[Example] | dict[str, Any] | None:
     """Rows for eval_loss, or several named sets of them."""
     if dataset is None:
         return None
     if isinstance(dataset, Mapping):
-        return {name: render_evaluation(rows, tokenizer, args, ends) for name, rows in dataset.items()}
-    return render(rows_from(dataset, "eval_dataset"), tokenizer, args, ends, rollouts=False)[0]
+        return {name: render_evaluation(rows, tokenizer, args, ends, vocabulary) for name, rows in dataset.items()}
+    rows = rows_from(dataset, "eval_dataset")
+    return render(rows, tokenizer, args, ends, rollouts=False, vocabulary=vocabulary)[0]

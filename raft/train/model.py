@@ -1,6 +1,7 @@
 """What the losses need of a causal language model: the hidden states below the output head, and the head itself."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel as DDP
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
 from raft.engines.weights import base_model, peft_configs
 from raft.errors import ModelError
+from raft.models import check_model
 from raft.train.packing import NAME, Pack, pack, packed_attention
 
 logger = logging.getLogger(__name__)
+
+_KNOWN = "known to work are Qwen3, Llama, SmolLM3 and Phi-3"
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,18 @@ class Head:
     bias: Tensor | None  # [V]
     scale: float
     softcap: float | None
+    tokens: int | None = None
+    """First rows that teacher and student both have (`raft.train.teacher`): L_KL sees no others. None: all."""
 
     @property
     def options(self) -> dict[str, Any]:
         """All but the weight, by the names that the functions of `raft_kernels` have for it."""
-        return {"bias": self.bias, "logit_scale": self.scale, "softcap": self.softcap}
+        return {
+            "bias": self.bias,
+            "logit_scale": self.scale,
+            "softcap": self.softcap,
+            "vocab_size": self.tokens,
+        }
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, V] logits of [N, H] hidden states; for a few rows only."""
@@ -57,7 +69,9 @@ class LanguageModel:
                 "which packed sequences have no place for"
             )
         self.packs = True
+        self.tokens: int | None = None  # of its heads
         self.head()
+        self.decoder()
 
     @property
     def vocabulary(self) -> int:
@@ -75,11 +89,21 @@ class LanguageModel:
         config = self.inner.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
-        return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
+        return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None), self.tokens)
+
+    def decoder(self) -> nn.Module:
+        """What gives the hidden states that enter the head."""
+        found = self.inner.get_decoder()
+        if found is None or found is self.inner:
+            raise ModelError(
+                f"{type(self.inner).__name__}: transformers' get_decoder finds no decoder below its head, so it cannot "
+                f"be trained here; {_KNOWN}"
+            )
+        return found
 
     def hidden(self, batch: Pack) -> Tensor:
         """[L, H] hidden states of a pack, as they enter the head."""
-        return self.inner.get_decoder()(**batch.kwargs(self.inner)).last_hidden_state[0]
+        return self.decoder()(**batch.kwargs(self.inner)).last_hidden_state[0]
 
     def attention(self) -> Any:
         """Context of every forward and backward on packs."""
@@ -129,8 +153,8 @@ class LanguageModel:
                 self.packs = False
                 if not self._agrees(batch, own):
                     raise ModelError(
-                        f"{type(self.inner).__name__}: packed sequences through its decoder and head do not give the model's own logits, "
-                        "so it cannot be trained here; known to work are Qwen3, Llama, SmolLM3 and Phi-3"
+                        f"{type(self.inner).__name__}: packed sequences through its decoder and head do not give the "
+                        f"model's own logits, so it cannot be trained here; {_KNOWN}"
                     )
         finally:
             self.inner.train(was_training)
@@ -139,13 +163,36 @@ class LanguageModel:
         try:
             with self.attention():
                 logits = self.head().logits(self.hidden(batch))
-        except (RuntimeError, TypeError, ValueError, AttributeError):
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
             if self.packs:
                 return False
-            raise
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"{type(self.inner).__name__}: its decoder does not take packed sequences, so it cannot be trained "
+                f"here; {_KNOWN} ({type(error).__name__}: {reason})"
+            ) from error
         coarse = own.dtype in (torch.bfloat16, torch.float16)
         spread = float(own.float().std())
         return bool(((logits - own).abs().max() <= (0.1 if coarse else 1e-3) * max(spread, 1e-3)).item())
+
+
+def check_architecture(path: str | os.PathLike[str]) -> None:
+    """Raises `ModelError` where config.json says enough to know that the model cannot be trained; reads no weights."""
+    path = check_model(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise ModelError(
+            f"{path}: no causal language model by its config.json: {' '.join(str(error).split())}"
+        ) from error
+    try:
+        LanguageModel(model)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def is_sharded(model: nn.Module, wrapper: nn.Module) -> bool:

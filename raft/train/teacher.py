@@ -12,7 +12,7 @@ from raft.engines.weights import peft_configs
 from raft.errors import ConfigError
 from raft.train.config import RAFTConfig
 from raft.train.losses import teacher_pack, teacher_topk
-from raft.train.model import Head, LanguageModel, inside_forward, is_sharded
+from raft.train.model import Head, LanguageModel, check_architecture, inside_forward, is_sharded
 from raft.train.packing import Span, move
 from raft.train.rollout import Scored
 from raft_kernels import TopK
@@ -31,8 +31,10 @@ class Teacher:
         *,
         device: torch.device,
         offload: bool = False,
+        tokenizer: Any = None,
     ):
-        """offload: its weights stay in CPU memory and are on the device within `present` only."""
+        """offload: its weights stay in CPU memory and are on the device within `present` only. tokenizer: the
+        student's; with it, both may have other numbers of rows for padding behind the same tokens."""
         self._home: dict[nn.Parameter, Tensor] = {}  # under offload: the weights in CPU memory
         self.shares_student = teacher is None and bool(peft_configs(student.model))
         if self.shares_student:
@@ -48,18 +50,18 @@ class Teacher:
                 )
             own = teacher
         else:
-            from raft.models import load_model
+            from raft.models import load_model, load_tokenizer
 
+            if tokenizer is not None:
+                check_same_tokens(tokenizer, load_tokenizer(teacher), teacher)
+            check_architecture(teacher)
             own = load_model(teacher, dtype=student.inner.dtype)
         own.requires_grad_(False).eval().to(device)
         self.model = LanguageModel(own)
         self.model.packs = student.packs
         if teacher is not None:
             self.model.check()
-        if self.model.vocabulary != student.vocabulary:
-            raise ConfigError(
-                f"teacher: expected the student's vocabulary of {student.vocabulary} tokens, found {self.model.vocabulary}"
-            )
+        self.model.tokens = student.tokens = common_tokens(student, self.model, tokenizer)
         self._device = device
         if offload and device.type == "cuda":
             self._home = {p: p.data.cpu().pin_memory() for p in own.parameters()}
@@ -111,7 +113,7 @@ class Teacher:
 
         def held(hidden: Tensor, head: Head) -> Tensor:  # [N, H] -> [V]: mass of the 1, 2, ... most probable tokens
             some = torch.linspace(0, len(hidden) - 1, min(len(hidden), _LOOKED_AT), device=hidden.device).long()
-            probabilities = torch.softmax(head.logits(hidden[some]).float() / temperature, -1)
+            probabilities = torch.softmax(head.logits(hidden[some])[:, : head.tokens].float() / temperature, -1)
             return probabilities.sort(-1, descending=True).values.cumsum(-1).mean(0)
 
         masses, _ = self._read(scored, wrapper, held)
@@ -125,6 +127,9 @@ class Teacher:
         packed, positions = teacher_pack(scored, share=self.model.shares_prompts)
         device = self.model.head().weight.device
         packed, positions = packed.to(device), move(positions, device)
+        if self.model.tokens is not None:
+            # A student may draw one of its own rows of padding, however rarely; the teacher would fail on that id.
+            packed = packed._replace(input_ids=packed.input_ids.clamp(max=self.model.tokens - 1))
 
         def compute() -> Looked:
             return look(self.model.hidden(packed)[positions], self.model.head())
@@ -137,6 +142,32 @@ class Teacher:
     def is_sharded(self, wrapper: nn.Module) -> bool:
         """Whether the weights are only whole inside the wrapper's forward, in which then every rank must take part."""
         return self.shares_student and is_sharded(self.model.model, wrapper)
+
+
+def check_same_tokens(student: Any, teacher: Any, name: str) -> None:
+    """Raises `ConfigError` if the two tokenizers have another id for the same token. `name`: of the teacher."""
+    ids = teacher.get_vocab()
+    for token, i in student.get_vocab().items():
+        if ids.get(token, i) != i:
+            raise ConfigError(
+                f"teacher: expected the student's tokenizer, found another in {name}: {token!r} is {ids[token]}, "
+                f"not {i}"
+            )
+
+
+def common_tokens(student: LanguageModel, teacher: LanguageModel, tokenizer: Any) -> int | None:
+    """First rows that both heads have, if they differ in length by padding alone; None if they do not differ."""
+    if teacher.vocabulary == student.vocabulary:
+        return None
+    common = min(teacher.vocabulary, student.vocabulary)
+    last = None if tokenizer is None else max(tokenizer.get_vocab().values())
+    if last is None or last >= common:
+        most = "unknown" if last is None else last
+        raise ConfigError(
+            f"teacher: expected the student's vocabulary of {student.vocabulary} tokens, found {teacher.vocabulary}; "
+            f"only rows of padding may differ in number (largest id of the student's tokenizer: {most})"
+        )
+    return common
 
 
 @contextmanager

@@ -223,6 +223,10 @@ def test_every_setting_says_what_it_is():
         ("teacher_prompt=letter", ["train.teacher_prompt", "paper, chat", "'letter'"]),
         ("method=rafd", ["train.method", "raft", "'rafd'"]),
         ("eval_strategy=sometimes", ["train", "sometimes"]),
+        ("eval_strategy=epoch", ["train.eval_strategy", "expected no", "no rows to evaluate on", "'epoch'"]),
+        ("eval_on_start=true", ["train.eval_on_start", "expected false", "True"]),
+        ("num_train_epochs=0", ["train.num_train_epochs", "above 0", "0"]),
+        ("per_device_train_batch_size=0", ["train.per_device_train_batch_size", "at least 1"]),
         ("hub_token=secret", ["train.hub_token", "HF_TOKEN"]),
     ],
 )

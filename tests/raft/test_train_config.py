@@ -1,6 +1,7 @@
 """Settings: the documented defaults, and one line for every wrong one before any work."""
 
 import ast
+import importlib.util
 import inspect
 import itertools
 
@@ -80,12 +81,88 @@ def test_every_field_of_its_own_has_a_docstring():
         ({"auto_find_batch_size": True}, r"auto_find_batch_size: expected false"),
         ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor: expected 0, found 0.1"),
         ({"torch_compile": True}, r"torch_compile: expected false"),
+        # What transformers refuses late, or takes:
+        ({"learning_rate": -1e-4}, r"learning_rate: expected a number of at least 0, found -0.0001"),
+        ({"learning_rate": float("nan")}, r"learning_rate: .* found nan"),
+        ({"weight_decay": -0.1}, r"weight_decay: .* found -0.1"),
+        ({"max_grad_norm": None}, r"max_grad_norm: .* found None"),
+        ({"adam_beta2": 1.0}, r"adam_beta2: expected a number of at least 0 and below 1, found 1.0"),
+        ({"per_device_train_batch_size": 0}, r"per_device_train_batch_size: .* at least 1, found 0"),
+        ({"per_device_eval_batch_size": -8}, r"per_device_eval_batch_size: .* at least 1, found -8"),
+        ({"gradient_accumulation_steps": 0}, r"gradient_accumulation_steps: .* at least 1, found 0"),
+        ({"dataloader_num_workers": -1}, r"dataloader_num_workers: .* at least 0, found -1"),
+        ({"seed": -1}, r"seed: expected a whole number from 0 to 4294967295, found -1"),
+        ({"data_seed": 2**32}, r"data_seed: .* found 4294967296"),
+        ({"num_train_epochs": 0}, r"num_train_epochs: expected a number above 0, found 0"),
+        ({"num_train_epochs": -1.0}, r"num_train_epochs: .* found -1.0"),
+        ({"max_steps": 0}, r"max_steps: expected a whole number of at least 1, found 0"),
+        ({"logging_steps": -5}, r"logging_steps: expected a number of at least 0, found -5"),
+        (
+            {"train_sampling_strategy": "group_by_length"},
+            r"train_sampling_strategy: expected one of random, sequential",
+        ),
+        ({"fp16": True}, r"fp16: expected false on a CPU"),
+        ({"fsdp": True}, r"fsdp: expected none in a single process"),
+        ({"save_strategy": "best"}, r"save_strategy: expected an eval_strategy other than no"),
+        ({"save_strategy": "best", "eval_strategy": "epoch"}, r"metric_for_best_model: .* found None"),
+        ({"report_to": "nowhere"}, r"report_to: .* found 'nowhere': nowhere is not supported"),
+        ({"optim": "sgd", "optim_args": "momentum"}, r"optim: .* found 'sgd'"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, r"lr_scheduler_type: .* One of min_lr or min_lr_rate"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, r"lr_scheduler_type: .*num_decay_steps"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"pow": 2}}, r"lr_scheduler_type: .*'pow'"),
+        ({"push_to_hub": True}, r"push_to_hub: expected false while HF_HUB_OFFLINE is set"),
     ],
 )
 def test_wrong_settings_end_in_one_line(settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
         RAFTConfig(output_dir="out", use_cpu=True, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "package"),
+    [
+        ({"report_to": "wandb"}, "wandb"),
+        ({"report_to": ["tensorboard", "mlflow"]}, "mlflow"),
+        ({"optim": "adamw_8bit"}, "bitsandbytes"),
+        ({"optim": "galore_adamw", "optim_target_modules": ["attn"]}, "galore_torch"),
+        ({"optim": "schedule_free_adamw"}, "schedulefree"),
+    ],
+)
+def test_packages_that_are_not_installed_are_named(settings, package):
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(ConfigError, match=rf"^{next(iter(settings))}: .*{package}") as caught:
+        RAFTConfig(output_dir="out", use_cpu=True, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_steps": 3, "num_train_epochs": 0},
+        {"optim": "adafactor", "lr_scheduler_type": "inverse_sqrt", "warmup_steps": 10},
+        {"optim": "sgd", "optim_args": "momentum=0.9", "lr_scheduler_type": "constant"},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-7}, "warmup_steps": 0.1},
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 5}},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"},
+        {"learning_rate": 0.0, "max_grad_norm": 0.0, "report_to": "tensorboard", "save_strategy": "no"},
+    ],
+)
+def test_settings_that_transformers_can_follow_are_taken(settings):
+    import torch
+
+    state = torch.get_rng_state()
+    RAFTConfig(output_dir="out", use_cpu=True, **settings)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_push_to_the_hub_needs_a_token(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ConfigError, match="push_to_hub: expected a token for the Hub, found none; set HF_TOKEN"):
+        RAFTConfig(output_dir="out", use_cpu=True, push_to_hub=True)
+    assert RAFTConfig(output_dir="out", use_cpu=True, push_to_hub=True, hub_token="t").push_to_hub
 
 
 def test_what_only_the_trainer_can_see(tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from raft.engines.base import Completion
 from raft.errors import ConfigError
-from raft.train.inputs import check_fsdp
+from raft.train.inputs import check_data, check_fsdp
 from raft.train.rollout import Scored
 from raft.train.trainer import RAFTTrainer
 from tests.golden.training import Recorder, config, load, rows, trainer
@@ -52,6 +52,24 @@ def test_adapters_that_transformers_put_into_the_model_are_off_for_the_teacher(t
 def test_weights_of_an_engine_that_is_the_model_itself(tmp_path):
     with pytest.raises(ConfigError, match="engine_weights: expected auto beside rollout_engine='hf'"):
         config(tmp_path, rollout_engine="hf", engine_weights="copied")
+
+
+def test_rows_that_the_settings_ask_for(tmp_path):
+    for settings, asked in (
+        ({"eval_strategy": "epoch"}, "eval_strategy='epoch'"),
+        ({"eval_strategy": "steps", "eval_steps": 5}, "eval_strategy='steps'"),
+        ({"eval_on_start": True}, "eval_on_start"),
+    ):
+        args = config(tmp_path, **settings)
+        with pytest.raises(ConfigError, match=f"eval_dataset: expected rows to evaluate on beside {asked}, found none"):
+            check_data(args, rows(4), None)
+        check_data(args, rows(4), rows(2))
+    args = config(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    with pytest.raises(ConfigError, match="dataloader_drop_last: .* the 4 rows of a batch, found 3 rows"):
+        check_data(args, rows(3), None)
+    check_data(args, rows(4), None)
+    check_data(config(tmp_path, per_device_train_batch_size=4), rows(3), None)
+    check_data(config(tmp_path), None, None)
 
 
 def test_bf16_weights_that_fsdp_would_not_keep_in_full(tmp_path):

@@ -1,0 +1,120 @@
+"""Settings of transformers.TrainingArguments, as far as transformers itself refuses them late or follows them wrongly.
+
+Late is after the models are loaded, or in the middle of the training.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
+
+from raft.errors import ConfigError
+from raft.train.ranges import number, one_of, whole
+
+_LARGEST_SEED = 2**32 - 1  # numpy's
+_UNLISTED = ("azure_ml", "flyte")  # reports that transformers does not always name among the installed ones
+_LOW_RANK = ("galore", "apollo")  # optimizers that look for their target modules in the model
+
+
+def check_values(args: TrainingArguments) -> None:
+    """Checks the settings as they were given, before transformers derives others from them."""
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        whole(name, getattr(args, name), 1)
+    whole("dataloader_num_workers", args.dataloader_num_workers, 0)
+    whole("seed", args.seed, 0, _LARGEST_SEED)
+    if args.data_seed is not None:
+        whole("data_seed", args.data_seed, 0, _LARGEST_SEED)
+    if args.max_steps == -1:
+        number("num_train_epochs", args.num_train_epochs, low=0.0, open_low=True)
+    else:
+        whole("max_steps", args.max_steps, 1)
+    for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm"):
+        number(name, getattr(args, name), low=0.0)
+    for name in ("adam_beta1", "adam_beta2"):
+        number(name, getattr(args, name), low=0.0, high=1.0, open_high=True)
+    for kind in ("logging", "eval", "save"):
+        steps = getattr(args, f"{kind}_steps")
+        if getattr(args, f"{kind}_strategy") == "steps" and steps is not None:
+            number(f"{kind}_steps", steps, low=0.0)
+    # The others read lengths off a column of token ids, which rows that the trainer renders itself do not have.
+    one_of("train_sampling_strategy", args.train_sampling_strategy, ("random", "sequential"))
+
+
+def check_parts(args: TrainingArguments) -> None:
+    """Builds what the Trainer will build of the settings alone, so that a missing package or argument is known now."""
+    if args.fp16 and args.device.type == "cpu":
+        raise ConfigError("fp16: expected false on a CPU, whose mixed precision is bf16")
+    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise ConfigError(
+            f"fsdp: expected none in a single process, found {args.fsdp!r}; start with torchrun or accelerate launch"
+        )
+    if args.save_strategy == "best":
+        if args.eval_strategy == "no":
+            raise ConfigError("save_strategy: expected an eval_strategy other than no beside 'best'")
+        if args.metric_for_best_model is None:
+            raise ConfigError("metric_for_best_model: expected eval_loss, say, beside save_strategy='best', found None")
+    _check_hub(args)
+    _check_reports(args)
+    if args.deepspeed_plugin is None:  # which has optimizers and schedules of its own
+        _check_optimizer(args)
+
+
+def _check_hub(args: TrainingArguments) -> None:
+    from huggingface_hub import constants, get_token
+
+    if not args.push_to_hub:
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError("push_to_hub: expected false while HF_HUB_OFFLINE is set")
+    if args.hub_token is None and get_token() is None:
+        raise ConfigError("push_to_hub: expected a token for the Hub, found none; set HF_TOKEN or run `hf auth login`")
+
+
+def _check_reports(args: TrainingArguments) -> None:
+    from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+
+    installed = get_available_reporting_integrations()
+    for name in args.report_to or []:
+        with _usable("report_to", name):
+            get_reporting_integration_callbacks([name])
+        if name not in (*installed, *_UNLISTED):
+            found = ", ".join(["none", *installed])
+            raise ConfigError(f"report_to: expected what is installed and set up here ({found}), found {name!r}")
+
+
+def _check_optimizer(args: TrainingArguments) -> None:
+    """Optimizer and schedule, of a single parameter."""
+    from transformers import Trainer
+    from transformers.optimization import get_scheduler
+
+    probe = nn.ParameterList([torch.zeros(1)])
+    low_rank = args.optim.startswith(_LOW_RANK)
+    with _usable("optim", str(args.optim.value)):
+        try:
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(args, None if low_rank else probe)
+        except ValueError:
+            if low_rank and args.optim_target_modules:
+                return  # the package is there, and only the model can tell the rest
+            raise
+        optimizer = kind(options.pop("model", probe.parameters()), **options)
+    with _usable("lr_scheduler_type", str(args.lr_scheduler_type.value)):
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=0,  # beyond which all arguments count
+            num_training_steps=100,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+
+
+@contextmanager
+def _usable(name: str, value: str) -> Iterator[None]:
+    """Within it, whatever goes wrong is a `ConfigError` of this setting."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{name}: expected one that can be used here, found {value!r}: {reason}") from error

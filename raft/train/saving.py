@@ -1,0 +1,27 @@
+"""Whether what a training makes can be written: known before its first step, not after its last."""
+
+import tempfile
+from typing import Any
+
+from torch import nn
+
+from raft.engines.weights import base_model
+from raft.errors import ModelError
+
+
+def check_saves(model: nn.Module, tokenizer: Any) -> None:
+    """Saves a checkpoint without its weights into a temporary folder; raises `ModelError` if transformers refuses."""
+    inner: Any = base_model(model)
+    parts = {"config.json": inner.config, "tokenizer": tokenizer}
+    if inner.can_generate():
+        parts["generation_config.json"] = inner.generation_config
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in parts.items():
+            try:
+                part.save_pretrained(folder)
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise ModelError(
+                    f"{inner.config._name_or_path or type(inner).__name__}: its {name} cannot be saved, so a trained "
+                    f"model could not be either; mend it first: {reason}"
+                ) from error
