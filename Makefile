@@ -1,5 +1,5 @@
 # The whole project on a machine with Python 3.11 or 3.12, make and a C compiler. Everything is installed into .venv, once.
-#   make demo [RUN=folder] [SEED=n]   refine, train and compare on the micro-world, in a fresh run folder
+#   make demo [RUN=folder] [SEED=n]   refine, train and compare on the micro-world; anew where an earlier demo was finished
 #   make real [RUN=folder] [SEEDS=0,1,2]  SFT and RAFT on SmolLM2-135M-Instruct and MedQuAD; RAFT_DATA_DIR names the data's folder
 #   make test [ARGS="-k rows"]        the tests, two files at a time (WORKERS=0: in one process, for a debugger)
 #   make oldest [ARGS="-k rows"]      the same with the oldest supported versions, in .venv-oldest (needs Python 3.12)
@@ -24,8 +24,10 @@ venv:
 	  fi; \
 	done; echo "make: no Python 3.11 or 3.12 found; name one with PYTHON=path" >&2; exit 1
 
+# Goes on where an earlier call was stopped; the summary is written last.
 demo: venv
-	$(BIN)/raft demo --run $(RUN) --seed $(SEED) --overwrite
+	$(BIN)/raft demo --run $(RUN) --seed $(SEED) \
+	  $(if $(wildcard $(RUN)/summary.json),--overwrite,$(if $(wildcard $(RUN)),--resume))
 
 # Goes on where an earlier call was stopped. The model is made once.
 real: venv

@@ -10,18 +10,19 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from raft import __version__
-from raft.config import Config, EvalSettings, RefineSettings, check_train, load_config, save_config
+from raft.config import Config, EvalSettings, RefineSettings, check_train, load_config
 from raft.cpu import share_cpu
 from raft.errors import ConfigError, Interrupted, RaftError, RunFolderError
+from raft.folder import REPORTS, add_to_run, check_run, open_run
 from raft.models import check_model, check_top_k
 from raft.progress import say
 from raft.rows import read_rows
-from raft.runs import Run, check_run, open_run, stop_on_signals
+from raft.runs import Run, stop_on_signals
 
 DEMO_RUN = "runs/out/demo"
 REAL_RUN = "runs/out/real"
@@ -50,7 +51,7 @@ def demo(args: argparse.Namespace) -> None:
 
     if args.domain is not None and args.domain not in DOMAINS:
         raise ConfigError(f"--domain: expected one of {', '.join(DOMAINS)}, found {args.domain!r}")
-    run = open_run(args.run, resume=args.resume, overwrite=args.overwrite)
+    run = open_run(args.run, "demo", resume=args.resume, overwrite=args.overwrite)
     from raft.demo.run import run_demo
     from raft.demo.settings import DOMAIN, DemoSettings
 
@@ -69,7 +70,8 @@ def real(args: argparse.Namespace) -> None:
     check_model(model)
     from raft.real.run import run_real
 
-    run = open_run(args.run, resume=args.resume, overwrite=args.overwrite)
+    inputs = {"--model": model, "--data-dir": data}
+    run = open_run(args.run, "real", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
     seeds = ",".join(map(str, args.seeds))
     command = f"raft real --model {Path(model).name} --data-dir DIR --seeds {seeds}" + (
         " --quick" if args.quick else ""
@@ -92,8 +94,8 @@ def refine(args: argparse.Namespace) -> None:
     if args.preview:
         run = Run(path)  # a preview only shows, the folder stays as it is
     else:
-        run = open_run(path, resume=args.resume, overwrite=args.overwrite)
-        save_config(config, run.config_path)
+        inputs = _inputs_of(config, args)
+        run = open_run(path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
     from raft.refine.run import refine_run
 
     refine_run(config, run, resume=args.resume, preview=args.preview or 0)
@@ -107,14 +109,16 @@ def train(args: argparse.Namespace) -> None:
     refined = Run(path).refine_dir / "fused.jsonl"
     read_rows(config.data or (refined if refined.exists() else _need(None, "data")))
     check_model(model)
-    check_run(path, resume=args.resume, overwrite=args.overwrite, stage="train")
+    inputs = _inputs_of(config, args)
+    check_run(path, "train", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
     arguments = check_train(config)
     if arguments.preset.distills:
         check_top_k(model, arguments.top_k)
+    from raft.train.run import check_refined
     from raft.train.run import train as train_run
 
-    run = open_run(path, resume=args.resume, overwrite=args.overwrite, stage="train")
-    _save_beside_refinement(config, run)
+    check_refined(Run(path), arguments)
+    run = open_run(path, "train", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
     train_run(config, run, resume=args.resume)
 
 
@@ -130,6 +134,14 @@ def evaluate(args: argparse.Namespace) -> None:
     result = run.eval_dir / f"{name}.json"
     if result.exists() and not args.overwrite:
         raise RunFolderError(f"{result}: exists; give --overwrite to replace it or --name NAME to write another")
+    model = args.model or run.model_dir
+    if args.model or run.model_dir.is_dir():  # else `evaluate_run` refuses
+        read_rows(data, need_answer=False)
+        for each in filter(None, (model, args.base)):
+            check_model(each)
+        names = [f"eval/{name}.json", *(("eval/base.json", "eval/weight_distance.json") if args.base else ())]
+        inputs = {"--data": data, "--model": model, **({"--base": args.base} if args.base else {})}
+        add_to_run(run.path, "eval", names, inputs)
     from raft.evaluate.run import evaluate_run
 
     evaluate_run(config, run, model=args.model, data_path=data, name=name, base=args.base)
@@ -140,7 +152,10 @@ def report(args: argparse.Namespace) -> None:
     if not path.is_dir():
         raise RunFolderError(f"{path}: no such run folder")
     from raft.report import write_report
+    from raft.report.load import load_run
 
+    load_run(path)  # refuses a folder with nothing to report before anything is listed as its report
+    add_to_run(path, "report", REPORTS, {})
     print(write_report(path))
 
 
@@ -159,12 +174,17 @@ def _settings(args: argparse.Namespace, section: str, own: str | None, files: bo
     return config
 
 
-def _save_beside_refinement(config: Config, run: Run) -> None:
-    """Writes the run's config.yaml; where refinement wrote one, what it says of the refined data stays."""
-    if run.refine_dir.is_dir() and run.config_path.is_file():
-        refined = load_config(run.config_path)
-        config = replace(config, refine=refined.refine, data=config.data or refined.data)
-    save_config(config, run.config_path)
+def _inputs_of(config: Config, args: argparse.Namespace) -> dict[str, str]:
+    """The files and folders that refinement and training read, by setting. What names none does no harm."""
+    inputs = {
+        "--config": args.config,
+        "--model": config.model,
+        "--data": config.data,
+        "refine.embedding_model": config.refine.embedding_model,
+        "refine.fusion_model": config.refine.fusion_model,
+        **{f"train.{name}": config.train.get(name) for name in ("deepspeed", "fsdp_config", "accelerator_config")},
+    }
+    return {setting: value for setting, value in inputs.items() if isinstance(value, str) and value}
 
 
 def _need(value: str | None, name: str) -> str:

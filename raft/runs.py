@@ -1,37 +1,15 @@
-"""A run is one folder. This module opens it, and writes into it so that a kill at any moment loses at most the line in flight."""
+"""A run is one folder. This module writes into it so that a kill at any moment loses at most the line in flight."""
 
-import fcntl
 import json
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from raft.errors import InputError, Interrupted, RunFolderError
-
-# Made first in every run folder: says that a run made what is in it (so --overwrite may remove it) and holds the lock.
-MARKER = ".raft-run"
-REPORTS = ("report.html", "report.md", "report", "summary.json")
-REAL = ("real.json", "base", "chosen.json", "seeds", "medquad.json")
-PARTS = (
-    "config.yaml",
-    "demo.json",
-    "seconds.json",
-    "data",
-    "refine",
-    "train",
-    "model",
-    "baselines",
-    "eval",
-    *REAL,
-    *REPORTS,
-)
-# What a stage writes, and what later stages made from that.
-STAGES = {None: PARTS, "train": ("train", "model", "eval", *REPORTS)}
+from raft.errors import InputError, Interrupted
 
 
 class Run:
@@ -47,93 +25,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
-
-
-def check_run(path: str | Path, *, resume: bool = False, overwrite: bool = False, stage: str | None = None) -> None:
-    """Refuses a folder that `open_run` would refuse; touches nothing.
-
-    `stage` None means that the run starts here, in a folder of its own; "train" means that refine/ may be there already.
-    """
-    path = Path(path)
-    if resume and overwrite:
-        raise RunFolderError(f"{path}: expected --resume or --overwrite, found both")
-    if not path.exists():
-        if resume:
-            raise RunFolderError(
-                f"{path}: no such run folder, so there is nothing to resume; leave out --resume to start one"
-            )
-        return
-    if not path.is_dir():
-        raise RunFolderError(f"{path}: expected a run folder, found a file")
-    names = {entry.name for entry in path.iterdir()}
-    written = names & set(STAGES[stage])
-    if MARKER not in names and overwrite and written:
-        found = ", ".join(sorted(written))
-        raise RunFolderError(
-            f"{path}: no run made this folder, so --overwrite does not remove what is in it ({found}); choose another"
-        )
-    if resume or overwrite:
-        return
-    taken = names - {MARKER}
-    if stage == "train" and "refine" in names:
-        taken = names & {"train", "model"}
-    elif stage == "train" and MARKER in names:
-        taken = written
-    if taken:
-        found = ", ".join(sorted(taken)[:4]) + (", ..." if len(taken) > 4 else "")
-        raise RunFolderError(
-            f"{path}: the run folder exists ({found}); give --resume to go on with it or --overwrite to replace it"
-        )
-
-
-def open_run(path: str | Path, *, resume: bool = False, overwrite: bool = False, stage: str | None = None) -> Run:
-    """Creates or reopens a run folder and locks it for this process; `RunFolderError` as in `check_run`.
-
-    `overwrite` removes what the stage wrote and what was made from it, and leaves files alone that no run writes.
-    """
-    run = Run(path)
-    if int(os.environ.get("RANK", "0")) > 0:
-        return run  # under torchrun the first rank opens the folder for all
-    check_run(path, resume=resume, overwrite=overwrite, stage=stage)
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        _lock(run.path)
-    except RunFolderError:
-        raise
-    except OSError as error:
-        raise RunFolderError(f"{path}: the run folder cannot be written: {error.strerror}") from error
-    if overwrite:
-        for name in STAGES[stage]:
-            part = run.path / name
-            if part.is_dir() and not part.is_symlink():
-                shutil.rmtree(part)
-            else:
-                part.unlink(missing_ok=True)
-    return run
-
-
-_locks: dict[Path, IO[str]] = {}
-
-
-def _lock(folder: Path) -> None:
-    """Takes the folder's lock until this process ends. A POSIX lock: children do not inherit it, a kill frees it."""
-    marker = folder.resolve() / MARKER
-    if marker in _locks and marker.exists():
-        return
-    file = open(marker, "a+")  # noqa: SIM115  # stays open: closing it gives the lock back
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        raise RunFolderError(
-            f"{folder}: process {holder or 'unknown'} is working in this run folder; wait for it or stop it"
-        ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    _locks[marker] = file
 
 
 def write_text(path: str | Path, text: str) -> None:

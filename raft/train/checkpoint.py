@@ -1,14 +1,24 @@
-"""Which checkpoints a kill left whole, and the one file that this trainer adds to them.
+"""Which checkpoints are whole, and the two files that this trainer adds to them.
 
-It is written before the Trainer's own files, and trainer_state.json after all others: with both there, a checkpoint is whole.
+raft_state.json is written before the Trainer's own files, raft_files.json after all others: sizes and hashes by which
+a file that is missing, cut short or full of zeros is known. A kill before that leaves a checkpoint without this list,
+as earlier versions did; it is whole if trainer_state.json, which the Trainer writes last, is there.
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
+
+from raft.refine.fingerprint import file_fingerprint
+from raft.runs import write_json
+
+logger = logging.getLogger(__name__)
+
+FILES = "raft_files.json"
 
 
 def state_name(rank: int, ranks: int) -> str:
@@ -17,12 +27,53 @@ def state_name(rank: int, ranks: int) -> str:
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """The newest checkpoint in `folder` that was written to its end."""
+    """The newest whole checkpoint in `folder`; says which newer ones are passed over, and why."""
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    passed: list[str] = []
     for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
-        if read_state(path / TRAINER_STATE_NAME) is not None and any(path.glob("raft_state*.json")):
+        reason = damage(path)
+        if reason is None:
+            for line in passed:
+                logger.warning("%s; going on from %s", line, path.name)
             return str(path)
+        passed.append(f"{path} is damaged: {reason}")
+    for line in passed:
+        logger.warning("%s; no older one is whole", line)
     return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Why a training cannot go on from this checkpoint exactly; None if it can, as far as its files tell."""
+    if (checkpoint / FILES).exists():
+        files = read_state(checkpoint / FILES)
+        if not isinstance(files, dict):
+            return f"{FILES} is not readable"
+        for name, (size, digest) in files.items():
+            file = checkpoint / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes, expected {size}"
+            if file_fingerprint(file) != digest:
+                return f"{name} has other content than was written"
+    if read_state(checkpoint / TRAINER_STATE_NAME) is None:
+        return f"{TRAINER_STATE_NAME} is missing or cut short"
+    if not any(checkpoint.glob("raft_state*.json")):
+        return "raft_state.json is missing"
+    names = [part.name for part in checkpoint.iterdir()]
+    # transformers would go on with fresh ones. DeepSpeed keeps both in global_stepN.
+    if not any(name.startswith("global_step") for name in names):
+        for part in ("optimizer", "scheduler"):
+            if not any(name.startswith(part) for name in names):
+                return f"the state of the {part} is missing"
+    return None
+
+
+def list_files(checkpoint: Path) -> None:
+    """Writes the list of the files of a checkpoint that is complete."""
+    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.name != FILES]
+    listed = {str(file.relative_to(checkpoint)): [file.stat().st_size, file_fingerprint(file)] for file in files}
+    write_json(checkpoint / FILES, listed)
 
 
 def read_state(path: Path) -> Any:

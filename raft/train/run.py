@@ -3,16 +3,18 @@
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from raft.config import Config, check_train
-from raft.errors import ConfigError, InputError
+from raft.config import Config, check_train, load_config, save_config
+from raft.errors import ConfigError, InputError, RunFolderError
 from raft.models import load_tokenizer
 from raft.rows import Row, read_rows
 from raft.runs import Run, read_jsonl
 from raft.train.checkpoint import last_checkpoint
 from raft.train.config import RAFTConfig
 from raft.train.interrupt import StopAtStepEnd
+from raft.train.started import check_started, write_started
 from raft.train.trainer import RAFTTrainer
 
 logger = logging.getLogger(__name__)
@@ -21,26 +23,55 @@ logger = logging.getLogger(__name__)
 def train(config: Config, run: Run, resume: bool = False) -> None:
     """Trains as `config` says: checkpoints and records go to train/ of the run, the model to model/.
 
-    resume: from the last whole checkpoint, or from the start if a kill came before the first one.
+    The settings go to config.yaml once they are known to fit model and data. resume: from the last whole checkpoint, with
+    the settings that the training was started with (`raft.train.started`), or from the start if a kill came before the
+    first one.
     """
     if config.model is None:
         raise ConfigError("model: expected the instruction model to train, found none")
     args: RAFTConfig = check_train(config)
     args.output_dir = str(run.train_dir)
+    rows = training_rows(config, run, args)
+    checkpoint = last_checkpoint(run.train_dir) if resume else None
+    if checkpoint is not None:
+        check_started(run, config, rows)
     trainer = RAFTTrainer(
         model=config.model,
         args=args,
-        train_dataset=training_rows(config, run, args),
+        train_dataset=rows,
         processing_class=load_tokenizer(config.model),
     )
+    if trainer.is_world_process_zero():
+        if checkpoint is None:
+            write_started(run, config, rows)
+        _save_beside_refinement(config, run)
     with StopAtStepEnd() as stop:
         trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=last_checkpoint(run.train_dir) if resume else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
     save(trainer, run.model_dir)
+
+
+def _save_beside_refinement(config: Config, run: Run) -> None:
+    """Writes the run's config.yaml; where refinement wrote one, what it says of the refined data stays."""
+    if run.refine_dir.is_dir() and run.config_path.is_file():
+        refined = load_config(run.config_path)
+        config = replace(config, refine=refined.refine, data=config.data or refined.data)
+    save_config(config, run.config_path)
+
+
+def check_refined(run: Run, args: RAFTConfig) -> None:
+    """Refuses a run whose refinement was stopped before its end, where its answers are to be trained on."""
+    begun, refined = run.refine_dir / "rewrite.jsonl", run.refine_dir / "fused.jsonl"
+    if args.answer_target != "raw" and begun.exists() and not refined.exists():
+        raise RunFolderError(
+            f"{run.refine_dir}: the refinement is unfinished, so there are no {args.answer_target} answers to train on: "
+            f"`raft refine --resume --run {run.path}` finishes it; train.target=raw trains on the raw answers instead"
+        )
 
 
 def training_rows(config: Config, run: Run, args: RAFTConfig) -> list[Row]:
     """The rows of `data`, with what the run's refinement made of each; without `data`, the refined rows themselves."""
+    check_refined(run, args)
     refined = run.refine_dir / "fused.jsonl"
     if config.data is None and not refined.exists():
         raise ConfigError(f"data: expected the rows to train on, found none, and no {refined}")

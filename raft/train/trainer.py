@@ -25,22 +25,24 @@ from raft.runs import JsonlAppender, read_jsonl, write_json
 from raft.train import fapm
 from raft.train.balance import Balance, mean_norm
 from raft.train.batching import Unit, check_budget, split_alike, units
-from raft.train.checkpoint import last_checkpoint, read_state, state_name
+from raft.train.checkpoint import FILES, damage, last_checkpoint, list_files, read_state, state_name
 from raft.train.clock import Clock
 from raft.train.config import RAFTConfig
-from raft.train.data import Example, render
+from raft.train.data import Example, digest, render
 from raft.train.describe import describe
 from raft.train.flops import Flops, peak_flops
 from raft.train.gap import drops, gap_alone, gap_in, to_compare
-from raft.train.inputs import check_fsdp, check_settings, fit, render_evaluation, rows_from
+from raft.train.inputs import check_data, check_fsdp, check_settings, fit, render_evaluation, rows_from
 from raft.train.losses import Batch, Losses, covered_mass, losses, statistics, student_batch
 from raft.train.master import keep_masters
-from raft.train.model import LanguageModel, inside_forward, is_sharded
+from raft.train.model import LanguageModel, check_architecture, inside_forward, is_sharded
 from raft.train.noise import without_bars
 from raft.train.packing import Span, move
 from raft.train.progress import show_progress
 from raft.train.records import RolloutLog, Window, drop_after
 from raft.train.rollout import RolloutQueue, Scored
+from raft.train.saving import check_saves
+from raft.train.targets import targets
 from raft.train.teacher import Teacher
 from raft.train.watch import Finding, Watch
 
@@ -73,21 +75,28 @@ class RAFTTrainer(Trainer):
     ):
         check_settings(args, trainer_kwargs)
         rows = None if train_dataset is None else rows_from(train_dataset, "train_dataset")
+        check_data(args, rows, eval_dataset)
+        self._targets = targets(rows or [], args)
         if isinstance(model, (str, os.PathLike)):
             tokenizer = processing_class or load_tokenizer(model)
+            check_architecture(model)
             loaded: Any = load_model(model, dtype=getattr(torch, args.param_dtype))
         else:
             loaded = model
             tokenizer = processing_class or load_tokenizer(loaded.config._name_or_path)
         self.student = LanguageModel(loaded)
         self.student.check()
+        check_saves(loaded, tokenizer)
         fit(args, self.student)
         self._ends = ends = eos_ids(self.student.inner, tokenizer)
-        self.cuts: Any
-        examples, self.cuts = render(rows, tokenizer, args, ends) if rows is not None else (None, None)
+        self.notes: Any
+        examples, self.notes = None, None
+        if rows is not None:
+            examples, self.notes = render(rows, tokenizer, args, ends, vocabulary=self.student.vocabulary)
+        self._digest = digest(examples or [])
         drawn = args.rollouts_per_prompt if args.preset.distills else 0
         check_budget(args.max_tokens_per_micro_batch, examples or [], drawn, args.rollout_max_tokens)
-        evaluated = render_evaluation(eval_dataset, tokenizer, args, ends)
+        evaluated = render_evaluation(eval_dataset, tokenizer, args, ends, self.student.vocabulary)
         super().__init__(
             model=loaded,
             args=args,
@@ -111,7 +120,7 @@ class RAFTTrainer(Trainer):
             fapm.check_whole(loaded, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
             self._base = fapm.snapshot(loaded)
         self.teacher = (
-            Teacher(self.student, teacher, device=args.device, offload=args.teacher_offload)
+            Teacher(self.student, teacher, device=args.device, offload=args.teacher_offload, tokenizer=tokenizer)
             if args.preset.distills
             else None
         )
@@ -355,7 +364,8 @@ class RAFTTrainer(Trainer):
             return dataset
         if isinstance(dataset, list) and dataset and isinstance(dataset[0], Example):
             return dataset
-        return render_evaluation(dataset, self.processing_class, self.args, self._ends)
+        vocabulary = self.student.vocabulary
+        return render_evaluation(dataset, self.processing_class, self.args, self._ends, vocabulary)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)  # the one that was given to the trainer, if any
@@ -393,7 +403,7 @@ class RAFTTrainer(Trainer):
                 self._files[name] = JsonlAppender(folder / name)
             self.watch = Watch(self.args, known=[line["name"] for line in read_jsonl(folder / "warnings.jsonl")])
             engine = getattr(self.engine, "name", "an engine")
-            lines = describe(self.args, self.train_dataset, self.cuts, self.state.max_steps, engine)
+            lines = describe(self.args, self._targets, self.train_dataset, self.notes, self.state.max_steps, engine)
             print("\n".join(lines), file=sys.stderr)
         self.clock.reset()
 
@@ -458,7 +468,8 @@ class RAFTTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers. True resumes from the last whole checkpoint: a kill may have left a part of a newer one."""
+        """As in transformers. True resumes from the last whole checkpoint: a kill may have left a part of a newer one. A
+        damaged one that is given by its path is refused."""
         checkpoint: str | None = None
         if isinstance(resume_from_checkpoint, (str, os.PathLike)):
             checkpoint = os.fspath(resume_from_checkpoint)
@@ -467,6 +478,8 @@ class RAFTTrainer(Trainer):
             if checkpoint is None:
                 raise RunFolderError(f"{self.args.output_dir}: no whole checkpoint to resume from")
         self._restore(checkpoint)
+        if checkpoint is not None and (reason := damage(Path(checkpoint))) is not None:
+            raise RunFolderError(f"{checkpoint}: is damaged: {reason}; resume from another checkpoint")
         try:
             result = super().train(checkpoint, *args, **kwargs)
             self._prune()
@@ -493,10 +506,16 @@ class RAFTTrainer(Trainer):
             "averages": self._averages,
             "rollouts": self.queue.state_dict(),
             "window": self.window.state_dict(self.clock.reset()),
+            "rendered": self._digest,
         }
         self._write_rollouts()
+        if self.args.should_save:
+            (folder / FILES).unlink(missing_ok=True)  # of a damaged one that is written anew
         write_json(folder / self._state_name, state)
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            list_files(folder)
 
     def _restore(self, checkpoint: str | None) -> None:
         fresh: dict[str, Any] = {
@@ -514,6 +533,12 @@ class RAFTTrainer(Trainer):
             raise RunFolderError(
                 f"{checkpoint}: its lambda follows averages of {averages}, not of {self._averages} as balance: "
                 f"{self.args.balance} does; expected the setting that it was made with"
+            )
+        if state.get("rendered", self._digest) != self._digest:
+            logger.warning(
+                "%s: the rows are rendered to other tokens than when this checkpoint was made: expected the same rows, "
+                "tokenizer and chat template; one that writes today's date does so",
+                checkpoint,
             )
         self.balance.load_state_dict(state["balance"])
         self.queue.load_state_dict(state["rollouts"])

@@ -8,11 +8,12 @@ import pytest
 
 from raft.demo.settings import BASE_MODEL
 from raft.errors import RunFolderError
+from raft.folder import open_run
 from raft.real import REAL_MODEL
 from raft.real.run import run_real
 from raft.real.scores import METRICS
 from raft.real.settings import QUICK
-from raft.runs import open_run, read_json, read_jsonl
+from raft.runs import read_json, read_jsonl
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,7 +43,7 @@ def folders(made_up_data, tmp_path_factory):
 
 
 def go(folders, seeds, settings=SETTINGS):
-    run = open_run(folders[1], resume=True)
+    run = open_run(folders[1], "real", resume=True)
     options = {"model": str(BASE_MODEL), "data_dir": folders[0], "settings": settings, "command": "raft real"}
     return run_real(run, seeds=seeds, **options)
 
@@ -85,6 +86,7 @@ def test_a_seed_then_another(folders, tmp_path):
     again = go((folders[0], elsewhere), [1, 0])
     assert again["methods"]["raft"]["arc_easy"]["seeds"] == more["methods"]["raft"]["arc_easy"]["seeds"][::-1]
     assert again["tests"] == more["tests"] and not (elsewhere / "seeds").exists()
+    (elsewhere / "real.json").unlink()  # which would refuse it first
     with pytest.raises(RunFolderError, match="values/base.json: was asked .*; remove it"):
         go((folders[0], elsewhere), [0], replace(SETTINGS, arc=2))
 

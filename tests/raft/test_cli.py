@@ -270,16 +270,60 @@ def test_a_model_whose_weights_do_not_fill_it_is_refused(broken):
         load_model(broken)
 
 
-@pytest.mark.parametrize("command", ["refine", "train", "demo"])
-def test_an_existing_run_folder_needs_a_choice(capsys, tmp_path, model, data, command):
-    fused = jsonl(tmp_path / "run" / "refine" / "fused.jsonl", [ROWS[0] | REFINED])
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """The folder of a finished run of an earlier version, without a manifest."""
+    jsonl(tmp_path / "run" / "refine" / "rewrite.jsonl", [{}])
+    jsonl(tmp_path / "run" / "refine" / "fused.jsonl", [ROWS[0] | REFINED])
+    jsonl(tmp_path / "run" / "train" / "metrics.jsonl", [{}])
     (tmp_path / "run" / "model").mkdir()
+    (tmp_path / "run" / ".raft-run").touch()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("command", ["refine", "train", "demo"])
+def test_an_existing_run_folder_needs_a_choice(capsys, tmp_path, model, data, run, command):
+    fused = run / "refine" / "fused.jsonl"
     inputs = [] if command == "demo" else ["--model", model, "--data", data]
     message = error_of(capsys, command, *inputs, "--run", tmp_path / "run")
     assert "--resume" in message and "--overwrite" in message
     assert "nothing to resume" in error_of(capsys, command, *inputs, "--run", tmp_path / "typo", "--resume")
     assert "found a file" in error_of(capsys, command, *inputs, "--run", fused, "--resume")
     assert fused.exists()
+
+
+def test_overwrite_keeps_the_data_in_the_run_folder(monkeypatch, model, run):
+    kept = [jsonl(run / name, ROWS) for name in ("data/law.jsonl", "data/test.jsonl", "notes.jsonl")]
+    monkeypatch.setattr("raft.refine.run.refine_run", lambda *_, **__: None)
+    arguments = ["refine", "--model", model, "--data", kept[0], "--run", run, "--overwrite"]
+    assert main([str(argument) for argument in arguments]) == 0
+    assert all(path.exists() for path in kept) and not (run / "refine").exists()
+
+
+@pytest.mark.parametrize("command", ["refine", "train"])
+def test_overwrite_removes_nothing_if_an_input_would_go(capsys, model, data, run, command):
+    shutil.copytree(model, run / "model", dirs_exist_ok=True)
+    before = sorted(run.rglob("*"))
+    message = error_of(capsys, command, "--model", run / "model", "--data", data, "--run", run, "--overwrite")
+    assert f"--model: {run / 'model'} is an input of raft {command}" in message
+    assert sorted(run.rglob("*")) == before
+
+
+def test_an_unfinished_refinement_is_not_trained_on(capsys, model, data, run):
+    (run / "refine" / "fused.jsonl").unlink()
+    before = sorted(run.rglob("*"))
+    for choice in ("--overwrite", "--resume"):
+        message = error_of(capsys, "train", "--model", model, "--data", data, "--run", run, choice)
+        assert "the refinement is unfinished" in message and f"raft refine --resume --run {run}" in message
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_refused_refinement_does_not_block_the_next_one(capsys, tmp_path, model, data):
+    arguments = ["refine", "--model", model, "--data", data, "--run", tmp_path / "run"]
+    for _ in range(2):
+        message = error_of(capsys, *arguments, f"embedding_model={tmp_path / 'none'}")
+        assert "embedding" in message
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_an_evaluation_is_not_replaced_unasked(capsys, tmp_path, model, data):

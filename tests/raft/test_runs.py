@@ -1,4 +1,4 @@
-"""Run folders: opening them, writing into them, and what a kill leaves behind."""
+"""Writing into run folders, and what a kill leaves behind."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft.errors import InputError, RunFolderError
-from raft.runs import JsonlAppender, open_run, read_json, read_jsonl, repair_jsonl, write_json
+from raft.errors import InputError
+from raft.runs import JsonlAppender, read_json, read_jsonl, repair_jsonl, write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,103 +28,6 @@ def fill(run: Path, *names: str) -> None:
         path = run / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-
-
-def names(run: Path) -> set[str]:
-    return {path.name for path in run.iterdir() if path.name != ".raft-run"}
-
-
-def test_a_new_or_empty_folder_is_opened(tmp_path):
-    run = open_run(tmp_path / "a" / "b")
-    assert run.path.is_dir()
-    assert (run.refine_dir, run.train_dir) == (run.path / "refine", run.path / "train")
-    assert (run.model_dir, run.eval_dir) == (run.path / "model", run.path / "eval")
-    assert open_run(run.path).path == run.path  # nothing but the marker is in it
-
-
-def test_an_existing_run_needs_a_choice(tmp_path):
-    open_run(tmp_path / "run")
-    fill(tmp_path / "run", "refine/rewrite.jsonl", "config.yaml")
-    with pytest.raises(RunFolderError, match=r"exists \(config.yaml, refine\); give --resume .* or --overwrite"):
-        open_run(tmp_path / "run")
-    open_run(tmp_path / "run", resume=True)
-    assert names(tmp_path / "run") == {"refine", "config.yaml"}
-    open_run(tmp_path / "run", overwrite=True)
-    assert names(tmp_path / "run") == set()
-
-
-def test_overwrite_leaves_what_no_run_writes(tmp_path):
-    run = open_run(tmp_path / "run")
-    fill(run.path, "notes.txt", "refine/fused.jsonl", "model/config.json", "data/train.jsonl", "seconds.json")
-    open_run(run.path, overwrite=True)
-    assert names(run.path) == {"notes.txt"}
-
-
-def test_overwrite_does_not_follow_links(tmp_path):
-    fill(tmp_path, "elsewhere/precious.txt")
-    run = open_run(tmp_path / "run")
-    (run.path / "model").symlink_to(tmp_path / "elsewhere")
-    open_run(run.path, overwrite=True)
-    assert (tmp_path / "elsewhere" / "precious.txt").exists() and names(run.path) == set()
-
-
-def test_overwrite_refuses_a_folder_that_no_run_made(tmp_path):
-    fill(tmp_path, "data/precious.csv", "model/weights")
-    with pytest.raises(RunFolderError, match="no run made this folder"):
-        open_run(tmp_path, overwrite=True)
-    assert (tmp_path / "data" / "precious.csv").exists()
-
-
-def test_training_goes_beside_the_refinement_and_replaces_only_itself(tmp_path):
-    run = open_run(tmp_path / "run")
-    fill(run.path, "config.yaml", "refine/fused.jsonl")
-    open_run(run.path, stage="train")
-    fill(run.path, "train/metrics.jsonl", "model/config.json", "eval/raft.json", "report.html")
-    with pytest.raises(RunFolderError, match=r"exists \(model, train\)"):
-        open_run(run.path, stage="train")
-    open_run(run.path, stage="train", resume=True)
-    open_run(run.path, stage="train", overwrite=True)
-    assert names(run.path) == {"config.yaml", "refine"}
-
-
-def test_training_does_not_start_in_a_folder_of_something_else(tmp_path):
-    fill(tmp_path, "thesis.tex")
-    with pytest.raises(RunFolderError, match="thesis.tex"):
-        open_run(tmp_path, stage="train")
-
-
-def test_what_cannot_be_a_run(tmp_path):
-    fill(tmp_path, "file")
-    with pytest.raises(RunFolderError, match="found a file"):
-        open_run(tmp_path / "file")
-    with pytest.raises(RunFolderError, match="cannot be written"):
-        open_run(tmp_path / "file" / "run")
-    with pytest.raises(RunFolderError, match="nothing to resume"):
-        open_run(tmp_path / "typo", resume=True)
-    with pytest.raises(RunFolderError, match="found both"):
-        open_run(tmp_path / "typo", resume=True, overwrite=True)
-    assert not (tmp_path / "typo").exists()
-
-
-def test_two_processes_do_not_work_in_one_run(tmp_path):
-    code = "import sys, time; from raft.runs import open_run; open_run(sys.argv[1]); print('open', flush=True); time.sleep(60)"
-    other = start(code, tmp_path / "run")
-    try:
-        assert other.stdout.readline() == "open\n"
-        with pytest.raises(RunFolderError, match=f"process {other.pid} is working"):
-            open_run(tmp_path / "run", resume=True)
-    finally:
-        other.kill()
-        other.communicate()
-    open_run(tmp_path / "run", resume=True)  # a kill frees it
-
-
-def test_only_the_first_rank_prepares_the_folder(tmp_path, monkeypatch):
-    run = open_run(tmp_path / "run")
-    fill(run.path, "refine/fused.jsonl")
-    monkeypatch.setenv("RANK", "1")
-    open_run(run.path, overwrite=True)
-    assert names(run.path) == {"refine"}
 
 
 def test_json_is_replaced_as_a_whole(tmp_path):

@@ -1,0 +1,120 @@
+"""train/started.json: what a training was started with. A resumed one goes on with the same, or is refused.
+
+What may change is listed here: what is logged and saved, what takes memory and does the same work, and more steps.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from raft.config import Config, check_train_keys, load_config
+from raft.errors import RunFolderError
+from raft.refine.fingerprint import fingerprint
+from raft.rows import Row
+from raft.runs import Run, read_json, write_json
+from raft.train.config import RAFTConfig
+
+_FREE_KINDS = ("log_", "logging_", "save_", "hub_", "trackio_", "gradient_checkpointing")
+_FREE = (
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_pin_memory",
+    "dataloader_prefetch_factor",
+    "ddp_timeout",
+    "disable_tqdm",
+    "engine_weights",
+    "include_num_input_tokens_seen",
+    "include_tokens_per_second",
+    "max_tokens_per_micro_batch",
+    "output_dir",
+    "peak_tflops",
+    "project",
+    "push_to_hub",
+    "release_cache",
+    "report_to",
+    "run_name",
+    "skip_memory_metrics",
+    "teacher_offload",
+    "torch_empty_cache_steps",
+    "vllm_gpu_memory_utilization",
+)
+_MAY_GROW = ("num_train_epochs", "max_steps")
+_READ = (
+    *("id", "prompt", "question", "answer", "fused_answer", "rewritten", "kept"),
+    *("answer_turn", "tools", "chat_template_kwargs"),
+)
+"""The fields of a row that training reads."""
+
+
+def write_started(run: Run, config: Config, rows: Sequence[Row]) -> None:
+    """Called when a training starts from its beginning."""
+    write_json(_file(run), _now(config, rows))
+
+
+def check_started(run: Run, config: Config, rows: Sequence[Row]) -> None:
+    """Raises `RunFolderError` naming the first of model, data and settings that is not what the training started with.
+
+    A training of an earlier version has no started.json; its settings are in config.yaml, and the data is not compared.
+    """
+    now = _now(config, rows)
+    before = read_json(_file(run)) if _file(run).exists() else _earlier(run)
+    if before is None:
+        return
+    if _other_model(before, now):
+        why = "its files have changed" if before["model"] == now["model"] else ""
+        raise _refused(run, "model", before["model"], now["model"], why)
+    if before.get("digest", now["digest"]) != now["digest"]:
+        was, found = (f"{state['rows']} rows of {state['data']} ({state['digest']})" for state in (before, now))
+        raise _refused(run, "data", was, found)
+    defaults = {f.name: None if f.default is MISSING else f.default for f in fields(RAFTConfig)}
+    for name in sorted({*before["settings"], *now["settings"]}):
+        was, found = (state["settings"].get(name, defaults.get(name)) for state in (before, now))
+        if was == found or name in _FREE or name.startswith(_FREE_KINDS):
+            continue
+        if name not in _MAY_GROW:
+            raise _refused(run, f"train.{name}", was, found)
+        # Only what started.json says is a start: config.yaml holds the steps of the last command.
+        if "digest" in before and not 0 < was <= found:
+            raise _refused(run, f"train.{name}", was, found, "it may only grow")
+
+
+def _now(config: Config, rows: Sequence[Row]) -> dict[str, Any]:
+    read = json.dumps([{name: row.get(name) for name in _READ} for row in rows], sort_keys=True, default=str)
+    state = {
+        "model": config.model,
+        "weights": fingerprint(config.model or ""),
+        "data": config.data or "the refinement",
+        "rows": len(rows),
+        "digest": hashlib.blake2b(read.encode(), digest_size=6).hexdigest(),
+        "settings": {"seed": config.seed, **check_train_keys(config.train)},
+    }
+    compared: dict[str, Any] = json.loads(json.dumps(state))  # as the file gives it back
+    return compared
+
+
+def _earlier(run: Run) -> dict[str, Any] | None:
+    if not run.config_path.exists():
+        return None
+    config = load_config(run.config_path)
+    return {"model": config.model, "settings": {"seed": config.seed, **check_train_keys(config.train)}}
+
+
+def _other_model(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    if "weights" in before:
+        return bool(before["weights"] != now["weights"])
+    return os.path.abspath(before["model"]) != os.path.abspath(now["model"])
+
+
+def _refused(run: Run, name: str, was: Any, found: Any, why: str = "") -> RunFolderError:
+    return RunFolderError(
+        f"{run.path}: {name} was {was!r} when this training started, found {found!r}"
+        f"{f' ({why})' if why else ''}; resume with the same, or use --overwrite"
+    )
+
+
+def _file(run: Run) -> Path:
+    return run.train_dir / "started.json"
