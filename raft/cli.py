@@ -147,6 +147,12 @@ def evaluate(args: argparse.Namespace) -> None:
     evaluate_run(config, run, model=args.model, data_path=data, name=name, base=args.base)
 
 
+def show_config(args: argparse.Namespace) -> None:
+    from raft.listing import listing
+
+    print(listing(), end="")
+
+
 def report(args: argparse.Namespace) -> None:
     path = Path(args.run)
     if not path.is_dir():
@@ -243,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     _continuation(command)
 
     command = _command(commands, "train", train, "stage 2: train with answer-conditioned on-policy distillation")
+    command.epilog = "settings (train.key=value): `raft config` lists them with their defaults"
     _inputs(command, data="the rows (default: DIR/refine/fused.jsonl)")
     command.add_argument(
         "--method", metavar="NAME", help="preset: raft, sft, sdft, on_policy or fapm (short for train.method=NAME)"
@@ -264,6 +271,8 @@ def _parser() -> argparse.ArgumentParser:
         "--base", metavar="M", help="model to compare with: writes DIR/eval/base.json and the retention"
     )
     command.add_argument("--overwrite", action="store_true", help="replace DIR/eval/NAME.json")
+
+    command = _command(commands, "config", show_config, "list every setting with its default, as YAML")
 
     command = _command(commands, "report", report, "write report.html and report.md of a run")
     command.add_argument("--run", metavar="DIR", required=True, help="run folder")
