@@ -1,8 +1,11 @@
 """`raft eval`: one model on one data file, its scores in the run folder and on the screen."""
 
+import hashlib
+import json
 import logging
 import re
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from raft.errors import ConfigError, InputError, ModelError
 from raft.evaluate.retention import retention
 from raft.evaluate.suites import Evaluation, check_items, evaluate
 from raft.models import check_model, load_tokenizer
+from raft.refine.fingerprint import fingerprint
 from raft.rows import Row, read_rows
 from raft.runs import Run, read_json, write_json
 
@@ -30,7 +34,8 @@ def evaluate_run(
 
     Writes eval/NAME.json: the result of `evaluate`, and the model, data, settings and seconds behind it. With `base`, a
     model to compare with, the same goes into eval/base.json, the retention into the result, and the distance of both
-    models' weights into eval/weight_distance.json. Prints the table of scores and returns the result.
+    models' weights into eval/weight_distance.json; a base that was evaluated before on the same items with the same
+    settings is not evaluated again. Prints the table of scores and returns the result.
     """
     if not re.fullmatch(r"\w[\w.-]*", name) or name == "weight_distance":
         raise ConfigError(f"name: expected letters, digits, '.', '-' or '_', found {name!r}")
@@ -44,13 +49,27 @@ def evaluate_run(
     path = check_model(_own_model(run) if model is None else model)
     base_path = None if base is None else check_model(base)
 
+    if name == "base":
+        _check_base(config, path)
     _check_lengths(config, path, items, data_path)
 
     results = {}
     if base_path is not None:
-        results["base"] = _evaluate_model(config, base_path, items, data_path)
+        results["base"] = _known_base(run, config, base_path, items) or _evaluate_model(
+            config, base_path, items, data_path
+        )
         write_json(run.eval_dir / "base.json", results["base"])
     result = results[name] = _evaluate_model(config, path, items, data_path)
+    trained = trained_items(run, config, items, data_path)
+    if trained:
+        result["trained_items"] = trained
+        log.warning(
+            "%s: %d of %d items ask what the training rows ask: their scores say what was learned, not what the model "
+            "does with new questions",
+            data_path,
+            len(trained),
+            len(items),
+        )
     if base_path is not None:
         result["retention"] = retention(result["scores"], results["base"]["scores"])
         _write_distance(run, name, base_path, path)
@@ -81,6 +100,62 @@ def _own_model(run: Run) -> Path:
     if not run.model_dir.is_dir():
         raise ModelError(f"{run.model_dir}: no model in the run folder, expected a trained run or a model to evaluate")
     return run.model_dir
+
+
+def items_digest(items: Sequence[Mapping[str, Any]]) -> str:
+    """Changes with what is asked, and with how it is scored."""
+    read = [{name: item.get(name) for name in _ASKED} for item in items]
+    return hashlib.blake2b(json.dumps(read, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+_ASKED = ("id", "suite", "skill", "prompt", "answer", "check", "tools", "chat_template_kwargs")
+
+
+def trained_items(run: Run, config: Config, items: Sequence[Row], data_path: str | Path) -> list[str]:
+    """Ids of the items whose question is one of the training rows', as far as the run knows these."""
+    asked: set[str] = set()
+    for path in (run.refine_dir / "fused.jsonl", *([Path(config.data)] if config.data else [])):
+        if path.is_file() and path.resolve() != Path(data_path).resolve():
+            asked.update(row["question"].strip() for row in read_rows(path, need_answer=False))
+    return [item["id"] for item in items if item["question"].strip() in asked]
+
+
+def _check_base(config: Config, path: str) -> None:
+    """In reports "base" is the model that the run starts from."""
+    if config.model is not None and fingerprint(path) != fingerprint(config.model):
+        raise ConfigError(
+            f"name: 'base' is the name of the model that the run starts from ({config.model}), found {path}; give "
+            "another with --name"
+        )
+
+
+def _known_base(run: Run, config: Config, path: str, items: Sequence[Row]) -> dict[str, Any] | None:
+    """The result of an earlier call for the same model, items and settings."""
+    file = run.eval_dir / "base.json"
+    try:
+        known = read_json(file) if file.exists() else None
+    except InputError:
+        return None
+    wanted = _identity(config, path, items)
+    if not isinstance(known, dict) or any(known.get(key) != value for key, value in wanted.items()):
+        return None
+    log.info("%s: evaluated before, on the same items with the same settings: taken from there", file)
+    return known
+
+
+def _identity(config: Config, path: str, items: Sequence[Row]) -> dict[str, Any]:
+    """What a result is of: with the same, another evaluation would find the same."""
+    settings = config.evaluate
+    return {
+        "fingerprint": fingerprint(path),
+        "items": items_digest(items),
+        "settings": {
+            "temperature": settings.temperature,
+            "max_tokens": settings.max_tokens,
+            "max_model_len": settings.max_model_len,
+            "seed": config.seed,
+        },
+    }
 
 
 def _check_lengths(config: Config, path: str, items: list[Row], data_path: str | Path) -> None:
@@ -114,7 +189,7 @@ def _evaluate_model(config: Config, path: str, items: list[Row], data_path: str 
         "model": path,
         "data": str(data_path),
         "engine": engine_name,
-        "settings": {"temperature": settings.temperature, "max_tokens": settings.max_tokens, "seed": config.seed},
+        **_identity(config, path, items),
         "seconds": round(time.perf_counter() - started, 3),
         **result,
     }

@@ -68,7 +68,7 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         "Engine": summary.get("engine"),
         "Versions": summary.get("versions"),
         "Machine": summary.get("machine"),
-        "Duration": f"{sum(seconds):,.1f} s" if seconds else None,
+        "Duration": tables.duration(sum(seconds)) if seconds else None,
         "Command": summary.get("command"),
     }
     return [(name, _one_line(value)) for name, value in facts.items() if value not in (None, "", {}, [])]
@@ -83,8 +83,8 @@ def _one_line(value: Any) -> str:
 
 
 def _findings(data: RunData) -> list[str]:
-    """The differences in words, in the same order whoever is ahead."""
-    found = []
+    """What was forgotten and learned, in words, in the same order whoever is ahead."""
+    found = [*data.cautions, *_changes(data)]
     for suite in data.suites:
         difference = tables.difference_of(data, "raft", "sft", suite)
         if difference is None:
@@ -106,8 +106,27 @@ def _findings(data: RunData) -> list[str]:
     return found
 
 
+def _changes(data: RunData) -> list[str]:
+    """What became of the base model's skills in each trained model: did it forget?"""
+    found = []
+    for method in (name for name in data.scores if name != "base"):
+        parts = []
+        for suite in data.suites:
+            difference = tables.difference_of(data, method, "base", suite)
+            if suite == "domain" or difference is None:
+                continue
+            value, interval = difference
+            part = f"{suite} {tables.points(value)} points"
+            if interval:
+                part += f" (95 % interval {tables.points(interval.low)} to {tables.points(interval.high)})"
+            parts.append(part)
+        if parts:
+            found.append(f"{method_name(method)} against the base model: {', '.join(parts)}.")
+    return found
+
+
 _MEANING = {
-    "domain": "Domain: questions of the kind that was trained, on items held out.",
+    "domain": "Domain: questions of the kind that was trained.",
     "general": "General: what the base model could do before.",
     "format": "Format: instructions whose obedience a program verifies.",
 }
@@ -117,9 +136,8 @@ def _scores(data: RunData) -> Section:
     if not data.scores:
         return Section("Scores")
     text = " ".join(_MEANING[suite] for suite in data.suites if suite in _MEANING)
-    return Section(
-        "Scores", [text] if text else [], tables=[tables.score_table(data)], figures=figures.score_figures(data)
-    )
+    drawn = [*_present(figures.trade_off(data)), *figures.score_figures(data)]
+    return Section("Scores", [text] if text else [], tables=[tables.score_table(data)], figures=drawn)
 
 
 def _skills(data: RunData) -> Section:
@@ -127,7 +145,7 @@ def _skills(data: RunData) -> Section:
 
 
 def _training(data: RunData) -> Section:
-    drawn = figures.trade_off(data), figures.losses(data), figures.balance(data), figures.weight_lambda(data)
+    drawn = figures.losses(data), figures.balance(data), figures.weight_lambda(data)
     return Section("Training", tables=_present(tables.warning_table(data)), figures=_present(*drawn))
 
 

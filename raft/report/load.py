@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -24,6 +25,10 @@ class Training:
     metrics: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     warnings: list[dict[str, Any]]
+
+
+Item = tuple[str, str]
+"""Id and question: two files may number different items alike."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,62 @@ class RunData:
         scores = self.scores
         if "base" not in scores:
             return {}
-        return {name: retention(values, scores["base"]) for name, values in scores.items() if name != "base"}
+        kept = {}
+        for name in scores:
+            if name == "base":
+                continue
+            pairs = {suite: self.compared(name, "base", suite) for suite in self.suites}
+            ours = {suite: pair[0] for suite, pair in pairs.items() if pair}
+            kept[name] = retention(ours, {suite: pair[1] for suite, pair in pairs.items() if pair})
+        return kept
 
-    def item_scores(self, method: str, suite: str) -> dict[str, float]:
-        """Item id -> score of this method."""
+    def item_scores(self, method: str, suite: str) -> dict[Item, float]:
+        """Item -> score of this method."""
         samples = self.evals.get(method, {}).get("samples", ())
-        return {sample["id"]: sample["score"] for sample in samples if sample["suite"] == suite}
+        return {_item(sample): sample["score"] for sample in samples if sample["suite"] == suite}
+
+    def shared(self, first: str, second: str, suite: str) -> list[Item]:
+        """The items that both answered."""
+        return sorted(set(self.item_scores(first, suite)) & set(self.item_scores(second, suite)))
+
+    def compared(self, first: str, second: str, suite: str) -> tuple[float, float] | None:
+        """Both scores, on the items that both answered where the two were not asked the same; None without such."""
+        scores = self.scores
+        if suite not in scores.get(first, {}) or suite not in scores.get(second, {}):
+            return None
+        ours, theirs = self.item_scores(first, suite), self.item_scores(second, suite)
+        if set(ours) == set(theirs) or not (ours and theirs):
+            return scores[first][suite], scores[second][suite]
+        shared = self.shared(first, second, suite)
+        if not shared:
+            return None
+        return fmean(ours[i] for i in shared), fmean(theirs[i] for i in shared)
+
+    @property
+    def cautions(self) -> list[str]:
+        """What to know before two scores are compared: models that were asked different items, and trained ones."""
+        found = []
+        answered = [name for name in self.evals if self.evals[name].get("samples")]
+        for name in answered[1:]:
+            for suite in self.suites:
+                first, ours = (set(self.item_scores(method, suite)) for method in (answered[0], name))
+                if first and ours and first != ours:
+                    found.append(
+                        f"{method_name(name)} and {method_name(answered[0])} were not asked the same items of {suite}: "
+                        f"{len(ours):,} and {len(first):,}, {len(first & ours):,} in common, which alone are compared."
+                    )
+        for name, result in self.evals.items():
+            trained = len(result.get("trained_items", ()))
+            if trained:
+                found.append(
+                    f"{trained:,} of the {sum(result.get('n', {}).values()):,} items that {method_name(name)} answered ask "
+                    "what the training rows ask: scores on them say what was learned, not what it does with new questions."
+                )
+        return found
+
+
+def _item(sample: Mapping[str, Any]) -> Item:
+    return str(sample["id"]), str(sample.get("question", ""))
 
 
 def ordered(methods: Mapping[str, Any]) -> list[str]:

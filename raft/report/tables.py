@@ -55,6 +55,17 @@ def seconds(value: float) -> str:
     return f"{value:,.1f}"
 
 
+def duration(value: float) -> str:
+    """4 s, 2 min 5 s, 3 h 20 min."""
+    whole = round(value)
+    if whole < 60:
+        return f"{value:.1f} s" if value < 10 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def distance(value: float) -> str:
     """A relative distance of weights: 0.0524 as in the paper, 9.5e-05 where four decimals would hide it."""
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
@@ -68,13 +79,13 @@ def interval_of(data: RunData, method: str, suite: str) -> Interval | None:
 
 def difference_of(data: RunData, first: str, second: str, suite: str) -> tuple[float, Interval | None] | None:
     """Score of `first` minus that of `second`, with its paired 95 % interval over the items that both answered."""
-    scores = data.scores
-    if suite not in scores.get(first, {}) or suite not in scores.get(second, {}):
+    pair = data.compared(first, second, suite)
+    if pair is None:
         return None
     ours, theirs = data.item_scores(first, suite), data.item_scores(second, suite)
-    shared = sorted(set(ours) & set(theirs))
+    shared = data.shared(first, second, suite)
     interval = paired_interval([ours[i] for i in shared], [theirs[i] for i in shared]) if shared else None
-    return scores[first][suite] - scores[second][suite], interval
+    return pair[0] - pair[1], interval
 
 
 def score_table(data: RunData) -> Table:
@@ -87,25 +98,36 @@ def score_table(data: RunData) -> Table:
     for method, scores in data.scores.items():
         row = [Cell(method_name(method), style=_style(method))]
         for suite in suites:
-            row.append(_score_cell(scores.get(suite), interval_of(data, method, suite)))
+            items = len(data.item_scores(method, suite)) if data.cautions else 0
+            row.append(_score_cell(scores.get(suite), interval_of(data, method, suite), items))
         for suite in kept_suites:
             value = kept.get(method, {}).get(suite)
             row.append(Cell("") if value is None else Cell(percent(value), value))
         rows.append(row)
-    differences = [difference_of(data, "raft", "sft", suite) for suite in suites]
-    if any(differences):
-        cells = [Cell("") if d is None else _difference_cell(*d) for d in differences]
-        rows.append([Cell(f"RAFT {MINUS} SFT", style="difference"), *cells, *(Cell("") for _ in kept_suites)])
+    for first, second in _differences(data):
+        cells = [
+            Cell("") if d is None else _difference_cell(*d)
+            for d in (difference_of(data, first, second, suite) for suite in suites)
+        ]
+        label = f"{method_name(first)} {MINUS} {method_name(second)}"
+        rows.append([Cell(label, style="difference"), *cells, *(Cell("") for _ in kept_suites)])
     caption = (
-        "Scores in percent. Under each score its 95 % bootstrap interval over the items; the difference is in "
-        "percentage points, its interval is paired by item. Kept: the score relative to the base model's. An interval "
+        "Scores in percent. Under each score its 95 % bootstrap interval over the items; differences are in "
+        "percentage points, their intervals are paired by item. Kept: the score relative to the base model's. An interval "
         "without width means that all items scored alike."
     )
     return Table("scores", caption, header, rows)
 
 
+def _differences(data: RunData) -> list[tuple[str, str]]:
+    """Which models are compared in a row of their own: every trained one with the base model, and RAFT with SFT."""
+    trained = [method for method in data.scores if method != "base"]
+    pairs = [(method, "base") for method in trained] if "base" in data.scores else []
+    return [*pairs, *([("raft", "sft")] if {"raft", "sft"} <= set(trained) else [])]
+
+
 def skill_table(data: RunData) -> Table | None:
-    """Suite and skill by methods."""
+    """Suite and skill by methods: scores, and the change from the base model's."""
     methods = [m for m in data.evals if data.evals[m].get("by_skill")]
     counts: dict[tuple[str, str], int] = {}
     for method in reversed(methods):
@@ -115,6 +137,7 @@ def skill_table(data: RunData) -> Table | None:
                 key = (sample["suite"], sample["skill"])
                 of_method[key] = of_method.get(key, 0) + 1
         counts |= of_method
+    changed = [method for method in methods if method != "base"] if "base" in methods else []
     keys = [(suite, skill) for suite in data.suites for skill in sorted(k for s, k in counts if s == suite)]
     if not methods or not keys:
         return None
@@ -122,13 +145,17 @@ def skill_table(data: RunData) -> Table | None:
     for suite, skill in keys:
         cells = [Cell(suite if suite != last else "", style="suite"), Cell(skill.replace("_", " "))]
         cells.append(_count(counts[suite, skill]))
-        for method in methods:
-            value = data.evals[method]["by_skill"].get(suite, {}).get(skill)
-            cells.append(Cell("") if value is None else Cell(percent(value), value))
+        values = {method: data.evals[method]["by_skill"].get(suite, {}).get(skill) for method in methods}
+        cells += [Cell("") if value is None else Cell(percent(value), value) for value in values.values()]
+        for method in changed:
+            value, base = values[method], values["base"]
+            cells.append(Cell("") if value is None or base is None else Cell(points(value - base), value - base))
         rows.append(cells)
         last = suite
     header = [Cell("Suite"), Cell("Skill"), Cell("Items"), *(Cell(method_name(m), style=_style(m)) for m in methods)]
-    return Table("skills", "Mean score in percent of each skill.", header, rows)
+    header += [Cell(f"{method_name(m)} {MINUS} {method_name('base')}", style=_style(m)) for m in changed]
+    caption = "Mean score in percent of each skill" + (", and its change in percentage points." if changed else ".")
+    return Table("skills", caption, header, rows)
 
 
 def warning_table(data: RunData) -> Table | None:
@@ -297,10 +324,13 @@ def _suite_head(data: RunData, suite: str) -> Cell:
     return Cell(suite.capitalize(), note="" if n is None else f"{n:,} items")
 
 
-def _score_cell(value: float | None, interval: Interval | None) -> Cell:
+def _score_cell(value: float | None, interval: Interval | None, items: int = 0) -> Cell:
+    """items: said where the models were not asked the same."""
     if value is None:
         return Cell("")
     note = f"{percent(interval.low)} – {percent(interval.high)}" if interval else ""
+    if items:
+        note = f"{note}, {items:,} items".removeprefix(", ")
     return Cell(percent(value), value, note)
 
 

@@ -123,6 +123,40 @@ def test_bad_input_fails_before_a_model_is_loaded(models, data, tmp_path):
     assert not run.path.exists()
 
 
+def test_a_base_is_evaluated_once_for_the_same_items_and_settings(models, data, tmp_path, caplog):
+    run = Run(tmp_path / "run")
+    evaluate_run(config(seed=1), run, models["other"], data, "one", base=models["base"])
+    file = run.eval_dir / "base.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps({**before, "marked": True}))
+    with caplog.at_level("INFO", "raft"):
+        result = evaluate_run(config(seed=1), run, models["other"], data, "two", base=models["base"])
+    assert json.loads(file.read_text())["marked"] and "evaluated before" in caplog.text
+    assert result["retention"] == json.loads((run.eval_dir / "one.json").read_text())["retention"]
+    evaluate_run(config(seed=2), run, models["other"], data, "three", base=models["base"])
+    assert "marked" not in json.loads(file.read_text())
+    file.write_text(json.dumps({**before, "marked": True}))
+    data.write_text("".join(json.dumps(item) + "\n" for item in ITEMS[:3]))
+    evaluate_run(config(seed=1), run, models["other"], data, "four", base=models["base"])
+    assert "marked" not in json.loads(file.read_text())
+
+
+def test_items_of_the_training_rows_are_named(models, data, tmp_path, caplog):
+    rows = tmp_path / "train.jsonl"
+    rows.write_text(json.dumps({"question": ITEMS[1]["question"], "answer": "kl"}) + "\n")
+    run = Run(tmp_path / "run")
+    result = evaluate_run(config(data=str(rows)), run, models["other"], data, "tuned")
+    assert result["trained_items"] == ["d2"] and "1 of 4 items ask what the training rows ask" in caplog.text
+    assert "trained_items" not in evaluate_run(config(), run, models["other"], data, "again")
+
+
+def test_base_is_the_model_that_the_run_starts_from(models, data, tmp_path):
+    run = Run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="name: 'base' is the name of the model that the run starts from"):
+        evaluate_run(config(model=str(models["base"])), run, models["other"], data, "base")
+    assert evaluate_run(config(model=str(models["base"])), run, models["base"], data, "base")["n"]
+
+
 def test_command_line_eval_then_report(models, data, tmp_path, capsys):
     folder = tmp_path / "run"
     options = ["--run", str(folder), "--data", str(data), "evaluate.engine=hf", "evaluate.max_tokens=4"]

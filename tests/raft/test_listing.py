@@ -11,7 +11,6 @@ from raft.config import SECTIONS, Config, check_train, load_config
 from raft.listing import listing
 from raft.train.config import RAFTConfig
 
-
 TOLD_BY_TRANSFORMERS = (
     *("per_device_train_batch_size", "learning_rate", "weight_decay", "logging_steps"),
     *("save_strategy", "save_total_limit", "remove_unused_columns"),

@@ -1,5 +1,6 @@
 """The report: its numbers are those of the files, its text is safe, and it works for any part of a run."""
 
+import html
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from raft.report.figures import slug
 from raft.report.load import load_run
 from raft.report.samples import choose
 from raft.report.svg import Axis, Chart, axis_for, thin
-from raft.report.tables import diagnostics_tables, percent, points, reason_table, score_table
+from raft.report.tables import diagnostics_tables, difference_of, duration, percent, points, reason_table, score_table
 from raft.report.text import clean, clip, html_text, markdown_text
 from raft.runs import read_jsonl
 from tests.raft.report_fixture import METHODS, build_refine, build_run, write, write_lines
@@ -113,6 +114,9 @@ def test_scores_are_those_of_the_summary(run, parsed):
     difference = summary["scores"]["raft"]["general"] - summary["scores"]["sft"]["general"]
     assert value["RAFT − SFT"][1] == pytest.approx(difference)
     assert text["RAFT − SFT"][1] == f"{100 * difference:+.1f}"
+    lost = summary["scores"]["sft"]["general"] - summary["scores"]["base"]["general"]
+    assert value["SFT − Base"][1] == pytest.approx(lost) and "RAFT − Base" in value
+    assert f"SFT against the base model: general {points(lost)} points (95 % interval" in " ".join(parsed.text)
 
 
 def test_intervals_are_those_of_the_items(run, page):
@@ -120,9 +124,66 @@ def test_intervals_are_those_of_the_items(run, page):
     scores = {method: data.item_scores(method, "domain") for method in ("sft", "raft")}
     low, high = bootstrap_interval(list(scores["raft"].values()))
     assert f"{100 * low:.1f} – {100 * high:.1f}" in page
-    ids = sorted(scores["raft"])
+    ids = sorted(scores["raft"])  # id and question
     low, high = paired_interval([scores["raft"][i] for i in ids], [scores["sft"][i] for i in ids])
     assert f"{100 * low:+.1f} to {100 * high:+.1f}" in page
+
+
+def test_other_items_are_not_compared_as_if_they_were_the_same(run, tmp_path):
+    """Two thirds of the items in common; the others have ids of their own, or the same id and another question."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    file = folder / "eval" / "raft.json"
+    result = json.loads(file.read_text())
+    samples = [s for s in result["samples"] if s["suite"] == "domain"]
+    for i, sample in enumerate(samples):
+        if i % 3 == 0:
+            sample |= {"id": f"new-{i}"} if i % 2 else {"question": "something else?"}
+            sample["score"] = 1.0
+    write(file, {**result, "scores": {**result["scores"], "domain": sum(s["score"] for s in samples) / len(samples)}})
+    data = load_run(folder)
+    kept = {s["id"]: s["score"] for i, s in enumerate(samples) if i % 3}
+    base = {s["id"]: s["score"] for s in data.evals["base"]["samples"] if s["id"] in kept}
+    gained = sum(kept.values()) / len(kept) - sum(base.values()) / len(base)
+    value, interval = difference_of(data, "raft", "base", "domain")
+    assert value == pytest.approx(gained) and interval.low <= value <= interval.high
+    [caution] = data.cautions
+    assert caution == (
+        f"RAFT and Base were not asked the same items of domain: 200 and 200, {len(kept)} in common, which alone are "
+        "compared."
+    )
+    page = write_report(folder).read_text()
+    assert caution in html.unescape(page) and "200 items" in page
+
+
+def test_without_common_items_there_is_no_difference(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    file = folder / "eval" / "raft.json"
+    result = json.loads(file.read_text())
+    samples = [{**s, "id": f"other-{s['id']}"} for s in result["samples"]]
+    write(file, {**result, "samples": samples})
+    data = load_run(folder)
+    assert difference_of(data, "raft", "base", "general") is None
+    assert difference_of(data, "sft", "base", "general") is not None
+    assert "raft" not in {m for m, kept in data.retention.items() if kept}
+
+
+def test_items_of_the_training_rows_are_told(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    file = folder / "eval" / "raft.json"
+    write(file, {**json.loads(file.read_text()), "trained_items": ["domain-1", "domain-2"]})
+    page = write_report(folder).read_text()
+    assert "2 of the 600 items that RAFT answered ask what the training rows ask" in page
+    assert "held out" not in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.41, "0.4 s"), (59.2, "59 s"), (125, "2 min 5 s"), (12_000, "3 h 20 min"), (59.7, "1 min 0 s")],
+)
+def test_durations_are_for_people(value, text):
+    assert duration(value) == text
 
 
 def test_skills_seconds_and_distances_are_those_of_the_files(run, parsed):
@@ -130,7 +191,8 @@ def test_skills_seconds_and_distances_are_those_of_the_files(run, parsed):
     suite, seen = "", 0
     for row, values in zip(parsed.tables["skills"][1:], parsed.values["skills"][1:], strict=True):
         suite, skill = row[0] or suite, row[1].replace(" ", "_")
-        assert values[3:] == [evals[method]["by_skill"][suite][skill] for method in METHODS]
+        base, *trained = [evals[method]["by_skill"][suite][skill] for method in METHODS]
+        assert values[3:] == [base, *trained, *(value - base for value in trained)]
         assert values[2] == sum(s["skill"] == skill and s["suite"] == suite for s in evals["base"]["samples"])
         seen += 1
     assert seen == sum(len(skills) for skills in evals["base"]["by_skill"].values())
@@ -383,7 +445,9 @@ def test_scores_without_samples_have_no_interval(tmp_path):
     write(tmp_path / "summary.json", {"scores": scores, "n": {"domain": 10, "general": 10}})
     table = score_table(load_run(tmp_path))
     assert all(cell.note == "" for row in table.rows for cell in row)
-    assert table.rows[-1][-1].value == pytest.approx(0.8 / 0.9)
+    raft, change = table.rows[1:]
+    assert raft[-1].value == pytest.approx(0.8 / 0.9)
+    assert [cell.value for cell in change[1:3]] == [pytest.approx(0.5), pytest.approx(-0.1)]
     assert len(table.rows) == 2  # no difference to a method that was not run
 
 
