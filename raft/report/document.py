@@ -146,7 +146,8 @@ def _skills(data: RunData) -> Section:
 
 def _training(data: RunData) -> Section:
     drawn = figures.losses(data), figures.balance(data), figures.weight_lambda(data)
-    return Section("Training", tables=_present(tables.warning_table(data)), figures=_present(*drawn))
+    every = [*_present(*drawn), *figures.signals(data)]
+    return Section("Training", tables=_present(tables.warning_table(data)), figures=every)
 
 
 def _weights(data: RunData) -> Section:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from raft.report.load import RunData, Training, method_name, ordered
-from raft.report.svg import Axis, Chart, Point, axis_for, bars, stacked
-from raft.report.tables import distance, interval_of, percent
+from raft.report.svg import Axis, Chart, Point, axis_for, bars, plain_number, stacked
+from raft.report.tables import distance, duration, interval_of, percent
 
 PHASES = ("rollout", "teacher", "forward_backward", "optimizer", "refresh")
 
@@ -104,7 +104,9 @@ def losses(data: RunData) -> Figure | None:
     values = [y for points, _, _ in series for _, y in points if y > 0]
     log = bool(values) and max(values) > 30 * min(values)
     x = axis_for("step", [step for points, _, _ in series for step, _ in points], whole=True)
-    y = axis_for("loss", [y for points, _, _ in series for _, y in points], log=log, include=() if log else (0.0,))
+    y = axis_for(
+        "loss, nats a token", [y for points, _, _ in series for _, y in points], log=log, include=() if log else (0.0,)
+    )
     chart = Chart(x, y, "Training losses by step")
     for points, style, label in series:
         chart.line(points, f"{style} thin", label)
@@ -127,7 +129,7 @@ def balance(data: RunData) -> Figure | None:
             if _positive(m.get("lambda"))
         ]
         x = axis_for("step", [step for step, _ in raw], whole=True)
-        y = axis_for("ratio", [v for _, v in (*raw, *balanced)], log=True, include=(1.0,))
+        y = axis_for("ratio, no unit", [v for _, v in (*raw, *balanced)], log=True, include=(1.0,))
         chart = Chart(x, y, "Ratio of cross-entropy to divergence by step")
         chart.level(1.0)
         chart.line(raw, "base thin", "L_SFT / L_KL")
@@ -148,13 +150,48 @@ def weight_lambda(data: RunData) -> Figure | None:
     values = [v for points in series.values() for _, v in points]
     log = min(values) > 0 and max(values) > 30 * min(values)
     x = axis_for("step", [step for points in series.values() for step, _ in points], whole=True)
-    y = axis_for("λ", values, log=log, include=() if log else (0.0,))
+    y = axis_for("λ, no unit", values, log=log, include=() if log else (0.0,))
     chart = Chart(x, y, "Weight lambda of the distillation loss by step")
     for method, points in series.items():
         chart.line(points, style_of(method), method_name(method))
     ranges = [f"{method_name(m)}: {min(v for _, v in p):.3g} to {max(v for _, v in p):.3g}" for m, p in series.items()]
     caption = f"Range over training, {'; '.join(ranges)}."
     return Figure("lambda", "Weight λ of the distillation loss", chart.svg(), caption)
+
+
+# What else a line of metrics.jsonl has: field, title, axis with its unit, whether it is a share.
+_SIGNALS = (
+    ("learning_rate", "Learning rate", "learning rate", False),
+    ("grad_norm", "Norm of the gradient, before clipping", "L2 norm", False),
+    ("rollout_length", "Length of the rollouts", "tokens, mean", False),
+    ("rollout_truncated", "Rollouts cut at the limit", "%", True),
+    ("student_entropy", "Entropy of the student on the teacher's tokens", "nats a token", False),
+    ("tokens_per_second", "Throughput", "tokens a second", False),
+)
+
+
+def signals(data: RunData) -> list[Figure]:
+    """Small charts of a training by step, each where a method has logged it."""
+    found = []
+    for field, title, unit, share in _SIGNALS:
+        series = {method: _series(training, field) for method, training in data.training.items()}
+        series = {method: points for method, points in series.items() if points}
+        if not series:
+            continue
+        values = [v for points in series.values() for _, v in points]
+        log = not share and min(values) > 0 and max(values) > 30 * min(values)
+        x = axis_for("step", [step for points in series.values() for step, _ in points], whole=True)
+        written = _whole_percent if share else plain_number
+        y = axis_for(unit, values, log=log, include=() if log else (0.0,), format=written)
+        chart = Chart(x, y, f"{title} by step", left=60)
+        ranges = []
+        for method, points in series.items():
+            chart.line(points, f"{style_of(method)} thin", method_name(method))
+            ends = [f"{percent(v)} %" if share else f"{v:.3g}" for _, v in (points[0], points[-1])]
+            ranges.append(f"{method_name(method)} {ends[0]} to {ends[1]}")
+        caption = f"First to last logged step: {'; '.join(ranges)}.{' The scale is logarithmic.' if log else ''}"
+        found.append(Figure(slug(field), title, chart.svg(), caption))
+    return found
 
 
 def weight_distance(data: RunData) -> Figure | None:
@@ -232,7 +269,7 @@ def step_time(data: RunData) -> Figure | None:
         total = sum(sums.values())
         largest = max(sums, key=lambda phase: sums[phase])
         share = f"{_words(largest)} ({percent(sums[largest] / total)} %)"
-        parts.append(f"{method_name(method)}: {total:,.1f} s logged, most in {share}")
+        parts.append(f"{method_name(method)}: {duration(total)} logged, most in {share}")
     drawn = stacked(shares, "Shares of training time")
     return Figure("step-time", "Where training time goes", drawn, f"{'; '.join(parts)}.", wide=True)
 
@@ -242,10 +279,14 @@ def stages(data: RunData) -> Figure | None:
     seconds = {k: v for k, v in (data.summary.get("seconds") or {}).items() if _finite(v) and k != "total"}
     if not seconds:
         return None
-    rows = [(_words(stage), value, f"{value:,.1f} s", "part2") for stage, value in seconds.items()]
+    rows = [(_words(stage), value, duration(value), "part2") for stage, value in seconds.items()]
     longest = max(seconds, key=lambda stage: seconds[stage])
-    caption = f"The longest stage is {_words(longest)}, {seconds[longest]:,.1f} s."
+    caption = f"The longest stage is {_words(longest)}, {duration(seconds[longest])}."
     return Figure("stages", "Seconds per stage", bars(rows, "Seconds per stage"), caption)
+
+
+def _whole_percent(value: float) -> str:
+    return percent(value, 0)
 
 
 def _series(training: Training, key: str) -> list[Point]:

@@ -19,7 +19,7 @@ from raft.errors import InputError, RunFolderError
 from raft.evaluate.statistics import bootstrap_interval, paired_interval
 from raft.refine.floor import REASONS
 from raft.report import write_report
-from raft.report.figures import slug
+from raft.report.figures import signals, slug
 from raft.report.load import load_run
 from raft.report.samples import choose
 from raft.report.svg import Axis, Chart, axis_for, thin
@@ -203,6 +203,20 @@ def test_skills_seconds_and_distances_are_those_of_the_files(run, parsed):
     distance = json.loads((run / "eval" / "weight_distance.json").read_text())
     _, value = by_row(parsed, "distance")
     assert value["Mean over layers"] == [distance["sft"]["mean"], distance["raft"]["mean"]]
+
+
+def test_signals_of_the_training_are_drawn_where_they_were_logged(run, tmp_path):
+    drawn = {figure.name: figure for figure in signals(load_run(run))}
+    assert list(drawn) == ["learning_rate", "grad_norm", "tokens_per_second"]
+    folder = tmp_path / "run"
+    lines = [
+        {"step": 1, "loss_sft": 1.0, "rollout_length": 10.0, "rollout_truncated": 0.25, "student_entropy": 2.0},
+        {"step": 2, "loss_sft": 1.0, "rollout_length": 14.0, "rollout_truncated": 0.5, "student_entropy": 1.5},
+    ]
+    write_lines(folder / "train" / "metrics.jsonl", lines)
+    drawn = {figure.name: figure for figure in signals(load_run(folder))}
+    assert drawn["rollout_truncated"].caption == "First to last logged step: RAFT 25.0 % to 50.0 %."
+    assert "tokens, mean" in drawn["rollout_length"].svg and "nats a token" in drawn["student_entropy"].svg
 
 
 def test_refinement_counts(run, parsed):
