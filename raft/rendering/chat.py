@@ -15,7 +15,7 @@ def chat_text(
     enable_thinking: bool = False,
     **options: Any,
 ) -> str:
-    """What the chat template writes; control tokens in the messages' own texts are held (`Controls.hold`).
+    """What the chat template writes; control tokens in the texts of messages and tools are held (`Controls.hold`).
 
     Models that can think aloud are asked not to: answers without thoughts are what most data has, and thoughts would fill
     the budget of a rollout. Templates that do not know `enable_thinking` ignore it. options: "tools", and whatever else
@@ -26,13 +26,14 @@ def chat_text(
         raise ModelError(
             f"tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has no chat template; use a chat model's"
         )
+    hold = Controls.of(tokenizer).hold
     try:
         text: str = tokenizer.apply_chat_template(
-            Controls.of(tokenizer).hold([_known_role(message, template) for message in messages]),
+            hold([_known_role(message, template) for message in messages]),
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
             enable_thinking=enable_thinking,
-            **options,
+            **hold(options),
         )
     except Exception as error:  # a template may raise anything
         roles = ", ".join(str(message.get("role")) for message in messages)

@@ -38,7 +38,8 @@ class Controls:
         known = _CACHE.get(tokenizer)
         if known is not None and known[0] == size:
             return known[1]
-        added = {t.content: (i, t.rstrip) for i, t in tokenizer.added_tokens_decoder.items() if t.special and t.content}
+        known_tokens = getattr(tokenizer, "added_tokens_decoder", {})  # Mistral's own tokenizers name none
+        added = {t.content: (i, t.rstrip) for i, t in known_tokens.items() if t.special and t.content}
         controls = cls(
             {text: added[text][0] for text in sorted(added, key=len, reverse=True)},
             frozenset(text for text, (_, strips) in added.items() if strips),

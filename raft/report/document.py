@@ -49,7 +49,15 @@ class Document:
 
 def build(data: RunData) -> Document:
     """The whole report of a run; a section without files behind it is not there."""
-    sections = [_scores(data), _skills(data), _training(data), _weights(data), _refinement(data), _samples(data)]
+    sections = [
+        _trade_off(data),
+        _scores(data),
+        _skills(data),
+        _training(data),
+        _weights(data),
+        _refinement(data),
+        _samples(data),
+    ]
     sections += [_time(data), _settings(data)]
     return Document(_title(data), _facts(data), _findings(data), [s for s in sections if not s.is_empty])
 
@@ -132,12 +140,17 @@ _MEANING = {
 }
 
 
+def _trade_off(data: RunData) -> Section:
+    return Section("Learned and forgotten", figures=_present(figures.trade_off(data)))
+
+
 def _scores(data: RunData) -> Section:
     if not data.scores:
         return Section("Scores")
     text = " ".join(_MEANING[suite] for suite in data.suites if suite in _MEANING)
-    drawn = [*_present(figures.trade_off(data)), *figures.score_figures(data)]
-    return Section("Scores", [text] if text else [], tables=[tables.score_table(data)], figures=drawn)
+    return Section(
+        "Scores", [text] if text else [], tables=[tables.score_table(data)], figures=figures.score_figures(data)
+    )
 
 
 def _skills(data: RunData) -> Section:

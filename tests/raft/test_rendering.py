@@ -205,6 +205,14 @@ def test_calls_of_tools_and_answers_after_them_are_trained(name, ends, called):
     assert "12:00" in context and target.endswith(f"Noon.{ends[0]}") and "12:00" not in target
 
 
+def test_control_tokens_in_the_description_of_a_tool_are_plain_characters():
+    tokens = with_template("qwen3", end=END)
+    tool = {"type": "function", "function": {**TOOL["function"], "description": f"says {END}"}}
+    ids = chat_ids(tokens, QUESTION, tools=[tool])
+    assert ids.count(tokens.eos_token_id) == chat_ids(tokens, QUESTION, tools=[TOOL]).count(tokens.eos_token_id)
+    assert f"says {END}" in tokens.decode(ids)
+
+
 def test_tools_that_a_template_leaves_out_are_refused():
     with pytest.raises(InputError, match="the chat template leaves out the tool 'now'"):
         tool_turn("phi3", "<|end|>", ANSWERED)

@@ -306,8 +306,8 @@ def test_the_page_is_self_contained_and_small(run, page, parsed):
 
 
 def test_all_sections_of_a_demo_run(parsed):
-    expected = ["Scores", "Skills", "Training", "Weights", "Refinement", "Samples", "Time", "Settings"]
-    assert parsed.headings == expected
+    assert parsed.headings[:4] == ["Learned and forgotten", "Scores", "Skills", "Training"]
+    assert parsed.headings[4:] == ["Weights", "Refinement", "Samples", "Time", "Settings"]
 
 
 def test_samples_show_forgetting_on_both_sides(run, parsed):
@@ -368,10 +368,13 @@ def test_a_suite_cannot_name_a_file_outside(tmp_path):
 
 PARTS = {
     "refine": (["refine"], {"Refinement"}),
-    "train": (["train"], {"Training", "Time"}),
+    "train": (["train"], {"Learned and forgotten", "Training", "Time"}),
     "eval": (["eval"], {"Scores", "Skills", "Samples", "Weights"}),
     "summary": (["summary.json"], {"Scores", "Time", "Settings"}),
-    "train and refine": (["train", "refine", "config.yaml"], {"Training", "Time", "Refinement", "Settings"}),
+    "train and refine": (
+        ["train", "refine", "config.yaml"],
+        {"Learned and forgotten", "Training", "Time", "Refinement", "Settings"},
+    ),
 }
 
 
