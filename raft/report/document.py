@@ -141,7 +141,7 @@ _MEANING = {
 
 
 def _trade_off(data: RunData) -> Section:
-    return Section("Learned and forgotten", figures=_present(figures.trade_off(data)))
+    return Section("Trade-off", figures=_present(figures.trade_off(data)))
 
 
 def _scores(data: RunData) -> Section:

@@ -30,9 +30,11 @@ class Unit:
         example = self.example
         prompts = len(self.scored)
         if self.shares:  # one for all rollouts, none where the same stands before the answer
-            prompts = min(prompts, bool(example.earlier) or example.context != example.prompt)
+            prompts = min(prompts, bool(example.earlier or example.differs))
         rollouts = sum(len(s.completion.token_ids) - 1 for s in self.scored)
-        return len(example.context) + len(example.target) - 1 + prompts * len(example.prompt) + rollouts
+        return (
+            len(example.prompt) - example.differs + len(example.target) - 1 + prompts * len(example.prompt) + rollouts
+        )
 
 
 def units(micro: MicroBatch, mask_truncated: bool = False, shares: bool = False) -> list[Unit]:

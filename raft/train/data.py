@@ -30,17 +30,23 @@ class Example:
     id: str
     question: str
     prompt: list[int]  # x, up to where the assistant's turn begins: what rollouts follow
-    context: list[int]  # x, as far as the template writes it with an answer too: what the target follows
     target: list[int]  # yhat, with the end-of-turn token unless it was cut
     teacher_prompt: list[int]  # what the teacher reads before the rollout; empty for methods without a teacher
+    differs: int = 0  # last tokens of `prompt` that the template does not write before an answer
     earlier: tuple[tuple[int, int], ...] = ()  # parts of `context` that are trained too, from and up to
+
+    @property
+    def context(self) -> list[int]:
+        """What the target follows."""
+        return self.prompt[: len(self.prompt) - self.differs]
 
     @property
     def answers(self) -> tuple[list[int], list[int], list[bool]]:
         """What stands before the first trained token, what follows it, and which tokens of that are trained."""
-        start = self.earlier[0][0] if self.earlier else len(self.context)
-        trained = [any(a <= i < b for a, b in self.earlier) for i in range(start, len(self.context))]
-        return self.context[:start], [*self.context[start:], *self.target], trained + [True] * len(self.target)
+        context = self.context
+        start = self.earlier[0][0] if self.earlier else len(context)
+        trained = [any(a <= i < b for a, b in self.earlier) for i in range(start, len(context))]
+        return context[:start], [*context[start:], *self.target], trained + [True] * len(self.target)
 
 
 @dataclass
@@ -129,7 +135,8 @@ def _example(
         asked, cut = _teacher_prompt(tokenizer, row, known, args, options)
         notes.cut_references += cut
     earlier = _earlier(row, tokenizer, ends, options) if args.assistant_turns == "all" else ()
-    return Example(row["id"], row["question"], turn.prompt, turn.context, turn.target[:room], asked, earlier)
+    differs = len(turn.prompt) - len(turn.context)
+    return Example(row["id"], row["question"], turn.prompt, turn.target[:room], asked, differs, earlier)
 
 
 def _earlier(

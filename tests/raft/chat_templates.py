@@ -17,7 +17,10 @@ _KEPT = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 def with_template(name: str, *, end: str) -> PreTrainedTokenizerFast:
     """The tokenizer of `tests.tiny` with TRL's template `name`. end: text of the token that ends a turn."""
     trl = pytest.importorskip("trl", reason="TRL, which ships the chat templates, is not installed")
-    template = Path(trl.__file__).parent.joinpath("chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
+    file = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    if not file.is_file():
+        pytest.skip(f"this TRL has no template {name}")
+    template = file.read_text(encoding="utf-8")
     tokens = tokenizer()
     controls = sorted({*_CONTROL.findall(template), end} - set(SPECIAL) - set(_KEPT))
     tokens.add_tokens([AddedToken(text, special=True, normalized=False) for text in controls], special_tokens=True)

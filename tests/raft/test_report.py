@@ -306,7 +306,7 @@ def test_the_page_is_self_contained_and_small(run, page, parsed):
 
 
 def test_all_sections_of_a_demo_run(parsed):
-    assert parsed.headings[:4] == ["Learned and forgotten", "Scores", "Skills", "Training"]
+    assert parsed.headings[:4] == ["Trade-off", "Scores", "Skills", "Training"]
     assert parsed.headings[4:] == ["Weights", "Refinement", "Samples", "Time", "Settings"]
 
 
@@ -368,12 +368,12 @@ def test_a_suite_cannot_name_a_file_outside(tmp_path):
 
 PARTS = {
     "refine": (["refine"], {"Refinement"}),
-    "train": (["train"], {"Learned and forgotten", "Training", "Time"}),
+    "train": (["train"], {"Trade-off", "Training", "Time"}),
     "eval": (["eval"], {"Scores", "Skills", "Samples", "Weights"}),
     "summary": (["summary.json"], {"Scores", "Time", "Settings"}),
     "train and refine": (
         ["train", "refine", "config.yaml"],
-        {"Learned and forgotten", "Training", "Time", "Refinement", "Settings"},
+        {"Trade-off", "Training", "Time", "Refinement", "Settings"},
     ),
 }
 
