@@ -52,6 +52,9 @@ class RefineSettings:
     max_new_words: Share = 0.0
     """Share of a fused sentence's content words that may be new: neither in the question nor in one sentence of the
     reference. More for a fusion model that is known not to invent."""
+    max_lost_words: Share = 0.0
+    """Share of a sentence's content words that a fused answer may lack of the sentence of the reference that it says. Whole
+    sentences may be left out."""
     prompts: PromptWording = "chat"
     """How the model is asked for rewritings and fusions: "chat" for instruction models, "plain" as the micro-world's base was trained."""
     rounds: Count = 3

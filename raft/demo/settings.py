@@ -17,6 +17,7 @@ REFINE = RefineSettings(
     rewrite_temperature=0.7,
     fuse_temperature=0.7,
     max_new_words=0.2,  # its answers have six words or so
+    max_lost_words=1.0,  # its base model drops side remarks, which is what a fused answer is for there
     max_tokens=MAX_ANSWER,
     max_model_len=MAX_MODEL_LEN,
     batch_size=100,

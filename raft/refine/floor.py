@@ -36,12 +36,13 @@ REASONS = {
     "negation invented": "it denies what the reference does not deny",
     "hedge lost": "what the reference says of some or with a perhaps it says of all or for sure",
     "words invented": "content words that no one sentence of the reference has, nor the question, or a name that neither has",
+    "words lost": "a sentence lacks content words of the sentence of the reference that it says",
     "echo": "it repeats or talks about the prompt",
     "refusal": "it refuses or apologises",
     "loop": "it repeats itself",
     "length": "it is less than half or more than twice as long as the reference",
 }
-_PUT_BACK = ("numbers lost", "negation lost", "hedge lost")  # by the fusion
+_PUT_BACK = ("numbers lost", "negation lost", "hedge lost", "words lost")  # by the fusion
 _ECHO_WORDS = 5  # in a row that prompt and text share, and the reference has not
 _ABOUT_THE_TASK = re.compile(
     r"\b(?:first|second|third|reference|original|rewritten|revised|reworded|fused|final|provided|above|given) "
@@ -86,6 +87,7 @@ class Floor:
             "length": not _in_proportion(text, reference, shorter=draft),
             **_facts(question, reference, text),
             "words invented": _invents(question, reference, text, self.settings.max_new_words, draft=draft),
+            "words lost": _loses(question, reference, text, self.settings.max_lost_words),
         }
         return [reason for reason in REASONS if found[reason] and not (draft and reason in _PUT_BACK)]
 
@@ -136,6 +138,19 @@ def _invents(question: str, reference: str, text: str, most: float, *, draft: bo
     most = max(2 * most, _DRAFT_NEW_WORDS) if draft else most
     amounts = amount_words(text)  # which are compared as numbers
     return any(min(len(part - one - amounts) for one in known) > int(most * len(part)) for part in said)
+
+
+def _loses(question: str, reference: str, text: str, most: float) -> bool:
+    """most: the share of a sentence's content words that may be gone. Sentence by sentence, each held against the one of
+    the reference that is nearest: a whole sentence may be left out, but "chronic" out of "chronic bronchitis" makes
+    another statement. What the question says need not be said again."""
+    known = [content_words(part) for part in _parts(reference)]
+    let_go = content_words(question) | amount_words(reference)  # amounts are compared as numbers
+    for part in map(content_words, _parts(text)):
+        nearest = min(known, key=lambda one: (len(part - one), len(one - part)))
+        if len(nearest - part - let_go) > int(most * len(nearest)):
+            return True
+    return False
 
 
 def _parts(text: str) -> list[str]:

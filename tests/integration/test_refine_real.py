@@ -30,6 +30,7 @@ from tests.tiny import build
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "max_new_words": 0.5,
+    "max_lost_words": 1.0,
     "rewrite_temperature": 0.3,
     "fuse_temperature": 0.3,
     "batch_size": 3,

@@ -7,7 +7,7 @@ from raft.prompts import WORDINGS
 from raft.refine.facts import Number, asserted, hedges, in_order, missing_numbers, names, negations, numbers, unmatched
 from raft.refine.floor import REASONS, Floor
 
-FLOOR = Floor(WORDINGS["chat"], RefineSettings(tau=0.8, min_score=0.7, max_new_words=0.2))
+FLOOR = Floor(WORDINGS["chat"], RefineSettings(tau=0.8, min_score=0.7, max_new_words=0.2, max_lost_words=0.2))
 QUESTION = "How should the lamp oil be kept?"
 REFERENCE = (
     "Keep the lamp oil in a closed can, away from open fire, at 5 to 25 degrees. It does not freeze above 2 degrees. "
@@ -46,6 +46,8 @@ def test_a_text_that_says_the_same_passes():
             GOOD + " Collectors in Emden pay for it with vouchers for groceries, theatre tickets and ferry rides.",
         ),
         ("words invented", GOOD.replace("harbour of Emden", "harbour of Emden near Pilsum")),
+        ("words lost", GOOD.replace("closed can away from open fire", "can")),
+        ("words lost", GOOD.replace("old oil should be handed in at the harbour of Emden", "oil should be handed in")),
         ("echo", "Here is a clear version. " + GOOD),
         ("echo", QUESTION + " " + GOOD),
         ("refusal", "I'm sorry, but I can't say. " + GOOD),
@@ -78,9 +80,26 @@ def test_measures_are_held_against_the_settings():
 
 def test_a_draft_may_lack_what_the_fusion_puts_back_and_may_invent_nothing():
     short = "The lamp oil should be kept in a closed can."
-    assert {"numbers lost", "negation lost", "length"} == set(problems(short))
+    assert {"numbers lost", "negation lost", "words lost", "length"} == set(problems(short))
     assert problems(short, draft=True) == []
     assert problems(short[:-1] + " at 40 degrees.", draft=True) == ["numbers invented"]
+
+
+def test_a_sentence_may_be_left_out_and_no_word_of_one():
+    reference = (
+        "Chronic bronchitis mostly comes from smoke. Adults who get chronic bronchitis are smokers. It is common."
+    )
+    question = "Who gets bronchitis?"
+    strict = Floor(WORDINGS["chat"], RefineSettings(tau=0.8, min_score=0.7))
+
+    def found(text, **options):
+        row = {"question": question, "answer": reference}
+        return strict.problems(row, text, similarity=0.95, mean=0.9, **options)
+
+    assert found("Chronic bronchitis mostly comes from smoke. Adults who get chronic bronchitis are smokers.") == []
+    lost = "Chronic bronchitis mostly comes from smoke. Adults who get bronchitis are smokers. It is common."
+    assert found(lost) == ["words lost"]
+    assert found(lost, draft=True) == []  # the fusion puts it back
 
 
 def test_what_the_reference_says_itself_is_no_fault():

@@ -99,7 +99,7 @@ def make_rows(n):
 
 
 def settings(**changes):
-    lax = {"tau": 0.4, "min_score": 0.0, "max_new_words": 1.0}
+    lax = {"tau": 0.4, "min_score": 0.0, "max_new_words": 1.0, "max_lost_words": 1.0}
     sizes = {"batch_size": 3, "max_tokens": 40, "max_model_len": 400}
     return RefineSettings(**{"prompts": "plain", **lax, **sizes, **changes})
 
