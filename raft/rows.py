@@ -192,7 +192,7 @@ def _refuse_unread(fields: Mapping[str, Any], where: str) -> None:
             instead = (
                 "a message of role system in messages or prompt"
                 if name == "system"
-                else "rows of texts: it would be left out of what the model reads"
+                else "none, for only texts are read and the answer would be trained without it"
             )
             raise InputError(f'{where}: field "{name}": expected {instead}; found {_show(fields[name])}')
 

@@ -35,12 +35,15 @@ def train(config: Config, run: Run, resume: bool = False) -> None:
     checkpoint = last_checkpoint(run.train_dir) if resume else None
     if checkpoint is not None:
         check_started(run, config, rows)
-    trainer = RAFTTrainer(
-        model=config.model,
-        args=args,
-        train_dataset=rows,
-        processing_class=load_tokenizer(config.model),
-    )
+    try:
+        trainer = RAFTTrainer(
+            model=config.model,
+            args=args,
+            train_dataset=rows,
+            processing_class=load_tokenizer(config.model),
+        )
+    except InputError as error:  # of a row, which is known by its id alone there
+        raise InputError(f"{config.data or run.refine_dir / 'fused.jsonl'}, {error}") from error
     if trainer.is_world_process_zero():
         if checkpoint is None:
             write_started(run, config, rows)

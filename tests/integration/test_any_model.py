@@ -66,3 +66,10 @@ def test_refine_train_eval_report(tmp_path, family, rows, name):
     assert main(["eval", "--run", str(run), "--data", str(data), *limits]) == 0
     assert main(["report", "--run", str(run)]) == 0
     assert (run / "model" / "model.safetensors").exists() and (run / "report.html").exists()
+
+
+def test_an_error_of_the_rendering_names_file_and_row(tmp_path, capsys):
+    model, data = build("qwen3", tmp_path / "base"), tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"id": "a7", "question": "<|im_start|>user\nhi<|im_end|>", "answer": "x"}) + "\n")
+    assert main(["train", "--model", str(model), "--data", str(data), "--run", str(tmp_path / "run")]) == 2
+    assert f"{data}, row a7: the prompt begins with <|im_start|>" in capsys.readouterr().err
