@@ -3,6 +3,7 @@
 import ast
 import inspect
 import textwrap
+import types
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -81,7 +82,7 @@ def _accepted(hint: Any) -> str:
         return f"{_accepted(inner[0])} {limits}" if limits else _accepted(inner[0])
     if origin is Literal:
         return " | ".join(map(str, inner))
-    if origin is Union or str(origin) == "<class 'types.UnionType'>":
+    if origin in (Union, types.UnionType):
         return " or ".join(_accepted(part) for part in inner)
     words = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
     return words.get(hint, "")

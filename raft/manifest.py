@@ -48,8 +48,8 @@ class Manifest:
             written = {_inside(name): str(command) for name, command in found["written"].items()}
         except (RaftError, LookupError, TypeError, AttributeError) as error:
             raise RunFolderError(
-                f'{file}: expected the manifest of a run, {{"written": {{path: command}}}}, found something else; choose '
-                "another run folder, or remove that file if a run made this one"
+                f'{file}: expected the manifest of a run, {{"written": {{path: command}}}}, found something else; '
+                "choose another run folder, or remove that file if a run made this one"
             ) from error
         return cls(folder, written)
 

@@ -1,7 +1,8 @@
 """Reading rows: JSON, JSON Lines, Parquet or anything in memory in, one checked shape out.
 
-A row may come as question + answer, as prompt + completion (texts or chat messages), as one list of chat messages, or in
-a form of `raft.row_forms`. Whatever is wrong with it ends in one line that names the file, the line, the field, what was expected and what was found.
+A row may come as question + answer, as prompt + completion (texts or chat messages), as one list of chat messages, or
+in a form of `raft.row_forms`. Whatever is wrong with it ends in one line that names the file, the line, the field, what
+was expected and what was found.
 """
 
 import json
@@ -169,12 +170,13 @@ def _row(raw: Any, where: str, number: int, need_answer: bool) -> Row:
             f'{where}: field "{field}": expected a user message before the answer, found the roles {roles}'
         )
     question = _text(fields["question"], where, "question") if "question" in fields else asked[-1]
-    if "fused_answer" in fields and not (turn.get("tool_calls") and fields["fused_answer"] == ""):
-        _text(fields["fused_answer"], where, "fused_answer")
+    if "fused_answer" in fields:
+        _said(fields["fused_answer"], turn, where, "fused_answer")
     rest = {key: value for key, value in fields.items() if key not in ("messages", "completion")}
     rest |= {"answer_turn": turn} if turn else {}
     rest |= _template_arguments(fields, where)
-    return {**rest, "id": row_id, "question": question, "answer": answer, "prompt": prompt}  # type: ignore[typeddict-item]
+    row: Any = {**rest, "id": row_id, "question": question, "answer": answer, "prompt": prompt}
+    return row
 
 
 def without_nulls(value: Any) -> Any:
@@ -203,12 +205,7 @@ def _template_arguments(fields: Mapping[str, Any], where: str) -> dict[str, Any]
     for name, kind, expected in (("tools", list, "a list"), ("chat_template_kwargs", Mapping, "an object")):
         if name not in fields:
             continue
-        value = fields[name]
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise InputError(f'{where}: field "{name}": expected {expected} or its JSON text: {error}') from error
+        value = _from_json(fields[name], expected, where, name)
         if not isinstance(value, kind):
             raise InputError(f'{where}: field "{name}": expected {expected}, found {_show(value)}')
         found[name] = value
@@ -237,8 +234,7 @@ def _completion(
         return _apart(messages[0])
     field = "completion" if "completion" in fields else "answer"
     if field in fields:
-        called = isinstance(turn, Mapping) and turn.get("tool_calls") and fields[field] == ""
-        return ("" if called else _text(fields[field], where, field)), turn
+        return _said(fields[field], turn, where, field), turn
     if not need_answer:
         return "", turn
     wanted = "completion" if "prompt" in fields and "question" not in fields else "answer"
@@ -298,8 +294,7 @@ def _message(value: Any, where: str, field: str) -> Message:
         message.setdefault("content", "")
     if "content" not in message:
         raise InputError(f'{where}: field "{field}.content" is missing, expected a text')
-    if message["content"] != "" or not message.get("tool_calls"):
-        _text(message["content"], where, f"{field}.content")
+    _said(message["content"], message, where, f"{field}.content")
     return message  # type: ignore[return-value]  # keys beyond role and content are for the chat template
 
 
@@ -321,14 +316,25 @@ def _called(call: Any, where: str, field: str) -> Any:
     function = call.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
+    arguments = _from_json(function["arguments"] or "{}", "an object", where, f"{field}.function.arguments")
+    return {**call, "function": {**function, "arguments": without_nulls(arguments)}}
+
+
+def _said(value: Any, message: Mapping[str, Any], where: str, field: str) -> str:
+    """A text, which may be empty where the message calls tools."""
+    return "" if value == "" and message.get("tool_calls") else _text(value, where, field)
+
+
+def _from_json(value: Any, expected: str, where: str, field: str) -> Any:
+    """`value`, parsed where it is a JSON text."""
+    if not isinstance(value, str):
+        return value
     try:
-        arguments = json.loads(function["arguments"] or "{}")
+        return json.loads(value)
     except ValueError as error:
         raise InputError(
-            f'{where}: field "{field}.function.arguments": expected an object or its JSON text, '
-            f"found {_show(function['arguments'])}"
+            f'{where}: field "{field}": expected {expected} or its JSON text, found {_show(value)} ({error})'
         ) from error
-    return {**call, "function": {**function, "arguments": without_nulls(arguments)}}
 
 
 def _text(value: Any, where: str, field: str) -> str:

@@ -5,10 +5,11 @@ import logging
 from typing import Any
 
 from raft.engines.base import Completion, Engine, Sampling, request_seed
-from raft.engines.chat import chat_ids, generate_text
+from raft.engines.chat import generate_text
 from raft.engines.hf import HFEngine
 from raft.engines.vllm import VLLMEngine
 from raft.errors import ConfigError, EngineError
+from raft.rendering import chat_ids
 
 __all__ = [
     "Completion",

@@ -6,8 +6,6 @@ from typing import Any
 from raft.engines.base import Engine, Sampling
 from raft.rendering.chat import chat_ids
 
-__all__ = ["chat_ids", "generate_text"]
-
 
 def generate_text(
     engine: Engine, list_of_messages: Sequence[Sequence[Mapping[str, Any]]], sampling: Sampling

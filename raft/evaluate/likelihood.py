@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from raft.engines.chat import chat_ids
 from raft.progress import call
 from raft.prompts import Message
+from raft.rendering import chat_ids
 
 # Tokens of a forward pass. Measured with SmolLM2-135M on two CPU cores: from 764 to 3,056 it hardly matters, with 191 a
 # token costs half as much again.

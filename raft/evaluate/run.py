@@ -1,16 +1,16 @@
 """`raft eval`: one model on one data file, its scores in the run folder and on the screen."""
 
-import hashlib
-import json
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from raft.config import Config
+from raft.digest import json_digest
 from raft.errors import ConfigError, InputError, ModelError
+from raft.evaluate.kept import kept_result
 from raft.evaluate.retention import retention
 from raft.evaluate.suites import Evaluation, check_items, evaluate
 from raft.models import check_model, load_tokenizer
@@ -55,11 +55,8 @@ def evaluate_run(
 
     results = {}
     if base_path is not None:
-        results["base"] = _known_base(run, config, base_path, items) or _evaluate_model(
-            config, base_path, items, data_path
-        )
-        write_json(run.eval_dir / "base.json", results["base"])
-    result = results[name] = _evaluate_model(config, path, items, data_path)
+        results["base"] = _base(config, run, base_path, items, data_path)
+    result = results[name] = _evaluate_model(config, path, items, data_path, _identity(config, path, items))
     trained = trained_items(run, config, items, data_path)
     if trained:
         result["trained_items"] = trained
@@ -102,12 +99,7 @@ def _own_model(run: Run) -> Path:
     return run.model_dir
 
 
-def items_digest(items: Sequence[Mapping[str, Any]]) -> str:
-    """Changes with what is asked, and with how it is scored."""
-    read = [{name: item.get(name) for name in _ASKED} for item in items]
-    return hashlib.blake2b(json.dumps(read, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-
-
+# What is asked of an item, and how it is scored.
 _ASKED = ("id", "suite", "skill", "prompt", "answer", "check", "tools", "chat_template_kwargs")
 
 
@@ -129,18 +121,15 @@ def _check_base(config: Config, path: str) -> None:
         )
 
 
-def _known_base(run: Run, config: Config, path: str, items: Sequence[Row]) -> dict[str, Any] | None:
-    """The result of an earlier call for the same model, items and settings."""
-    file = run.eval_dir / "base.json"
-    try:
-        known = read_json(file) if file.exists() else None
-    except InputError:
-        return None
-    wanted = _identity(config, path, items)
-    if not isinstance(known, dict) or any(known.get(key) != value for key, value in wanted.items()):
-        return None
-    log.info("%s: evaluated before, on the same items with the same settings: taken from there", file)
-    return known
+def _base(config: Config, run: Run, path: str, items: list[Row], data_path: str | Path) -> dict[str, Any]:
+    """The result of the base model, from an earlier call if it was of the same model, items and settings."""
+    file, identity = run.eval_dir / "base.json", _identity(config, path, items)
+    if known := kept_result(file, identity):
+        log.info("%s: evaluated before, on the same items with the same settings: taken from there", file)
+        return known
+    result = _evaluate_model(config, path, items, data_path, identity)
+    write_json(file, result)
+    return result
 
 
 def _identity(config: Config, path: str, items: Sequence[Row]) -> dict[str, Any]:
@@ -148,7 +137,7 @@ def _identity(config: Config, path: str, items: Sequence[Row]) -> dict[str, Any]
     settings = config.evaluate
     return {
         "fingerprint": fingerprint(path),
-        "items": items_digest(items),
+        "items": json_digest([{name: item.get(name) for name in _ASKED} for item in items]),
         "settings": {
             "temperature": settings.temperature,
             "max_tokens": settings.max_tokens,
@@ -173,7 +162,9 @@ def _check_lengths(config: Config, path: str, items: list[Row], data_path: str |
             raise InputError(f"{data_path}, item {item['id']!r}: {found}")
 
 
-def _evaluate_model(config: Config, path: str, items: list[Row], data_path: str | Path) -> dict[str, Any]:
+def _evaluate_model(
+    config: Config, path: str, items: list[Row], data_path: str | Path, identity: dict[str, Any]
+) -> dict[str, Any]:
     from raft.engines import Sampling, make_engine
 
     settings = config.evaluate
@@ -189,7 +180,7 @@ def _evaluate_model(config: Config, path: str, items: list[Row], data_path: str 
         "model": path,
         "data": str(data_path),
         "engine": engine_name,
-        **_identity(config, path, items),
+        **identity,
         "seconds": round(time.perf_counter() - started, 3),
         **result,
     }

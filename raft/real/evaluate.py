@@ -3,8 +3,6 @@
 Each part is written as soon as it is done, so a killed evaluation goes on with the next one.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from raft.engines.chat import chat_ids
-from raft.errors import InputError
+from raft.digest import json_digest
+from raft.evaluate.kept import kept_result
 from raft.models import load_model, load_tokenizer
 from raft.progress import Progress, say
 from raft.prompts import Message
@@ -24,7 +22,8 @@ from raft.real.medquad import Item
 from raft.real.scores import metrics
 from raft.refine.embed import Embedder
 from raft.refine.fingerprint import fingerprint
-from raft.runs import Run, read_json, write_json
+from raft.rendering import chat_ids
+from raft.runs import Run, write_json
 
 # Tokens of an answer that count for the choice and for the likelihood. There are 2,000 to score: whole ones, of 130
 # tokens on average, would take most of an evaluation's time, and what tells topics apart comes early.
@@ -63,7 +62,8 @@ def evaluate(
         "items": digest(data),
     }
     known = {"model": str(model_folder), "fingerprint": fingerprint(model_folder), "settings": settings}
-    result = _kept(path, known) or {**known, "engine": None, "seconds": {}, "samples": {}}
+    asked = {key: known[key] for key in ("fingerprint", "settings")}
+    result = kept_result(path, asked) or {**known, "engine": None, "seconds": {}, "samples": {}}
     model = Model(model_folder, engine_kind)
     parts: dict[str, Callable[[], Any]] = {
         "domain_answers": lambda: _answers(model, data, embedder, max_tokens),
@@ -226,17 +226,4 @@ def _ifeval(model: Model, data: Data) -> list[dict[str, Any]]:
 def digest(data: Data) -> str:
     """Changes with any item that is asked."""
     domain = [asdict(item) for _, item in _domain(data)]
-    text = json.dumps([domain, [asdict(item) for item in data.arc], data.ifeval], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _kept(path: Path, known: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run wrote, if it was of the same model with the same settings."""
-    if not path.exists():
-        return None
-    try:
-        found = read_json(path)
-    except InputError:
-        return None
-    same = isinstance(found, dict) and all(found.get(key) == known[key] for key in ("fingerprint", "settings"))
-    return found if same else None
+    return json_digest([domain, [asdict(item) for item in data.arc], data.ifeval])

@@ -15,12 +15,13 @@ from typing import Any
 
 from raft.cpu import share_cpu
 from raft.demo.record import provenance
-from raft.engines.chat import chat_ids, generate_text
+from raft.engines.chat import generate_text
 from raft.prompts import TEACHER_PROMPTS, teacher, teacher_messages
 from raft.real.evaluate import Model
 from raft.real.files import data_folder, draw, read_file
 from raft.real.measures import measure
 from raft.refine.embed import load_embedder
+from raft.rendering import chat_ids
 from raft.rows import Row, normalize_rows
 from raft.runs import write_json
 

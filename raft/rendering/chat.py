@@ -17,9 +17,9 @@ def chat_text(
 ) -> str:
     """What the chat template writes; control tokens in the texts of messages and tools are held (`Controls.hold`).
 
-    Models that can think aloud are asked not to: answers without thoughts are what most data has, and thoughts would fill
-    the budget of a rollout. Templates that do not know `enable_thinking` ignore it. options: "tools", and whatever else
-    the template takes. InputError where the template refuses the messages.
+    Models that can think aloud are asked not to: answers without thoughts are what most data has, and thoughts would
+    fill the budget of a rollout. Templates that do not know `enable_thinking` ignore it. options: "tools", and whatever
+    else the template takes. InputError where the template refuses the messages.
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:

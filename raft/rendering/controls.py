@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-# A control token of a text, from the rendering to the encoding: its number between two characters for private use, which
-# no template looks at.
+# A control token of a text, from the rendering to the encoding: its id between two characters for private use, which no
+# template looks at.
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"
 _HELD = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
@@ -57,8 +57,7 @@ class Controls:
         if isinstance(value, str):
             if self._found is None:
                 return value
-            texts = list(self.ids)
-            return self._found.sub(lambda match: f"{_OPEN}{texts.index(match.group())}{_CLOSE}", value)
+            return self._found.sub(lambda match: f"{_OPEN}{self.ids[match.group()]}{_CLOSE}", value)
         if isinstance(value, Mapping):
             return {key: self.hold(item) for key, item in value.items()}
         if isinstance(value, Sequence):
@@ -70,7 +69,7 @@ class Controls:
 
     def show(self, text: str) -> str:
         """Undoes `hold`."""
-        texts = list(self.ids)
+        texts = {i: control for control, i in self.ids.items()}
         return _HELD.sub(lambda match: texts[int(match.group(1))], text)
 
     def encode(self, tokenizer: Any, text: str) -> list[int]:

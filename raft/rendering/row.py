@@ -12,8 +12,8 @@ THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 def answer_message(row: Mapping[str, Any], content: str) -> dict[str, Any]:
-    """The assistant's message that `content` is, with what the row's own message has beside it ("answer_turn"): a thought,
-    under every name that a template may look for, and calls of tools."""
+    """The assistant's message that `content` is, with what the row's own message has beside it ("answer_turn"): a
+    thought, under every name that a template may look for, and calls of tools."""
     beside = dict(row.get("answer_turn") or {})
     thought = next((beside[key] for key in THOUGHT_KEYS if key in beside), None)
     if thought is not None:
@@ -50,7 +50,7 @@ def control_in(row: Mapping[str, Any], answer: str, tokenizer: Any) -> str | Non
         first = controls.first_in(text)
         if first is not None and text.lstrip().startswith(first) and first in (tokenizer.chat_template or ""):
             raise InputError(
-                f"row {row['id']}: the prompt begins with {first}, which the chat template writes itself: expected the "
+                f"the prompt begins with {first}, which the chat template writes itself: expected the "
                 "question or messages, not a rendered prompt"
             )
     return next((found for text in [*texts, answer] if (found := controls.first_in(text))), None)

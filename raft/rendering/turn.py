@@ -37,8 +37,8 @@ def assistant_turn(
     """The turn `answer` (a message of the assistant) after `messages`. `ends`: ids of tokens that end a turn.
 
     Where the template writes the whole chat otherwise than its own generation prompt (R1's opens a thought there), what
-    is trained begins where the two part, as in TRL. Raises InputError where question and answer cannot be told apart, or
-    one of them is not in what the template writes. options: of `chat_text`.
+    is trained begins where the two part, as in TRL. Raises InputError where question and answer cannot be told apart,
+    or one of them is not in what the template writes. options: of `chat_text`.
     """
     controls = Controls.of(tokenizer)
     prompt = chat_text(tokenizer, messages, **options)
@@ -69,9 +69,8 @@ def _check_written(
         if said.get("role") in ("user", "system", "developer") and isinstance(text, str):
             text = controls.hold(text.strip())
             if text not in prompt:
-                raise InputError(
-                    f"the chat template leaves out the {said['role']}'s message {short(text)}: it writes {short(prompt)}"
-                )
+                who = f"the {said['role']}'s message"
+                raise InputError(f"the chat template leaves out {who} {short(text)}: it writes {short(prompt)}")
     for what, names, text in (
         ("the tool", [_function(tool) for tool in tools], prompt),
         ("the call of", [_function(call) for said in messages for call in said.get("tool_calls") or ()], prompt),
@@ -96,7 +95,7 @@ def _behind(
     whole: str,
     options: Mapping[str, Any],
 ) -> str:
-    """What the template writes behind the answer's text; behind the prompt where the answer has none but calls of tools.
+    """What the template writes behind the answer's text; behind the prompt where the answer has only calls of tools.
 
     Marks in the place of both texts show where they go: a short answer could be found anywhere.
     """
@@ -112,8 +111,8 @@ def _behind(
         parted = common(asking, answered)
         if parted < asking.rfind(QUESTION) + len(QUESTION):
             raise InputError(
-                "the chat template writes the question otherwise once it is answered, so that question and answer cannot "
-                f"be told apart: {short(asking[parted:])} against {short(answered[parted:])}"
+                "the chat template writes the question otherwise once it is answered, so that question and answer "
+                f"cannot be told apart: {short(asking[parted:])} against {short(answered[parted:])}"
             )
     content = answer.get("content") or ""
     text = split_thought(content).text.strip()

@@ -94,11 +94,11 @@ def score_table(data: RunData) -> Table:
     kept_suites = [s for s in suites if s != "domain" and any(s in values for values in kept.values())]
     header = [Cell(""), *(_suite_head(data, suite) for suite in suites)]
     header += [Cell(f"{suite.capitalize()} kept", note="of base") for suite in kept_suites]
-    rows = []
+    rows, counted = [], bool(data.cautions)
     for method, scores in data.scores.items():
         row = [Cell(method_name(method), style=_style(method))]
         for suite in suites:
-            items = len(data.item_scores(method, suite)) if data.cautions else 0
+            items = len(data.item_scores(method, suite)) if counted else 0
             row.append(_score_cell(scores.get(suite), interval_of(data, method, suite), items))
         for suite in kept_suites:
             value = kept.get(method, {}).get(suite)
@@ -113,8 +113,8 @@ def score_table(data: RunData) -> Table:
         rows.append([Cell(label, style="difference"), *cells, *(Cell("") for _ in kept_suites)])
     caption = (
         "Scores in percent. Under each score its 95 % bootstrap interval over the items; differences are in "
-        "percentage points, their intervals are paired by item. Kept: the score relative to the base model's. An interval "
-        "without width means that all items scored alike."
+        "percentage points, their intervals are paired by item. Kept: the score relative to the base model's. An "
+        "interval without width means that all items scored alike."
     )
     return Table("scores", caption, header, rows)
 

@@ -105,16 +105,18 @@ def _example(
         raise InputError(f"row {row['id']}: its last message has weight 0: expected an answer to train on")
     bare = without_end(answer, end_texts(tokenizer, ends))
     notes.ended += bare != answer
-    control = control_in(row, bare, tokenizer)
-    if control is not None:
-        notes.controls += 1
-        notes.controls_first = notes.controls_first or f"row {row['id']}: {control}"
     message = answer_message(row, bare)
     options = chat_options(row, message)
     try:
+        control = control_in(row, bare, tokenizer)
         turn = assistant_turn(tokenizer, row["prompt"], message, ends, **options)
+        every = args.assistant_turns == "all"
+        earlier = tuple(earlier_turns(tokenizer, row["prompt"], ends, **options)) if every else ()
     except InputError as error:
         raise InputError(f"row {row['id']}: {error}") from error
+    if control is not None:
+        notes.controls += 1
+        notes.controls_first = notes.controls_first or f"row {row['id']}: {control}"
     thought = thought_of(message)
     if thought is None:
         notes.inside_thought += ends_inside(tokenizer.decode(turn.prompt[-_LAST:])) is not None
@@ -134,18 +136,8 @@ def _example(
         known = bare or json.dumps([call.get("function") for call in message.get("tool_calls", ())])
         asked, cut = _teacher_prompt(tokenizer, row, known, args, options)
         notes.cut_references += cut
-    earlier = _earlier(row, tokenizer, ends, options) if args.assistant_turns == "all" else ()
     differs = len(turn.prompt) - len(turn.context)
     return Example(row["id"], row["question"], turn.prompt, turn.target[:room], asked, differs, earlier)
-
-
-def _earlier(
-    row: Row, tokenizer: Any, ends: Collection[int], options: Mapping[str, Any]
-) -> tuple[tuple[int, int], ...]:
-    try:
-        return tuple(earlier_turns(tokenizer, row["prompt"], ends, **options))
-    except InputError as error:
-        raise InputError(f"row {row['id']}: {error}") from error
 
 
 def _answer(row: Row, args: RAFTConfig) -> str:

@@ -84,7 +84,8 @@ class LanguageModel:
             raise ModelError(f"{type(self.inner).__name__}: has no output head, expected a causal language model")
         if not isinstance(module, nn.Linear) or hasattr(module, "lora_A"):
             raise ModelError(
-                f"{type(self.inner).__name__}: the output head is {type(module).__name__}, expected a plain linear layer"
+                f"{type(self.inner).__name__}: the output head is {type(module).__name__}, expected a plain linear "
+                "layer"
             )
         config = self.inner.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
@@ -132,7 +133,8 @@ class LanguageModel:
 
     @torch.no_grad()
     def check(self) -> None:
-        """Compares packed hidden states and `Head` with the model's own logits on a few tokens; `ModelError` if they differ."""
+        """Compares packed hidden states and `Head` with the model's own logits on a few tokens; `ModelError` if they
+        differ."""
         device = self.head().weight.device
         if device.type == "meta" or not self.head().weight.numel():
             return  # sharded away already; nothing to compare with
@@ -206,8 +208,8 @@ def is_sharded(model: nn.Module, wrapper: nn.Module) -> bool:
 def inside_forward(wrapper: nn.Module, module: nn.Module, compute: Callable[[], Any]) -> Any:
     """Runs `compute` as the forward of `module`, called through `wrapper` (DDP, FSDP, DeepSpeed, or the module itself).
 
-    Wrappers prepare weights and gradients around the forward that they know. Losses that need the decoder and the head's
-    weight, and never the logits, must be computed within it.
+    Wrappers prepare weights and gradients around the forward that they know. Losses that need the decoder and the
+    head's weight, and never the logits, must be computed within it.
     """
     own = module.__dict__.get("forward")
 

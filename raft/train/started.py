@@ -3,7 +3,6 @@
 What may change is listed here: what is logged and saved, what takes memory and does the same work, and more steps.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.config import Config, check_train_keys, load_config
+from raft.digest import json_digest
 from raft.errors import RunFolderError
 from raft.refine.fingerprint import fingerprint
 from raft.rows import Row
@@ -83,13 +83,12 @@ def check_started(run: Run, config: Config, rows: Sequence[Row]) -> None:
 
 
 def _now(config: Config, rows: Sequence[Row]) -> dict[str, Any]:
-    read = json.dumps([{name: row.get(name) for name in _READ} for row in rows], sort_keys=True, default=str)
     state = {
         "model": config.model,
         "weights": fingerprint(config.model or ""),
         "data": config.data or "the refinement",
         "rows": len(rows),
-        "digest": hashlib.blake2b(read.encode(), digest_size=6).hexdigest(),
+        "digest": json_digest([{name: row.get(name) for name in _READ} for row in rows]),
         "settings": {"seed": config.seed, **check_train_keys(config.train)},
     }
     compared: dict[str, Any] = json.loads(json.dumps(state))  # as the file gives it back

@@ -13,7 +13,6 @@ import torch
 
 from raft.config import Config, RefineSettings
 from raft.engines import HFEngine
-from raft.engines.chat import chat_ids
 from raft.errors import ConfigError
 from raft.models import load_model, load_tokenizer
 from raft.prompts import WORDINGS
@@ -23,6 +22,7 @@ from raft.refine.filter import pair_similarities
 from raft.refine.fuse import fuse_chat
 from raft.refine.rewrite import rewrite_chat
 from raft.refine.run import refine_run
+from raft.rendering import chat_ids
 from raft.rows import read_rows
 from raft.runs import Run, read_json, read_jsonl
 from tests.tiny import build

@@ -299,7 +299,8 @@ def test_what_cannot_be_a_run(tmp_path):
 
 
 def test_two_processes_do_not_work_in_one_run(tmp_path):
-    code = "import sys, time; from raft.folder import open_run; open_run(sys.argv[1]); print('open', flush=True); time.sleep(60)"
+    code = "import sys, time; from raft.folder import open_run; open_run(sys.argv[1]); "
+    code += "print('open', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -6,12 +6,12 @@ import math
 import pytest
 
 from raft.demo.settings import BASE_MODEL
-from raft.engines.chat import chat_ids
 from raft.errors import ConfigError
 from raft.prompts import TEACHER_PROMPTS, teacher_messages
 from raft.real.evaluate import Model
 from raft.real.teacher import LABEL, REFERENCE_WORDS, TOP, read, study
 from raft.refine.embed import load_embedder
+from raft.rendering import chat_ids
 from raft.rows import normalize_rows
 
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raft.engines.base import Completion
-from raft.engines.chat import chat_ids
 from raft.errors import InputError
 from raft.prompts import TEACHER_PROMPTS, teacher_messages
+from raft.rendering import chat_ids
 from raft.rows import normalize_rows
 from raft.train.batching import Unit, units
 from raft.train.data import render

@@ -1,0 +1,20 @@
+"""Results of earlier evaluations that need not be made again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raft.errors import InputError
+from raft.runs import read_json
+
+
+def kept_result(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run wrote to `path`, if it was of the same as `wanted` says: model, items, settings."""
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+    except InputError:
+        return None
+    same = isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items())
+    return found if same else None
