@@ -73,9 +73,8 @@ def real(args: argparse.Namespace) -> None:
     inputs = {"--model": model, "--data-dir": data}
     run = open_run(args.run, "real", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
     seeds = ",".join(map(str, args.seeds))
-    command = f"raft real --model {Path(model).name} --data-dir DIR --seeds {seeds}" + (
-        " --quick" if args.quick else ""
-    )
+    command = f"raft real --model {Path(model).name} --data-dir DIR --seeds {seeds}"
+    command += (f" --jobs {args.jobs}" if args.jobs > 1 else "") + (" --quick" if args.quick else "")
     run_real(
         run,
         model=model,
@@ -83,6 +82,7 @@ def real(args: argparse.Namespace) -> None:
         seeds=args.seeds,
         settings=QUICK if args.quick else RealSettings(),
         command=command,
+        at_once=args.jobs,
     )
 
 
@@ -237,6 +237,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: RAFT_DATA_DIR)")
     command.add_argument(
         "--seeds", metavar="N,N", type=_seeds, default=[0], help="seeds, one after the other (default: 0)"
+    )
+    command.add_argument(
+        "--jobs", metavar="N", type=_count, default=1, help="stages side by side, each with its own model (default: 1)"
     )
     command.add_argument("--quick", action="store_true", help="a few rows: that it runs, in minutes")
     _continuation(command)

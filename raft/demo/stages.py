@@ -1,5 +1,6 @@
 """The stages of the demo, each a function of the run folder: what is finished there is not done again."""
 
+import threading
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -189,6 +190,7 @@ class Clock:
     def __init__(self, path: Path):
         self.path = path
         self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
+        self._lock = threading.Lock()  # stages may run side by side
 
     def time(self, label: str, name: str, work: Callable[[], Any]) -> Any:
         say(f"{label} ...")
@@ -196,5 +198,6 @@ class Clock:
         try:
             return work()
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
-            write_json(self.path, self.seconds)
+            with self._lock:
+                self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
+                write_json(self.path, self.seconds)

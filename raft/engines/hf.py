@@ -40,9 +40,13 @@ class HFEngine:
         tokenizer: Any = None,
         *,
         max_model_len: int = 2048,
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ):
-        """`model`: one to generate with as it is, or a folder to load in its own dtype (on the GPU if there is one)."""
+        """`model`: one to generate with as it is, or a folder to load in its own dtype (on the GPU if there is one).
+
+        batch_size: requests generated together. None: 64, and up to 256 where an eighth of a GPU's free memory holds
+        their keys and values, for there a token costs as much for many as for one.
+        """
         if isinstance(model, str | Path):
             self.weights = OwnWeights("disk")
             tokenizer = tokenizer or from_folder(AutoTokenizer, model, "a tokenizer")
@@ -70,8 +74,9 @@ class HFEngine:
         self._model.generation_config = GenerationConfig()
         try:
             with fit_threads(self._parameters), call(len(prompts)) as progress:
-                for start in range(0, len(prompts), self._batch_size):
-                    chosen = longest_first[start : start + self._batch_size]
+                size = self._batch_size or self._fitting(max(map(len, prompts), default=0) + sampling.max_tokens)
+                for start in range(0, len(prompts), size):
+                    chosen = longest_first[start : start + size]
                     asked = [prompts[i] for i in chosen]
                     done.update(zip(chosen, self._batch(asked, chosen, sampling, progress), strict=True))
         finally:
@@ -116,6 +121,19 @@ class HFEngine:
             progress.finished(len(prompts))
         rows = output[:, width:].tolist()
         return [_cut(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
+
+    def _fitting(self, tokens: int) -> int:
+        """Requests of so many tokens that are generated together."""
+        least, most = 64, 256
+        weight = self._model.get_input_embeddings().weight
+        if weight.device.type != "cuda":
+            return least
+        config = self._model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        bytes_a_request = tokens * config.num_hidden_layers * 2 * heads * head_dim * weight.element_size()
+        free, _ = torch.cuda.mem_get_info(weight.device)
+        return max(least, min(most, free // 8 // bytes_a_request))
 
     def refresh(self) -> None:
         """Nothing to do: the model is the engine."""

@@ -11,19 +11,18 @@
 
 Whatever is there is not done again, so a killed run goes on where it was; with values/ and chosen.json it goes on with
 other seeds on another machine. Refinement, trainings and evaluations are processes of their own: one vLLM engine each,
-and what they held is given back.
+and what they held is given back. Those that do not need each other can run side by side (`Jobs`).
 """
 
 import json
 import math
-import multiprocessing
-import os
 import shlex
 import shutil
-import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from raft.demo.stages import Clock
 from raft.errors import RaftError, RunFolderError
 from raft.progress import say
 from raft.real.data import Data, read_data
+from raft.real.jobs import Jobs
 from raft.real.report import write_page
 from raft.real.scores import values
 from raft.real.settings import RealSettings
@@ -41,9 +41,19 @@ from raft.runs import Run, read_json, write_json
 
 
 def run_real(
-    run: Run, *, model: str, data_dir: Path, seeds: Sequence[int], settings: RealSettings, command: str
+    run: Run,
+    *,
+    model: str,
+    data_dir: Path,
+    seeds: Sequence[int],
+    settings: RealSettings,
+    command: str,
+    at_once: int = 1,
 ) -> dict[str, Any]:
-    """The table of `raft.real.table` over `seeds`, written to medquad.json and report.html after each of them."""
+    """The table of `raft.real.table` over `seeds`, written to medquad.json and report.html after each of them.
+
+    at_once: stages that run side by side, each with a model of its own in memory.
+    """
     # As JSON gives it back: the file of a resumed run is compared with this.
     given = json.loads(json.dumps({"model": str(model), "data": str(data_dir), **asdict(settings)}))
     settle(run, given, name="real.json")
@@ -59,48 +69,77 @@ def run_real(
     rows = run.path / "data" / "train.jsonl"  # the same for every seed
     write_lines(rows, data.medquad.train)
     clock = Clock(run.path / "seconds.json")
-    base = _valued(
-        run.path / "values" / "base.json",
-        settings,
-        data,
-        lambda: clock.time(
-            "base: evaluating", "base", lambda: _evaluated(model, data, run.path / "base", "base", settings, 0)
-        ),
-    )
     found: dict[str, list[Any]] = {"base": [], **{method: [] for method in settings.methods}}
     result: dict[str, Any] = {}
-    for number, seed in enumerate(seeds, 1):
-        say(f"raft real: seed {seed}, {number} of {len(seeds)}")
-        stages = Seed(run, model, data, rows, seed, settings, clock)
-        chosen = stages.choose()
-        found["base"].append(base)
-        for method in settings.methods:
-            found[method].append(stages.evaluated(method, chosen))
-        result = table(
-            found, model=Path(model).name, data=f"MedQuAD, {settings.rows} rows", commit=commit(), command=command
-        )
-        result |= {
-            "seeds": list(seeds[:number]),
-            "chosen": chosen,
-            "seconds": clock.seconds,
-            "machine": machine(),
-            "versions": versions(),
-        }
-        write_json(run.path / "medquad.json", result)
-        say(str(write_page(run.path, result)))
+    with Jobs(at_once) as jobs:
+        base = jobs.start(partial(_base, run, model, data, settings, clock, jobs))
+        if at_once == 1:
+            base()
+        every = [Seed(run, model, data, rows, seed, settings, clock, jobs) for seed in seeds]
+        for stages in every:
+            if stages.needs_refinement:
+                jobs.start(stages.refine)
+        chosen = every[0].choose()
+        evaluated = [
+            {method: jobs.start(partial(stages.evaluated, method, chosen)) for method in settings.methods}
+            for stages in every
+        ]
+        for number, (seed, methods) in enumerate(zip(seeds, evaluated, strict=True), 1):
+            say(f"raft real: seed {seed}, {number} of {len(seeds)}")
+            found["base"].append(base())
+            for method, work in methods.items():
+                found[method].append(work())
+            result = table(
+                found, model=Path(model).name, data=f"MedQuAD, {settings.rows} rows", commit=commit(), command=command
+            )
+            result |= {
+                "seeds": list(seeds[:number]),
+                "chosen": chosen,
+                "seconds": clock.seconds,
+                "at_once": at_once,
+                "machine": machine(),
+                "versions": versions(),
+            }
+            write_json(run.path / "medquad.json", result)
+            say(str(write_page(run.path, result)))
     return result
+
+
+def _base(run: Run, model: str, data: Data, settings: RealSettings, clock: Clock, jobs: Jobs) -> dict[str, Any]:
+    def work() -> dict[str, Any]:
+        found: dict[str, Any] = clock.time(
+            "base: evaluating", "base", lambda: _evaluated(jobs, model, data, run.path / "base", "base", settings, 0)
+        )
+        return found
+
+    return _valued(run.path / "values" / "base.json", settings, data, work)
 
 
 class Seed:
     """The stages of one seed, each a function of the run folder."""
 
-    def __init__(self, run: Run, model: str, data: Data, rows: Path, seed: int, settings: RealSettings, clock: Clock):
+    def __init__(
+        self,
+        run: Run,
+        model: str,
+        data: Data,
+        rows: Path,
+        seed: int,
+        settings: RealSettings,
+        clock: Clock,
+        jobs: Jobs | None = None,
+    ):
         self.top, self.model, self.data, self.rows = run, model, data, rows
-        self.seed, self.settings, self.clock = seed, settings, clock
+        self.seed, self.settings, self.clock, self.jobs = seed, settings, clock, jobs or Jobs()
         self.run = Run(run.path / "seeds" / str(seed))
+        self._refining = threading.Lock()
 
     def refine(self) -> Path:
-        """The file of the refined rows."""
+        """The file of the refined rows. Whoever calls it meanwhile waits for the first."""
+        with self._refining:
+            return self._refine()
+
+    def _refine(self) -> Path:
         run = Run(self.run.path / "stage1")
         rows = run.refine_dir / "fused.jsonl"
         if (run.refine_dir / "diagnostics.json").exists():  # written last
@@ -134,8 +173,7 @@ class Seed:
             "save_total_limit": len(self.settings.epochs),
         }
         shutil.rmtree(folder.model_dir, ignore_errors=True)  # of the shorter one: once it is there again, all is whole
-        raw = given["method"] == "sft" or given.get("target") == "raw"
-        rows = self.rows if raw else self.refine()
+        rows = self.rows if _on_raw(given) else self.refine()
         self._call(
             f"training {method}, learning rate {rate:g}",
             f"train_{method}_{rate:g}",
@@ -145,6 +183,10 @@ class Seed:
             resumable=folder.train_dir,
         )
         return folder
+
+    @property
+    def needs_refinement(self) -> bool:
+        return not all(_on_raw(given) for given in self.settings.methods.values())
 
     def folder(self, method: str, rate: float) -> Run:
         return Run(self.run.path / f"{method}-{rate:g}")
@@ -156,15 +198,25 @@ class Seed:
         path = self.top.path / "chosen.json"
         if not path.exists():
             first, *later = self.settings.epochs
+            begun = {
+                method: [self.jobs.start(partial(self._point, method, rate, first)) for rate in self.settings.rates]
+                for method in self.settings.methods
+            }
             grid: dict[str, list[dict[str, Any]]] = {}
-            for method in self.settings.methods:
-                grid[method] = [self._point(method, rate, first) for rate in self.settings.rates]
+            longer = {}
+            for method, points in begun.items():
+                grid[method] = [point() for point in points]
                 better = best(grid[method])["learning_rate"]
-                grid[method] += [self._point(method, better, epochs) for epochs in later]
+                longer[method] = self.jobs.start(partial(self._points, method, better, later))
+            for method, work in longer.items():
+                grid[method] += work()
             chosen = {method: best(points) for method, points in grid.items()}
             write_json(path, {"seed": self.seed, "grid": grid, "chosen": chosen})
         result: dict[str, Any] = read_json(path)
         return result
+
+    def _points(self, method: str, rate: float, several: Sequence[float]) -> list[dict[str, Any]]:
+        return [self._point(method, rate, epochs) for epochs in several]
 
     def _point(self, method: str, rate: float, epochs: float) -> dict[str, Any]:
         folder = self.train(method, rate, epochs)
@@ -179,7 +231,7 @@ class Seed:
             self.clock.time(
                 f"validating {path.parent.name}, {Path(model).name}",
                 "validate",
-                lambda: _alone(_validate, str(model), self.data, str(path)),
+                lambda: self.jobs.alone(_validate, str(model), self.data, str(path)),
             )
         found: dict[str, float] = read_json(path)
         return found
@@ -203,7 +255,9 @@ class Seed:
             found: dict[str, Any] = self.clock.time(
                 f"seed {self.seed}: evaluating {method}",
                 f"eval_{method}",
-                lambda: _evaluated(str(checkpoint), self.data, self.run.path, method, self.settings, self.seed),
+                lambda: _evaluated(
+                    self.jobs, str(checkpoint), self.data, self.run.path, method, self.settings, self.seed
+                ),
             )
             return found
 
@@ -214,7 +268,7 @@ class Seed:
         again = ["--resume"] if resumable.exists() else []
 
         def work() -> None:
-            code = subprocess.call([sys.executable, "-m", "raft", *words, *again], env=os.environ)
+            code = self.jobs.call([sys.executable, "-m", "raft", *words, *again])
             if code:
                 raise RaftError(f"raft {shlex.join(words)} ended with code {code}")
 
@@ -240,24 +294,17 @@ def _valued(path: Path, settings: RealSettings, data: Data, work: Callable[[], d
     return kept
 
 
-def _evaluated(model: str, data: Data, folder: Path, name: str, settings: RealSettings, seed: int) -> dict[str, Any]:
-    _alone(_evaluate, model, data, str(folder), name, settings.engine, settings.max_tokens, seed)
+def _on_raw(given: dict[str, Any]) -> bool:
+    """Whether a training with these fields reads the answers as they were before refinement."""
+    return given["method"] == "sft" or given.get("target") == "raw"
+
+
+def _evaluated(
+    jobs: Jobs, model: str, data: Data, folder: Path, name: str, settings: RealSettings, seed: int
+) -> dict[str, Any]:
+    jobs.alone(_evaluate, model, data, str(folder), name, settings.engine, settings.max_tokens, seed)
     found: dict[str, Any] = read_json(Run(folder).eval_dir / f"{name}.json")
     return found
-
-
-def _alone(work: Callable[..., None], *arguments: Any) -> None:
-    """In a process of its own, which inherits nothing but its arguments."""
-    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
-    process.start()
-    try:
-        process.join()
-    except BaseException:
-        process.terminate()
-        process.join()
-        raise
-    if process.exitcode:
-        raise RaftError(f"{work.__name__.strip('_')} {arguments[0]} ended with code {process.exitcode}")
 
 
 def _evaluate(model: str, data: Data, folder: str, name: str, engine: str, max_tokens: int, seed: int) -> None:

@@ -38,7 +38,9 @@ class RealSettings:
         }
     )
     """Fields of RAFTConfig, the same for every method."""
-    refine: dict[str, Any] = field(default_factory=lambda: {"max_tokens": 256, "max_model_len": 2048})
+    refine: dict[str, Any] = field(
+        default_factory=lambda: {"max_tokens": 256, "max_model_len": 2048, "batch_size": 150}
+    )
     """Settings of the refinement."""
     max_tokens: int = 160
     """Tokens of an answer in the evaluation at most."""

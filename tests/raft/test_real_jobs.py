@@ -1,0 +1,89 @@
+"""Stages side by side: results, errors, and that no process outlives them."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from raft.errors import RaftError
+from raft.real.jobs import Jobs
+
+FOREVER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def fail(name):
+    sys.exit(3)
+
+
+def test_one_at_a_time_is_done_when_it_is_asked_for_in_the_callers_thread():
+    done = []
+    with Jobs() as jobs:
+        first = jobs.start(lambda: done.append(threading.current_thread()))
+        assert done == []
+        first()
+    assert done == [threading.current_thread()]
+
+
+def test_side_by_side_each_waits_for_the_other():
+    meeting = threading.Barrier(2, timeout=60)
+    with Jobs(2) as jobs:
+        both = [jobs.start(meeting.wait), jobs.start(meeting.wait)]
+        assert sorted(work() for work in both) == [0, 1]
+
+
+def test_the_cores_are_shared(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    Jobs(1)
+    assert "OMP_NUM_THREADS" not in os.environ
+    Jobs(1000)
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_processes(at_once, tmp_path):
+    with Jobs(at_once) as jobs:
+        assert jobs.call([sys.executable, "-c", "raise SystemExit(5)"]) == 5
+        jobs.alone(write, str(tmp_path / "file"), "text")
+        assert (tmp_path / "file").read_text() == "text"
+        with pytest.raises(RaftError, match="fail base ended with code 3"):
+            jobs.alone(fail, "base")
+
+
+def test_an_error_ends_every_process_and_nothing_more_begins(tmp_path):
+    begun = time.monotonic()
+    with pytest.raises(RaftError, match="fail x ended"), Jobs(2) as jobs:
+        jobs.start(lambda: jobs.call(FOREVER))
+        later = [jobs.start(lambda: jobs.alone(write, str(tmp_path / "file"), "")) for _ in range(3)]
+        while not jobs._children:
+            time.sleep(0.01)
+        jobs.alone(fail, "x")
+    assert time.monotonic() - begun < 300
+    assert not jobs._children and not multiprocessing.active_children()
+    with pytest.raises(RaftError, match="another stage failed"):
+        jobs.call(FOREVER)
+    assert later
+
+
+def test_an_interruption_ends_the_process_that_it_waits_for():
+    started: list[subprocess.Popen] = []
+
+    class Interrupting(subprocess.Popen):
+        def wait(self, timeout=None):
+            if not started:
+                started.append(self)
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    jobs = Jobs()
+    with pytest.raises(KeyboardInterrupt):
+        jobs._run(lambda: Interrupting(FOREVER), Interrupting.wait)
+    assert started[0].returncode is not None and not jobs._children
