@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from raft.engines.base import Completion, Sampling, check_prompts, context_length, eos_ids, from_folder, request_seed
+from raft.engines.decode import can_decode, decode
 from raft.engines.host import fit_threads
 from raft.engines.weights import OwnWeights
 from raft.progress import Call, call
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 class HFEngine:
     """Batched, left-padded generation with the model itself, so that it always sees the current weights.
+
+    On a GPU the steps are repeated from a recording (`raft.engines.decode`) where the model allows it.
 
     It tells no log-probabilities, which serve to see whether an engine is the model.
     """
@@ -99,27 +102,31 @@ class HFEngine:
         for row, prompt in enumerate(prompts):
             input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
             attention_mask[row, width - len(prompt) :] = 1
-        processors = LogitsProcessorList()
+        draw = None
         if sampling.temperature > 0:
-            seeds = [request_seed(sampling.seed, i) for i in indices]
-            processors.append(_Draw(seeds, width, max(limits), sampling, device))
-        output = self._model.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            generation_config=GenerationConfig(
-                max_new_tokens=max(limits),
-                do_sample=False,  # _Draw has drawn already
-                eos_token_id=sorted(stop) or None,
-                pad_token_id=pad,
-                use_cache=True,
-            ),
-            logits_processor=processors,
-            # On a GPU the host would wait for every token to know, which generate itself avoids: there batch by batch.
-            stopping_criteria=StoppingCriteriaList([_Finished(stop, limits, width, progress)] if on_cpu else []),
-        )
+            draw = _Draw([request_seed(sampling.seed, i) for i in indices], width, max(limits), sampling, device)
+        input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+        if can_decode(self._model):
+            pick = _likeliest if draw is None else draw.tokens
+            made = decode(self._model, input_ids, attention_mask, max(limits), pick, sorted(stop))
+        else:
+            made = self._model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=GenerationConfig(
+                    max_new_tokens=max(limits),
+                    do_sample=False,  # _Draw has drawn already
+                    eos_token_id=sorted(stop) or None,
+                    pad_token_id=pad,
+                    use_cache=True,
+                ),
+                logits_processor=LogitsProcessorList([] if draw is None else [draw]),
+                # On a GPU the host would wait for every token to know, which generate itself avoids: there batch by batch.
+                stopping_criteria=StoppingCriteriaList([_Finished(stop, limits, width, progress)] if on_cpu else []),
+            )[:, width:]
         if not on_cpu:
             progress.finished(len(prompts))
-        rows = output[:, width:].tolist()
+        rows = made.tolist()
         return [_cut(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
 
     def _fitting(self, tokens: int) -> int:
@@ -179,7 +186,13 @@ class _Draw(LogitsProcessor):
         self._sampling = sampling
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # [B, T] int64, [B, V] float32 -> [B, V]
-        uniform = self._uniform[:, input_ids.shape[1] - self._prompt_width, None]
+        made = input_ids.new_full((1,), input_ids.shape[1] - self._prompt_width)
+        token = self.tokens(scores, made)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
+
+    def tokens(self, scores: Tensor, made: Tensor) -> Tensor:
+        """Scores [B, V] float32 and the number of tokens made so far [1] int64 -> the next token of each row [B] int64."""
+        uniform = self._uniform.index_select(1, made)
         # float64: in float32 the rounding of a sum over 150,000 tokens would be as large as the rarer ones.
         probabilities = torch.softmax(scores.double() / self._sampling.temperature, dim=-1)
         order = None
@@ -192,7 +205,11 @@ class _Draw(LogitsProcessor):
         token = token.clamp_(max=scores.shape[-1] - 1)
         if order is not None:
             token = order.gather(-1, token)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+        return token[:, 0]
+
+
+def _likeliest(scores: Tensor, made: Tensor) -> Tensor:  # [B, V] float32, [1] int64 -> [B] int64
+    return scores.argmax(-1)
 
 
 def _cut(token_ids: list[int], stop: set[int]) -> Completion:

@@ -49,11 +49,13 @@ class Jobs:
             raise RaftError(f"{work.__name__.strip('_')} {arguments[0]} ended with code {process.exitcode}")
 
     def _run(self, begin: Callable[[], Any], wait: Callable[[Any], Any]) -> Any:
+        if self._stopped:
+            raise RaftError("another stage failed")
+        process = begin()
         with self._lock:
-            if self._stopped:
-                raise RaftError("another stage failed")
-            process = begin()
             self._children.add(process)
+            if self._stopped:  # meanwhile
+                process.terminate()
         try:
             wait(process)
         except BaseException:  # a signal, in the main thread

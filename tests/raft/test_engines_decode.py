@@ -1,0 +1,136 @@
+"""Decoding with keys and values in place gives the tokens of transformers' own loop."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen3Config
+
+from raft.engines import Sampling
+from raft.engines import hf as hf_module
+from raft.engines.decode import EVERY, can_decode, decode, sees_all
+from raft.engines.hf import HFEngine
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
+PROMPTS = [[5, 6, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [42], [90, 3, 3, 3, 17]]
+
+
+def model(kind=LlamaConfig, **fields):
+    torch.manual_seed(0)
+    built = AutoModelForCausalLM.from_config(kind(**SIZES, eos_token_id=7, **fields)).eval()
+    for parameter in built.parameters():  # far from uniform, so that rounding decides nothing
+        parameter.data *= 8
+    return built
+
+
+class Tokenizer:
+    eos_token_id = 7
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Uses the loop on a CPU too, and counts its calls."""
+    calls = []
+
+    def counting(*arguments):
+        calls.append(arguments[3])
+        return decode(*arguments)
+
+    def use(whether):
+        monkeypatch.setattr(hf_module, "can_decode", lambda model: whether)
+        monkeypatch.setattr(hf_module, "decode", counting)
+        return calls
+
+    return use
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.0, max_tokens=40),
+        Sampling(temperature=1.0, max_tokens=40, seed=3),
+        Sampling(temperature=0.7, top_p=0.9, max_tokens=5),
+        Sampling(temperature=1.0, max_tokens=1),
+        Sampling(temperature=1.0, max_tokens=2, stop_token_ids=(1, 2, 3)),
+    ],
+)
+def test_the_same_tokens(kind, sampling, counted):
+    engine = HFEngine(model(kind), Tokenizer(), max_model_len=64)
+    counted(False)
+    expected = engine.generate(PROMPTS, sampling)
+    calls = counted(True)
+    assert engine.generate(PROMPTS, sampling) == expected
+    assert calls == [sampling.max_tokens]
+
+
+def test_limits_of_rows_and_of_the_context(counted):
+    engine = HFEngine(model(), Tokenizer(), max_model_len=14)
+    counted(False)
+    expected = engine.generate(PROMPTS, Sampling(max_tokens=9))
+    counted(True)
+    assert engine.generate(PROMPTS, Sampling(max_tokens=9)) == expected
+    assert len(expected[1].token_ids) <= 3
+
+
+def test_it_ends_where_all_have_ended():
+    built = model()
+    ids = torch.tensor([[5, 6], [7, 8]])
+    calls = []
+
+    def pick(scores, made):
+        calls.append(int(made))
+        return torch.tensor([7, 7])
+
+    made = decode(built, ids, torch.ones_like(ids), 10 * EVERY, pick, [7])
+    assert made.shape == (2, EVERY) and calls == list(range(EVERY))
+    calls.clear()
+    assert decode(built, ids, torch.ones_like(ids), EVERY + 3, pick, []).shape == (2, EVERY + 3)
+    assert calls == list(range(EVERY + 3))
+
+
+def test_padding_changes_nothing():
+    """Whatever is in the padding, which every layer reads and masks."""
+    built = model()
+    seen = []
+
+    def pick(scores, made):
+        seen.append(scores.clone())
+        return scores.argmax(-1)
+
+    decode(built, torch.tensor([[5, 6, 9]]), torch.ones(1, 3, dtype=torch.int64), 4, pick, [])
+    alone, seen[:] = list(seen), []
+    ids, mask = torch.tensor([[96, 0, 5, 6, 9], [1, 2, 3, 4, 5]]), torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    decode(built, ids, mask, 4, pick, [])
+    for scores, padded in zip(alone, seen, strict=True):
+        torch.testing.assert_close(padded[:1], scores, atol=2e-4, rtol=2e-4)
+        assert scores.isfinite().all() and padded.isfinite().all()
+
+
+def test_not_on_a_cpu_and_not_where_a_layer_forgets():
+    assert not can_decode(model())
+    assert sees_all(LlamaConfig(**SIZES))
+    assert not sees_all(Gemma2Config(**SIZES, sliding_window=8))
+    assert not sees_all(MistralConfig(**SIZES, sliding_window=8))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recorded_step_on_a_gpu(dtype, monkeypatch, caplog):
+    built = model().to("cuda", dtype)
+    assert can_decode(built)
+    engine = HFEngine(built, Tokenizer(), max_model_len=64)
+    sampling = Sampling(temperature=1.0, max_tokens=40, seed=3)
+    with caplog.at_level("WARNING", logger="raft"):
+        found = engine.generate(PROMPTS, sampling)
+    assert "without a CUDA graph" not in caplog.text
+    monkeypatch.setattr(hf_module, "can_decode", lambda model: False)
+    assert found == engine.generate(PROMPTS, sampling)
