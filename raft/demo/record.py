@@ -46,13 +46,21 @@ def provenance(command: str) -> dict[str, Any]:
 def commit() -> str | None:
     """The short commit of the working folder, with a + where files differ from it; None outside a git checkout."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
     return found.stdout.strip() or None
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory in GiB, and how many processes ran beside this one (load average)."""
+    """Processor, cores that this process may use, memory in GiB, and how many processes ran beside this one (load average);
+    the GPU, if there is one."""
+    import torch
+
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
+        **gpu,
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
