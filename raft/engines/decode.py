@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import Cache, StaticLayer
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,14 @@ def sees_all(config: Any) -> bool:
         type(layer) is StaticLayer and isinstance(getattr(layer, "cumulative_length", None), Tensor)
         for layer in StaticCache(config=config, max_cache_len=1).layers
     )
+
+
+class _Layer(StaticLayer):
+    """Keys and values in their own precisions: under autocast rotated keys are float32 and values half."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.values = self.values.to(value_states.dtype)
 
 
 @torch.no_grad()
@@ -72,7 +80,8 @@ class _Loop:
         rows, width = input_ids.shape
         self._model, self._pick, self._width = model, pick, width
         self._prompt = input_ids
-        self._cache = StaticCache(config=model.config, max_cache_len=width + max_tokens)
+        layers = len(StaticCache(config=model.config, max_cache_len=1).layers)
+        self._cache = Cache(layers=[_Layer(max_cache_len=width + max_tokens) for _ in range(layers)])
         self._open = input_ids.new_zeros(rows, width + max_tokens, dtype=torch.bool)  # places that a new token sees
         self._open[:, :width] = attention_mask.bool()
         self._positions = (attention_mask.cumsum(1) - 1).clamp_(min=0)

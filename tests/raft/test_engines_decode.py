@@ -71,6 +71,18 @@ def test_the_same_tokens(kind, sampling, counted):
     assert calls == [sampling.max_tokens]
 
 
+def test_under_autocast_as_in_training(counted):
+    """Where keys and values differ in precision."""
+    built = model()
+    plain = built.forward
+    built.forward = lambda **given: torch.autocast("cpu", dtype=torch.bfloat16)(plain)(**given)
+    engine = HFEngine(built, Tokenizer(), max_model_len=64)
+    counted(False)
+    expected = engine.generate(PROMPTS, Sampling(max_tokens=12))
+    counted(True)
+    assert engine.generate(PROMPTS, Sampling(max_tokens=12)) == expected
+
+
 def test_limits_of_rows_and_of_the_context(counted):
     engine = HFEngine(model(), Tokenizer(), max_model_len=14)
     counted(False)
