@@ -44,7 +44,7 @@ class _Layer(StaticLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        self.values = self.values.to(value_states.dtype)
+        self.values = self.values.to(value_states.dtype)  # type: ignore[has-type]
 
 
 @torch.no_grad()

@@ -63,6 +63,7 @@ class VLLMEngine:
         max_num_seqs: int = 128,
         gpu_memory_utilization: float = 0.3,
         enforce_eager: bool | None = None,
+        compile_model: bool = False,
         release_on_gpu: bool = False,
     ):
         """`model`: the one under training (the engine takes its dtype), or a folder, read once.
@@ -70,7 +71,8 @@ class VLLMEngine:
         weights: "auto" shares and falls back to copying, the reason logged; "shared" and "copied" insist.
         max_num_seqs: requests that are generated at the same time.
         gpu_memory_utilization: share of the GPU for weights and cache together.
-        enforce_eager: no CUDA graphs, no compilation. None: on CPU, where compiling costs more than most runs gain.
+        enforce_eager: no CUDA graphs. None: on CPU, which has none.
+        compile_model: vLLM compiles the model on a GPU, for a minute; by itself a step of decoding is only recorded.
         release_on_gpu: whether `release` gives back a GPU's cache. That needs vLLM's own allocator, for weights too, of
         which a process can have one for as long as the model lives. Without it `release` frees memory on CPU only.
         """
@@ -88,6 +90,7 @@ class VLLMEngine:
             "max_num_seqs": max_num_seqs,
             "gpu_memory_utilization": gpu_memory_utilization,
             "enforce_eager": enforce_eager,
+            "compile_model": compile_model,
             "release_on_gpu": release_on_gpu,
         }
         if isinstance(model, str | Path):
@@ -277,6 +280,7 @@ def _make_llm(
     max_num_seqs: int,
     gpu_memory_utilization: float,
     enforce_eager: bool | None,
+    compile_model: bool,
     release_on_gpu: bool,
     dtype: str,
     **options: Any,
@@ -301,6 +305,8 @@ def _make_llm(
             )
             release_on_gpu = False
         options |= {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": release_on_gpu}
+        if not enforce_eager and not compile_model:
+            options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     if _many_processes():
         # Started by torchrun: each process has an engine for its own prompts, on the process group of the training.
         options["distributed_executor_backend"] = "external_launcher"
