@@ -33,7 +33,7 @@ def stages(device: str) -> list[Stage]:
     models = "smollm3-3b,llama-3.2-3b,phi-4-mini" if cuda else "quick"
     engines = "smollm3-2-layers,smollm3-3b" if cuda else "quick"
     short = ("--rollout-tokens", "32") if cuda else ()
-    rollout = ("rollout", *size, "--eager", "--models", engines, "--prompts", "16", "--reps", "2", *short)
+    rollout = ("rollout", *size, "--models", engines, "--prompts", "16", "--reps", "2", *short)
     return [
         Stage("env", 45, 10, bench("machine", *quick)),  # reads torch from disk, which nobody has done before
         Stage("smoke", 60, 15, bench("tests", "--group", "smoke")),

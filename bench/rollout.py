@@ -35,9 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("rollout", __doc__)
     parser.add_argument("--providers", default="", help=f"comma-separated, of {', '.join(ENGINES)}")
     parser.add_argument("--prompts", type=int, help="prompts of a call (default: 64, quick 8)")
-    parser.add_argument(
-        "--eager", action="store_true", help="vLLM without CUDA graphs and compilation: it starts sooner"
-    )
+    parser.add_argument("--eager", action="store_true", help="vLLM without CUDA graphs")
     parser.add_argument("--reps", type=int, help="measured calls of each (default: 10, quick 3)")
     args = parser.parse_args(argv)
     args.prompts = args.prompts or (8 if args.quick else 64)

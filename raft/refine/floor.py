@@ -37,7 +37,7 @@ REASONS = {
     "hedge lost": "what the reference says of some or with a perhaps it says of all or for sure",
     "words invented": "content words that no one sentence of the reference has, nor the question, or a name that neither has",
     "words lost": "a sentence lacks content words of the sentence of the reference that it says",
-    "echo": "it repeats or talks about the prompt",
+    "echo": "it repeats or talks about the prompt, or names a speaker",
     "refusal": "it refuses or apologises",
     "loop": "it repeats itself",
     "length": "it is less than half or more than twice as long as the reference",
@@ -49,6 +49,9 @@ _ABOUT_THE_TASK = re.compile(
     r"(?:answers?|versions?|texts?|sentences?|passages?|responses?)\b"
     r"|\b(?:rewritten|rephrased|paraphrased|reworded)\b|\bin (?:my|your) own words\b|\bhere(?:['’]s| is| are) (?:a|an|the|my|your)\b",
     re.IGNORECASE,
+)
+_SPEAKER = re.compile(
+    r"^[^\w\n]*(?:a|q|answer|question|response|reply|output|assistant|user)[ \t]*:", re.IGNORECASE | re.MULTILINE
 )
 _REFUSAL = re.compile(
     r"\b(?:i['’]?m|i am) (?:sorry|unable|not able)|\bi (?:can(?:no|['’])t|can not|apologi[sz]e|do(?:n['’]t| not) have (?:access|enough|any))"
@@ -92,7 +95,7 @@ class Floor:
         return [reason for reason in REASONS if found[reason] and not (draft and reason in _PUT_BACK)]
 
     def _echoes(self, question: str, reference: str, text: str) -> bool:
-        if _new(_ABOUT_THE_TASK, text, reference):
+        if _new(_ABOUT_THE_TASK, text, reference) or _new(_SPEAKER, text, reference):
             return True
         given = words(text)
         asked = words(question)

@@ -29,6 +29,8 @@ def problems(text, *, question=QUESTION, reference=REFERENCE, similarity=0.95, m
 def test_a_text_that_says_the_same_passes():
     assert problems(GOOD) == []
     assert problems(REFERENCE) == []
+    assert problems("A: " + GOOD, reference="A: " + REFERENCE) == []
+    assert "echo" not in problems(GOOD + " Plan a: a shed.")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,8 @@ def test_a_text_that_says_the_same_passes():
         ("words lost", GOOD.replace("old oil should be handed in at the harbour of Emden", "oil should be handed in")),
         ("echo", "Here is a clear version. " + GOOD),
         ("echo", QUESTION + " " + GOOD),
+        ("echo", "A: " + GOOD),
+        ("echo", GOOD.replace(" It does", "\n**Answer:** It does")),
         ("refusal", "I'm sorry, but I can't say. " + GOOD),
         ("loop", GOOD + " " + GOOD),
         ("length", "Keep the lamp oil in a closed can."),

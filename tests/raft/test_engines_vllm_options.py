@@ -1,0 +1,37 @@
+"""What vLLM is asked for on a GPU, which this looks at without one."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from transformers import LlamaConfig
+
+from raft.engines import vllm as engine
+
+RECORDED = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+
+
+@pytest.mark.parametrize(
+    "enforce_eager, compile_model, expected",
+    [(None, False, RECORDED), (False, False, RECORDED), (None, True, None), (True, False, None)],
+)
+def test_decoding_is_recorded_and_the_model_compiled_only_where_asked(
+    monkeypatch, enforce_eager, compile_model, expected
+):
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda path, **options: options))
+    monkeypatch.setattr(engine, "_on_cpu", lambda: False)
+    monkeypatch.setattr(engine, "_use_native_class", lambda architectures: None)
+    asked = engine._make_llm(
+        "folder",
+        LlamaConfig(),
+        512,
+        max_num_seqs=8,
+        gpu_memory_utilization=0.25,
+        enforce_eager=enforce_eager,
+        compile_model=compile_model,
+        release_on_gpu=False,
+        dtype="bfloat16",
+    )
+    assert asked.get("compilation_config") == expected
+    assert asked["enforce_eager"] is bool(enforce_eager)
+    assert asked["gpu_memory_utilization"] == 0.25
