@@ -198,6 +198,9 @@ class Clock:
         try:
             return work()
         finally:
-            with self._lock:
-                self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
-                write_json(self.path, self.seconds)
+            self.add(name, time.monotonic() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        with self._lock:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 2)
+            write_json(self.path, self.seconds)

@@ -22,7 +22,7 @@ from raft.real.medquad import Item
 from raft.real.scores import metrics
 from raft.refine.embed import Embedder
 from raft.refine.fingerprint import fingerprint
-from raft.rendering import chat_ids
+from raft.rendering import chat_ids, output
 from raft.runs import Run, write_json
 
 # Tokens of an answer that count for the choice and for the likelihood. There are 2,000 to score: whole ones, of 130
@@ -138,18 +138,19 @@ def _chat(question: str) -> list[Message]:
 
 
 def _generate(model: Model, questions: Sequence[str], max_tokens: int, label: str) -> list[dict[str, Any]]:
-    """Greedy answers: output and finish_reason."""
+    """Greedy answers: output, apart from a thought before it ("thought"), and finish_reason."""
     from raft.engines import Sampling
 
     prompts = [chat_ids(model.tokenizer, _chat(question)) for question in questions]
     with Progress(f"evaluate: {label}", len(prompts), "answer", per_call=True) as phase:
         completions = model.engine.generate(prompts, Sampling(temperature=0.0, max_tokens=max_tokens))
         phase.add(len(prompts))
-    texts = [model.tokenizer.decode(c.token_ids, skip_special_tokens=True).strip() for c in completions]
-    return [
-        {"output": text, "finish_reason": completion.finish_reason}
-        for text, completion in zip(texts, completions, strict=True)
-    ]
+    made = []
+    for completion in completions:
+        thought, text = output(model.tokenizer, completion.token_ids)
+        line = {"output": text, "finish_reason": completion.finish_reason}
+        made.append(line if thought is None else {**line, "thought": thought})
+    return made
 
 
 def likelihoods(

@@ -222,14 +222,16 @@ def test_models_are_asked_not_to_think(path):
     assert tokenizer.decode(chat_ids(tokenizer, [{"role": "user", "content": "Hi"}], enable_thinking=True)) == "yes"
 
 
-def test_generate_text_gives_clean_text(tokenizer):
+@pytest.mark.parametrize("before", ["", "<think>\nhm\n</think>\n", "hm</think>"])
+def test_generate_text_gives_clean_text(tokenizer, before):
     class Parrot:
         def __init__(self):
             self.tokenizer = tokenizer
 
         def generate(self, prompts, sampling):
             return [
-                Completion([*tokenizer(f" {len(p)} ok \n").input_ids, tokenizer.eos_token_id], "stop") for p in prompts
+                Completion([*tokenizer(f"{before} {len(p)} ok \n").input_ids, tokenizer.eos_token_id], "stop")
+                for p in prompts
             ]
 
     chats = [[{"role": "user", "content": "a"}], [{"role": "user", "content": "some more"}]]

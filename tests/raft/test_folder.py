@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from raft.errors import RunFolderError
+from raft.cli import main
+from raft.demo.stages import Stages
+from raft.errors import EngineError, RunFolderError
 from raft.folder import REPORTS, add_to_run, check_run, open_run
 from raft.manifest import MANIFEST, MARKER
 from raft.runs import Run, read_json
@@ -332,3 +334,16 @@ def test_make_demo_goes_on_with_one_that_was_stopped(tmp_path):
     fill(tmp_path, "stopped/demo.json", "finished/demo.json", "finished/summary.json")
     assert "--resume" in made(tmp_path / "stopped")
     assert "--overwrite" in made(tmp_path / "finished")
+
+
+def test_a_demo_that_cannot_start_leaves_nothing_that_blocks_the_next_try(tmp_path, monkeypatch, capsys):
+    def refuse(stages):
+        raise EngineError("vLLM could not start: no")
+
+    monkeypatch.setattr(Stages, "engine", property(refuse))
+    folder = tmp_path / "demo"
+    assert main(["demo", "--run", str(folder), "--engine", "vllm"]) == 2
+    assert "vLLM could not start: no" in capsys.readouterr().err
+    assert names(folder) == set()
+    assert main(["demo", "--run", str(folder), "--seed", "3"]) == 2  # with other settings: gets as far as the first
+    assert "vLLM could not start: no" in capsys.readouterr().err
