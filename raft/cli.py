@@ -158,11 +158,11 @@ def report(args: argparse.Namespace) -> None:
     if not path.is_dir():
         raise RunFolderError(f"{path}: no such run folder")
     from raft.report import write_report
-    from raft.report.load import load_run
+    from raft.report.load import load_others, load_run
 
-    load_run(path)  # refuses a folder with nothing to report before anything is listed as its report
+    load_others(load_run(path), args.beside)  # refuses what cannot be reported before anything is listed as a report
     add_to_run(path, "report", REPORTS, {})
-    print(write_report(path))
+    print(write_report(path, args.beside))
 
 
 def _settings(args: argparse.Namespace, section: str, own: str | None, files: bool = True) -> Config:
@@ -279,6 +279,13 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "report", report, "write report.html and report.md of a run")
     command.add_argument("--run", metavar="DIR", required=True, help="run folder")
+    command.add_argument(
+        "--beside",
+        metavar="DIR",
+        nargs="+",
+        default=[],
+        help="further runs, of other seeds or methods: means, spread and intervals over all of them",
+    )
     return parser
 
 

@@ -1,20 +1,22 @@
 """Tables and plots of a run: one self-contained HTML file, and the same in Markdown."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from raft.report import html, markdown
 from raft.report.document import build
-from raft.report.load import load_run
+from raft.report.load import load_others, load_run
 from raft.runs import write_text
 
 
-def write_report(run_path: str | Path) -> Path:
+def write_report(run_path: str | Path, others: Sequence[str | Path] = ()) -> Path:
     """Write DIR/report.html, and the same as DIR/report.md with its figures in DIR/report/; gives report.html.
 
+    others: further runs, of other seeds or methods, whose scores stand beside this one's.
     A run need not be complete: a section without files behind it is left out. RunFolderError if there is nothing.
     """
     data = load_run(run_path)
-    document = build(data)
+    document = build(data, load_others(data, others))
     page = html.render(document)
     for path, drawing in markdown.figure_files(document, data.path).items():
         write_text(path, drawing)

@@ -1,5 +1,6 @@
 """The report before it has a format: sections of text, tables, figures and samples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,7 @@ from raft.report import figures, tables
 from raft.report.figures import Figure
 from raft.report.load import RunData, method_name
 from raft.report.samples import Choice, choose
+from raft.report.several import runs_table
 from raft.report.tables import Table
 
 
@@ -47,9 +49,11 @@ class Document:
     sections: list[Section]
 
 
-def build(data: RunData) -> Document:
-    """The whole report of a run; a section without files behind it is not there."""
+def build(data: RunData, others: Sequence[RunData] = ()) -> Document:
+    """The whole report of a run, and its scores beside those of other runs; a section without files behind it is not
+    there."""
     sections = [
+        Section("Over all runs", tables=[runs_table([data, *others])] if others else []),
         _trade_off(data),
         _scores(data),
         _skills(data),

@@ -1,6 +1,6 @@
 """Reads a run folder into one object. Whatever a run has not made yet is None or empty, and its section is left out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -177,6 +177,23 @@ def load_run(path: str | Path) -> RunData:
             f"{path}: nothing to report, expected a run's refine/, train/, eval/ or summary.json in it"
         )
     return data
+
+
+def load_others(data: RunData, paths: Sequence[str | Path]) -> list[RunData]:
+    """Runs whose scores are to stand beside those of `data`; RunFolderError for one without any, or one that is there
+    twice."""
+    known, found = {data.path.resolve()}, []
+    for path in paths:
+        other = load_run(path)
+        if not other.scores:
+            raise RunFolderError(
+                f"{path}: no scores to put beside those of {data.path}, expected eval/ or summary.json"
+            )
+        if other.path.resolve() in known:
+            raise RunFolderError(f"{path}: is there twice, expected each run once")
+        known.add(other.path.resolve())
+        found.append(other)
+    return found
 
 
 def _training(folder: Path) -> Training:

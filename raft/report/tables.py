@@ -96,7 +96,7 @@ def score_table(data: RunData) -> Table:
     header += [Cell(f"{suite.capitalize()} kept", note="of base") for suite in kept_suites]
     rows, counted = [], bool(data.cautions)
     for method, scores in data.scores.items():
-        row = [Cell(method_name(method), style=_style(method))]
+        row = [Cell(method_name(method), style=style(method))]
         for suite in suites:
             items = len(data.item_scores(method, suite)) if counted else 0
             row.append(_score_cell(scores.get(suite), interval_of(data, method, suite), items))
@@ -106,7 +106,7 @@ def score_table(data: RunData) -> Table:
         rows.append(row)
     for first, second in _differences(data):
         cells = [
-            Cell("") if d is None else _difference_cell(*d)
+            Cell("") if d is None else difference_cell(*d)
             for d in (difference_of(data, first, second, suite) for suite in suites)
         ]
         label = f"{method_name(first)} {MINUS} {method_name(second)}"
@@ -152,8 +152,8 @@ def skill_table(data: RunData) -> Table | None:
             cells.append(Cell("") if value is None or base is None else Cell(points(value - base), value - base))
         rows.append(cells)
         last = suite
-    header = [Cell("Suite"), Cell("Skill"), Cell("Items"), *(Cell(method_name(m), style=_style(m)) for m in methods)]
-    header += [Cell(f"{method_name(m)} {MINUS} {method_name('base')}", style=_style(m)) for m in changed]
+    header = [Cell("Suite"), Cell("Skill"), Cell("Items"), *(Cell(method_name(m), style=style(m)) for m in methods)]
+    header += [Cell(f"{method_name(m)} {MINUS} {method_name('base')}", style=style(m)) for m in changed]
     caption = "Mean score in percent of each skill" + (", and its change in percentage points." if changed else ".")
     return Table("skills", caption, header, rows)
 
@@ -303,7 +303,7 @@ def distance_table(data: RunData) -> Table | None:
     for group in groups:
         values = [d.get(group) for d in data.weight_distance.values()]
         rows.append([Cell(titles[group]), *(Cell("") if v is None else Cell(distance(v), v) for v in values)])
-    header = [Cell("Relative L2 distance"), *(Cell(method_name(m), style=_style(m)) for m in data.weight_distance)]
+    header = [Cell("Relative L2 distance"), *(Cell(method_name(m), style=style(m)) for m in data.weight_distance)]
     return Table("distance", "Distance of the weights from the base model.", header, rows)
 
 
@@ -334,7 +334,7 @@ def _score_cell(value: float | None, interval: Interval | None, items: int = 0) 
     return Cell(percent(value), value, note)
 
 
-def _difference_cell(value: float, interval: Interval | None) -> Cell:
+def difference_cell(value: float, interval: Interval | None) -> Cell:
     note = f"{points(interval.low)} to {points(interval.high)}" if interval else ""
     return Cell(points(value), value, note)
 
@@ -381,7 +381,7 @@ def _flatten(value: Any, name: str, flat: dict[str, Any]) -> None:
         flat[name] = value
 
 
-def _style(method: str) -> str:
+def style(method: str) -> str:
     return f"method {method if method in ('base', 'sft', 'raft') else 'other'}"
 
 
