@@ -23,6 +23,13 @@ def share_cpu() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(granted))
 
 
+def split_cpu(processes: int) -> None:
+    """For processes that are started side by side: the cores that this one may use, in equal parts."""
+    mine = os.environ.get("OMP_NUM_THREADS", "")
+    cores = int(mine) if mine.isdecimal() and int(mine) > 0 else quota() or len(_cores())
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // processes))
+
+
 def quota(cgroup: Path = _CGROUP) -> int | None:
     """CPUs that a container may use, rounded up; None without a limit. torch counts the machine's cores instead."""
     try:

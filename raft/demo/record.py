@@ -54,8 +54,8 @@ def commit() -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory in GiB, and how many processes ran beside this one (load average);
-    the GPU, if there is one."""
+    """Processor, cores that this process may use, memory in GiB, how many processes ran beside this one (load average),
+    and the GPU, if there is one."""
     import torch
 
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}

@@ -26,6 +26,8 @@ from raft.progress import Call, call
 
 log = logging.getLogger(__name__)
 
+LEAST_AT_ONCE, MOST_AT_ONCE = 64, 256  # requests generated together
+
 
 class HFEngine:
     """Batched, left-padded generation with the model itself, so that it always sees the current weights.
@@ -47,8 +49,8 @@ class HFEngine:
     ):
         """`model`: one to generate with as it is, or a folder to load in its own dtype (on the GPU if there is one).
 
-        batch_size: requests generated together. None: 64, and up to 256 where an eighth of a GPU's free memory holds
-        their keys and values, for there a token costs as much for many as for one.
+        batch_size: requests generated together. None: 64, and up to 256 where a sixteenth of a GPU's memory holds what
+        they need, for there a token costs about as much for many as for one.
         """
         if isinstance(model, str | Path):
             self.weights = OwnWeights("disk")
@@ -77,7 +79,7 @@ class HFEngine:
         self._model.generation_config = GenerationConfig()
         try:
             with fit_threads(self._parameters), call(len(prompts)) as progress:
-                size = self._batch_size or self._fitting(max(map(len, prompts), default=0) + sampling.max_tokens)
+                size = self._batch_size or self._fitting(max(map(len, prompts), default=0), sampling.max_tokens)
                 for start in range(0, len(prompts), size):
                     chosen = longest_first[start : start + size]
                     asked = [prompts[i] for i in chosen]
@@ -121,7 +123,7 @@ class HFEngine:
                     use_cache=True,
                 ),
                 logits_processor=LogitsProcessorList([] if draw is None else [draw]),
-                # On a GPU the host would wait for every token to know, which generate itself avoids: there batch by batch.
+                # On a GPU the host would wait for every token to know, which generate avoids: there batch by batch.
                 stopping_criteria=StoppingCriteriaList([_Finished(stop, limits, width, progress)] if on_cpu else []),
             )[:, width:]
         if not on_cpu:
@@ -129,18 +131,15 @@ class HFEngine:
         rows = made.tolist()
         return [_cut(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
 
-    def _fitting(self, tokens: int) -> int:
-        """Requests of so many tokens that are generated together."""
-        least, most = 64, 256
+    def _fitting(self, width: int, max_tokens: int) -> int:
+        """Requests that are generated together: by the GPU's size alone, so that a run groups them alike whatever else is
+        in memory, and all ranks of a sharded model make as many calls."""
         weight = self._model.get_input_embeddings().weight
-        if weight.device.type != "cuda":
-            return least
-        config = self._model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        bytes_a_request = tokens * config.num_hidden_layers * 2 * heads * head_dim * weight.element_size()
-        free, _ = torch.cuda.mem_get_info(weight.device)
-        return max(least, min(most, free // 8 // bytes_a_request))
+        if weight.device.type != "cuda" or torch.distributed.is_initialized():
+            return LEAST_AT_ONCE
+        _, total = torch.cuda.mem_get_info(weight.device)
+        needed = bytes_of_request(self._model.config.get_text_config(), width, max_tokens, weight.element_size())
+        return max(LEAST_AT_ONCE, min(MOST_AT_ONCE, total // 16 // needed))
 
     def refresh(self) -> None:
         """Nothing to do: the model is the engine."""
@@ -153,6 +152,18 @@ class HFEngine:
 
     def close(self) -> None:
         """Nothing to do: a model read from a folder goes with the last reference to the engine."""
+
+
+def bytes_of_request(config: Any, width: int, max_tokens: int, item_bytes: int) -> int:
+    """What a request of `width` tokens needs beside the weights, about: keys and values, the activations of a layer and
+    the mask while its prompt is read, and the sampler's float64."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    tokens = width + max_tokens
+    cache = tokens * config.num_hidden_layers * 2 * heads * head_dim
+    prompt = width * (3 * wide + 6 * config.hidden_size + 2 * tokens)
+    return (cache + prompt) * item_bytes + 4 * 8 * config.vocab_size
 
 
 class _Finished(StoppingCriteria):
@@ -191,7 +202,7 @@ class _Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
 
     def tokens(self, scores: Tensor, made: Tensor) -> Tensor:
-        """Scores [B, V] float32 and the number of tokens made so far [1] int64 -> the next token of each row [B] int64."""
+        """Scores [B, V] float32 and the tokens made so far [1] int64 -> the next token of each row [B] int64."""
         uniform = self._uniform.index_select(1, made)
         # float64: in float32 the rounding of a sum over 150,000 tokens would be as large as the rarer ones.
         probabilities = torch.softmax(scores.double() / self._sampling.temperature, dim=-1)

@@ -78,6 +78,8 @@ class VLLMEngine:
         """
         if weights not in ("auto", "shared", "copied"):
             raise ConfigError(f"weights: expected auto, shared or copied, got {weights!r}")
+        if enforce_eager and compile_model:
+            raise ConfigError("compile_model: expected false beside enforce_eager, which compiles nothing")
         if isinstance(model, str | Path) and weights != "auto":
             raise ConfigError(f"weights={weights!r} needs a model under training; {model} is a path")
         if importlib.util.find_spec("vllm") is None:
@@ -189,7 +191,7 @@ class VLLMEngine:
 
         Where vLLM compiles the model too, that one must stay compiled, and the little function is soon made.
         """
-        if not sampling.logprobs or not self._llm.model_config.enforce_eager:
+        if not sampling.logprobs or self._llm.llm_engine.vllm_config.compilation_config.mode:
             return contextlib.nullcontext()
         return torch.compiler.set_stance("force_eager")
 

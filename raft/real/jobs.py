@@ -1,7 +1,6 @@
 """Stages of `raft real` side by side: each a process of its own, all of them ended when one fails or the user stops."""
 
 import multiprocessing
-import os
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from raft.cpu import split_cpu
 from raft.errors import RaftError
 
 Result = TypeVar("Result")
@@ -18,21 +18,46 @@ class Jobs:
     """At most `at_once` pieces of work at a time. One: each when its result is asked for, in the caller's thread."""
 
     def __init__(self, at_once: int = 1):
-        self.at_once = at_once
         self._pool = ThreadPoolExecutor(at_once) if at_once > 1 else None
         self._children: set[Any] = set()
         self._lock = threading.Lock()
         self._stopped = False
+        self._error: BaseException | None = None  # the first
         if at_once > 1:  # torch would take every core in each of them
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+            split_cpu(at_once)
 
     def start(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        """What waits for `work` and gives its result, or raises its error."""
-        return work if self._pool is None else self._pool.submit(work).result
+        """What waits for `work` and gives its result, or raises the first error of any work."""
+        if self._pool is None:
+            return work
+        future = self._pool.submit(self._watched, work)
+
+        def result() -> Result:
+            try:
+                return future.result()
+            except Exception as error:  # noqa: BLE001  # also that it was cancelled, or a process ended by `_stop`
+                raise self._error or error from None
+
+        return result
+
+    def _watched(self, work: Callable[[], Result]) -> Result:
+        try:
+            return work()
+        except BaseException as error:
+            self._stop(error)
+            raise
+
+    def _stop(self, error: BaseException) -> None:
+        with self._lock:
+            self._error = self._error or error
+            self._stopped = True
+            for child in self._children:
+                child.terminate()
 
     def call(self, words: Sequence[str]) -> int:
         """The exit code of a command."""
-        process = self._run(lambda: subprocess.Popen(words), subprocess.Popen.wait)
+        # A group of its own: Ctrl-C is for this process, which tells the others once, in their own good order.
+        process = self._run(lambda: subprocess.Popen(words, process_group=0), subprocess.Popen.wait)
         code: int = process.returncode
         return code
 
@@ -73,10 +98,9 @@ class Jobs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            with self._lock:
-                self._stopped = True
-                for child in self._children:
-                    child.terminate()
+        if error is not None:
+            self._stop(error)
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=kind is not None)
+            self._pool.shutdown(cancel_futures=error is not None)
+        if error is None and self._error is not None:  # of work whose result nobody asked for
+            raise self._error

@@ -86,8 +86,9 @@ def grid_table(chosen: Mapping[str, Any]) -> Table:
             )
             rows.append([Cell(label), *(Cell(f"{point[name]:.3f}", point[name]) for name in names)])
     caption = (
-        f"Seed {chosen['seed']}, on trained rows asked otherwise and questions that are not tested: the share of pairs of a right and a wrong "
-        "answer in which the right one is likelier, and the harmonic mean of both, by which the point was chosen."
+        f"Seed {chosen['seed']}, on trained rows asked otherwise and questions that are not tested: the share of pairs of "
+        "a right and a wrong answer in which the right one is likelier, and the harmonic mean of both, by which the point "
+        "was chosen."
     )
     return Table(
         "grid", caption, [Cell("Method, learning rate, epochs"), Cell("Domain"), Cell("General"), Cell("Value")], rows

@@ -76,9 +76,10 @@ def run_real(
         if at_once == 1:
             base()
         every = [Seed(run, model, data, rows, seed, settings, clock, jobs) for seed in seeds]
-        for stages in every:
-            if stages.needs_refinement:
-                jobs.start(stages.refine)
+        if at_once > 1:
+            for stages in every:
+                if stages.needs_refinement:
+                    jobs.start(stages.refine)
         chosen = every[0].choose()
         evaluated = [
             {method: jobs.start(partial(stages.evaluated, method, chosen)) for method in settings.methods}
@@ -95,7 +96,7 @@ def run_real(
             result |= {
                 "seeds": list(seeds[:number]),
                 "chosen": chosen,
-                "seconds": clock.seconds,
+                "seconds": dict(clock.seconds),
                 "at_once": at_once,
                 "machine": machine(),
                 "versions": versions(),
@@ -186,7 +187,13 @@ class Seed:
 
     @property
     def needs_refinement(self) -> bool:
-        return not all(_on_raw(given) for given in self.settings.methods.values())
+        """Whether a training is to come that reads refined answers."""
+        refined = [method for method, given in self.settings.methods.items() if not _on_raw(given)]
+        chosen = (self.top.path / "chosen.json").exists()
+        return bool(refined) and not (chosen and all(self._values(method).exists() for method in refined))
+
+    def _values(self, method: str) -> Path:
+        return self.top.path / "values" / str(self.seed) / f"{method}.json"
 
     def folder(self, method: str, rate: float) -> Run:
         return Run(self.run.path / f"{method}-{rate:g}")
@@ -261,7 +268,7 @@ class Seed:
             )
             return found
 
-        return _valued(self.top.path / "values" / str(self.seed) / f"{method}.json", self.settings, self.data, work)
+        return _valued(self._values(method), self.settings, self.data, work)
 
     def _call(self, label: str, name: str, *words: str, resumable: Path) -> None:
         """A command of raft, in a process of its own. `resumable`: what an earlier try left."""

@@ -51,7 +51,9 @@ _ABOUT_THE_TASK = re.compile(
     re.IGNORECASE,
 )
 _SPEAKER = re.compile(
-    r"^[^\w\n]*(?:a|q|answer|question|response|reply|output|assistant|user)[ \t]*:", re.IGNORECASE | re.MULTILINE
+    r"^[^\w\n]*(?:(a|q|answer|question|response|reply|output|assistant|user|ai|bot)[*_ \t]*:"
+    r"|(assistant|user)[^\w\n]*$)",
+    re.IGNORECASE | re.MULTILINE,
 )
 _REFUSAL = re.compile(
     r"\b(?:i['’]?m|i am) (?:sorry|unable|not able)|\bi (?:can(?:no|['’])t|can not|apologi[sz]e|do(?:n['’]t| not) have (?:access|enough|any))"
@@ -110,8 +112,8 @@ class Floor:
 
 def _new(pattern: re.Pattern[str], text: str, reference: str) -> bool:
     """Whether the text says what the reference does not."""
-    known = {match[0].lower() for match in pattern.finditer(reference)}
-    return any(match[0].lower() not in known for match in pattern.finditer(text))
+    known, said = ({match[match.lastindex or 0].lower() for match in pattern.finditer(t)} for t in (reference, text))
+    return bool(said - known)
 
 
 def _facts(question: str, reference: str, text: str) -> dict[str, bool]:

@@ -8,7 +8,7 @@ from raft.report.tables import MINUS, Cell, Table, difference_cell, percent, sty
 
 
 def runs_table(runs: Sequence[RunData]) -> Table:
-    """Each method's score as the mean over the runs that have it, and the change from the base model of the same run."""
+    """Each method's score as the mean over the runs that have it, and its change from the base model of the same run."""
     methods = ordered({method: None for run in runs for method in run.scores})
     suites = list(dict.fromkeys(suite for run in runs for suite in run.suites))
     rows = []

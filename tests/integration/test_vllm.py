@@ -479,3 +479,17 @@ def test_weights_moved_by_others_are_found_at_refresh(qwen3):
         qwen3.engine.refresh()
     parameter.data = home
     qwen3.engine.refresh()
+
+
+def test_vllm_understands_how_decoding_is_recorded_on_a_gpu():
+    from vllm.config import CompilationConfig
+
+    understood = CompilationConfig(mode=0, cudagraph_mode="FULL_DECODE_ONLY")
+    assert not understood.mode and understood.cudagraph_mode.name == "FULL_DECODE_ONLY"
+
+
+def test_log_probabilities_compile_nothing_where_the_model_is_not_compiled(qwen3):
+    assert not qwen3.engine._llm.llm_engine.vllm_config.compilation_config.mode
+    torch._dynamo.utils.counters.clear()
+    qwen3.engine.generate(PROMPTS, replace(DRAWN, logprobs=2))
+    assert not torch._dynamo.utils.counters["frames"]["ok"]

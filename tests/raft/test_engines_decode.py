@@ -2,12 +2,20 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from raft.engines import Sampling
 from raft.engines import hf as hf_module
 from raft.engines.decode import EVERY, can_decode, decode, sees_all
-from raft.engines.hf import HFEngine
+from raft.engines.hf import LEAST_AT_ONCE, HFEngine, bytes_of_request
 
 SIZES = {
     "hidden_size": 64,
@@ -128,21 +136,67 @@ def test_padding_changes_nothing():
 
 def test_not_on_a_cpu_and_not_where_a_layer_forgets():
     assert not can_decode(model())
-    assert sees_all(LlamaConfig(**SIZES))
-    assert not sees_all(Gemma2Config(**SIZES, sliding_window=8))
-    assert not sees_all(MistralConfig(**SIZES, sliding_window=8))
+    sdpa = {**SIZES, "attn_implementation": "sdpa"}
+    assert sees_all(LlamaConfig(**sdpa))
+    assert not sees_all(LlamaConfig(**SIZES, attn_implementation="eager"))
+    assert not sees_all(Gemma2Config(**sdpa, sliding_window=8))
+    assert not sees_all(MistralConfig(**sdpa, sliding_window=8))
+    assert not sees_all(FalconConfig(hidden_size=64, num_attention_heads=4, alibi=True, attn_implementation="sdpa"))
+
+
+def test_rows_that_run_on_beyond_the_context_do_no_harm(counted):
+    """Learned positions have no entry there."""
+    torch.manual_seed(0)
+    built = AutoModelForCausalLM.from_config(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=97, n_positions=32))
+    engine = HFEngine(built.eval(), Tokenizer(), max_model_len=32)
+    counted(True)
+    found = engine.generate([[5] * 28, [6]], Sampling(max_tokens=30))
+    assert [len(completion.token_ids) for completion in found] == [4, 30]
+
+
+def test_requests_at_once_by_what_one_needs(monkeypatch):
+    """A quarter of a million tokens of keys and values in one, next to nothing in the other."""
+    engine = HFEngine(model(), Tokenizer(), max_model_len=64)
+    assert engine._fitting(10, 10) == LEAST_AT_ONCE  # a CPU
+    small = bytes_of_request(engine._model.config, 10, 10, 4)
+    assert 20 * 3 * 2 * 2 * 16 * 4 < small < 100_000
+    large = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000)
+    assert 2 * 32 * 4096 * 2000 * 2 < bytes_of_request(large, 1500, 500, 2) < 2 * 2 * 32 * 4096 * 2000 * 2
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_recorded_step_on_a_gpu(dtype, monkeypatch, caplog):
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_a_recorded_step(dtype, top_p, monkeypatch, caplog):
     built = model().to("cuda", dtype)
     assert can_decode(built)
     engine = HFEngine(built, Tokenizer(), max_model_len=64)
-    sampling = Sampling(temperature=1.0, max_tokens=40, seed=3)
+    sampling = Sampling(temperature=1.0, top_p=top_p, max_tokens=40, seed=3)
     with caplog.at_level("WARNING", logger="raft"):
-        found = engine.generate(PROMPTS, sampling)
-    assert "without a CUDA graph" not in caplog.text
+        found = [engine.generate(PROMPTS, sampling)]
+        for parameter in built.parameters():
+            parameter.data *= 1.1
+        found.append(engine.generate(PROMPTS, sampling))
+    assert "without a recording" not in caplog.text
     monkeypatch.setattr(hf_module, "can_decode", lambda model: False)
-    assert found == engine.generate(PROMPTS, sampling)
+    assert found[1] == engine.generate(PROMPTS, sampling) != found[0]
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_step_that_waits_for_the_host_is_not_recorded(caplog):
+    built = model().to("cuda")
+    ids, stream = torch.tensor([[5, 6, 9]], device="cuda"), torch.cuda.current_stream()
+
+    def pick(scores, made):
+        return torch.full((1,), scores.argmax(-1).item(), device="cuda")
+
+    expected = decode(built.cpu(), ids.cpu(), torch.ones_like(ids.cpu()), 12, lambda s, m: s.argmax(-1), [])
+    with caplog.at_level("WARNING", logger="raft"):
+        found = decode(built.to("cuda"), ids, torch.ones_like(ids), 12, pick, [])
+    assert found.tolist() == expected.tolist() and "waits for the host" in caplog.text
+    assert torch.cuda.current_stream() == stream and not can_decode(built)

@@ -7,8 +7,9 @@ import pytest
 from transformers import LlamaConfig
 
 from raft.engines import vllm as engine
+from raft.errors import ConfigError
 
-RECORDED = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+RECORDED = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}  # tests/integration/test_vllm.py: vLLM understands it
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,8 @@ def test_decoding_is_recorded_and_the_model_compiled_only_where_asked(
     assert asked.get("compilation_config") == expected
     assert asked["enforce_eager"] is bool(enforce_eager)
     assert asked["gpu_memory_utilization"] == 0.25
+
+
+def test_compiling_and_recording_nothing_is_refused():
+    with pytest.raises(ConfigError, match="compile_model: expected false"):
+        engine.VLLMEngine("folder", enforce_eager=True, compile_model=True)

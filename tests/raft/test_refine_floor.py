@@ -29,7 +29,7 @@ def problems(text, *, question=QUESTION, reference=REFERENCE, similarity=0.95, m
 def test_a_text_that_says_the_same_passes():
     assert problems(GOOD) == []
     assert problems(REFERENCE) == []
-    assert problems("A: " + GOOD, reference="A: " + REFERENCE) == []
+    assert problems("A: " + GOOD, reference="- A: " + REFERENCE) == []
     assert "echo" not in problems(GOOD + " Plan a: a shed.")
 
 
@@ -54,6 +54,8 @@ def test_a_text_that_says_the_same_passes():
         ("echo", QUESTION + " " + GOOD),
         ("echo", "A: " + GOOD),
         ("echo", GOOD.replace(" It does", "\n**Answer:** It does")),
+        ("echo", "**Answer**: " + GOOD),
+        ("echo", "Assistant\n" + GOOD),
         ("refusal", "I'm sorry, but I can't say. " + GOOD),
         ("loop", GOOD + " " + GOOD),
         ("length", "Keep the lamp oil in a closed can."),

@@ -1,4 +1,4 @@
-"""Several runs on one page: means, spread and intervals are those of the files, and what cannot be compared is refused."""
+"""Several runs on one page: means, spread and intervals are those of the files; what cannot be compared is refused."""
 
 import shutil
 import statistics
