@@ -1,6 +1,6 @@
 # The whole project on a machine with Python 3.11 or 3.12, make and a C compiler. Everything is installed into .venv, once.
 #   make demo [RUN=folder] [SEED=n]   refine, train and compare on the micro-world; anew where an earlier demo was finished
-#   make real [RUN=folder] [SEEDS=0,1,2]  SFT and RAFT on SmolLM2-135M-Instruct and MedQuAD; RAFT_DATA_DIR names the data's folder
+#   make real [RUN=folder] [SEEDS=0,1,2] [JOBS=4]  SFT and RAFT on SmolLM2-135M-Instruct and MedQuAD; RAFT_DATA_DIR names the data's folder
 #   make test [ARGS="-k rows"]        the tests, two files at a time (WORKERS=0: in one process, for a debugger)
 #   make oldest [ARGS="-k rows"]      the same with the oldest supported versions, in .venv-oldest (needs Python 3.12)
 #   make check                        style and types
@@ -9,6 +9,7 @@ SHELL := /bin/bash
 RUN ?= runs/out/demo
 SEED ?= 0
 SEEDS ?= 0
+JOBS ?= 1
 REAL_RUN := $(if $(filter-out runs/out/demo,$(RUN)),$(RUN),runs/out/real)
 export RAFT_DATA_DIR ?= $(wildcard ../shared/data)
 WORKERS ?= 2
@@ -33,7 +34,7 @@ demo: venv
 real: venv
 	@if [ ! -d "$$RAFT_DATA_DIR" ]; then echo "make real: RAFT_DATA_DIR names no folder with the data files" >&2; exit 2; fi
 	$(BIN)/python scripts/smollm2.py runs/out/SmolLM2-135M-Instruct
-	$(BIN)/raft real --run $(REAL_RUN) --seeds $(SEEDS) $(if $(wildcard $(REAL_RUN)),--resume) \
+	$(BIN)/raft real --run $(REAL_RUN) --seeds $(SEEDS) --jobs $(JOBS) $(if $(wildcard $(REAL_RUN)),--resume) \
 	  --model $${RAFT_REAL_MODEL:-runs/out/SmolLM2-135M-Instruct}
 
 test: venv

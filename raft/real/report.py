@@ -1,6 +1,6 @@
 """The page of a real run: every metric of base, SFT and RAFT over the seeds, and RAFT against SFT item by item."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,25 @@ from raft.report.load import method_name
 from raft.report.tables import MINUS, Cell, Table, number
 from raft.runs import write_text
 
+GROUPS = {
+    "domain_rephrased": "Trained facts, asked otherwise",
+    "domain_unseen": "Diseases that were not trained",
+    "": "What the model could do before",
+}
+"""Beginning of a metric's name -> the heading that it stands under; the last one is for all others."""
 WORDS = {
-    "domain_rephrased": "trained facts, asked otherwise",
-    "domain_unseen": "rows about diseases that were not trained",
     "choice": "right answer of four",
     "similarity": "embedding similarity",
     "recall": "content words of the reference",
     "f1": "token F1",
     "rouge_l": "ROUGE-L",
-    "loglik": "log-likelihood of the reference, nats a token",
-    "words": "length of an answer in words",
-    "ifeval_prompt_strict": "IFEval, prompts followed",
-    "ifeval_instruction_strict": "IFEval, instructions followed",
+    "loglik": "log p of the reference, nats a token",
+    "words": "words of an answer",
+    "ifeval_prompt_strict": "IFEval, prompts",
+    "ifeval_instruction_strict": "IFEval, instructions",
     "arc_easy": "ARC-Easy",
 }
+TOLD = ("domain_rephrased_choice", "domain_unseen_choice", "ifeval_prompt_strict", "arc_easy")  # at the top, in words
 
 
 def write_page(folder: Path, result: Mapping[str, Any]) -> Path:
@@ -42,18 +47,22 @@ def build(result: Mapping[str, Any]) -> Document:
         ("Commit", str(result["commit"])),
         ("Command", str(result["command"])),
     ]
-    sections = [
-        Section("Scores", tables=[score_table(result)]),
-        Section("Choice of learning rate and epochs", tables=[grid_table(result["chosen"])]),
-    ]
-    return Document("RAFT against SFT on a real model", facts, [], sections)
+    metrics = result["methods"][next(iter(result["methods"]))]
+    sections = []
+    for group, title in GROUPS.items():
+        chosen = [metric for metric in metrics if _group(metric) == group]
+        if chosen:
+            sections.append(Section(title, tables=[score_table(result, chosen, group or "general")]))
+    sections.append(Section("Choice of learning rate and epochs", tables=[grid_table(result["chosen"])]))
+    findings = [_finding(result, metric) for metric in TOLD if metric in metrics]
+    return Document("RAFT against SFT on a real model", facts, findings, sections)
 
 
-def score_table(result: Mapping[str, Any]) -> Table:
+def score_table(result: Mapping[str, Any], metrics: Sequence[str], name: str) -> Table:
     methods = list(result["methods"])
     compared = result["tests"].get("raft_vs_sft", {})
     rows = []
-    for metric in result["methods"][methods[0]]:
+    for metric in metrics:
         cells = [Cell(in_words(metric)), Cell(f"{result['n'][metric]:,}", float(result["n"][metric]))]
         for method in methods:
             found = result["methods"][method][metric]
@@ -67,12 +76,31 @@ def score_table(result: Mapping[str, Any]) -> Table:
         else:
             cells.append(Cell(""))
         rows.append(cells)
-    header = [Cell("Metric"), Cell("Items"), *(Cell(method_name(m)) for m in methods), Cell("RAFT − SFT")]
+    header = [Cell(""), Cell("Items"), *(Cell(method_name(m)) for m in methods), Cell(f"RAFT {MINUS} SFT")]
     caption = (
-        "Means over the seeds with their standard deviation. The difference is over all items and seeds, paired by item, with its "
-        "95 % interval, which counts an item of several seeds once."
+        "Means over the seeds with their standard deviation. The difference is over all items and seeds, paired by item, "
+        "with its 95 % interval, which counts an item of several seeds once."
     )
-    return Table("scores", caption, header, rows)
+    return Table(name, caption, header, rows)
+
+
+def _finding(result: Mapping[str, Any], metric: str) -> str:
+    means = ", ".join(
+        f"{method_name(method)} {number(found[metric]['mean'])}" for method, found in result["methods"].items()
+    )
+    group = GROUPS[_group(metric)] + ", " if _group(metric) else ""
+    sentence = f"{group}{in_words(metric)}: {means}"
+    if (test := result["tests"].get("raft_vs_sft", {}).get(metric)) is not None:
+        low, high = test["ci95"]
+        sentence += (
+            f"; RAFT {MINUS} SFT {_difference(test['difference'])} (95 % interval {_difference(low)} to "
+            f"{_difference(high)})"
+        )
+    return sentence + "."
+
+
+def _group(metric: str) -> str:
+    return next(group for group in GROUPS if metric.startswith(group))
 
 
 def grid_table(chosen: Mapping[str, Any]) -> Table:
@@ -81,7 +109,7 @@ def grid_table(chosen: Mapping[str, Any]) -> Table:
     for method, points in chosen["grid"].items():
         for point in points:
             best = all(point[key] == chosen["chosen"][method][key] for key in ("learning_rate", "epochs"))
-            label = f"{method_name(method)}, {point['learning_rate']:g}, {point['epochs']} epochs" + (
+            label = f"{method_name(method)}, {point['learning_rate']:g}, {_epochs(point['epochs'])}" + (
                 " (chosen)" if best else ""
             )
             rows.append([Cell(label), *(Cell(f"{point[name]:.3f}", point[name]) for name in names)])
@@ -95,14 +123,12 @@ def grid_table(chosen: Mapping[str, Any]) -> Table:
     )
 
 
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch" + ("" if number == 1 else "s")
+
+
 def in_words(metric: str) -> str:
-    if metric in WORDS:
-        return WORDS[metric]
-    for name in ("domain_rephrased", "domain_unseen"):
-        if metric.startswith(f"{name}_"):
-            measure = metric.removeprefix(f"{name}_")
-            return f"{WORDS[name]}: {WORDS.get(measure, measure)}"
-    return metric
+    return WORDS.get(metric.removeprefix(_group(metric)).removeprefix("_"), metric)
 
 
 def _difference(value: float) -> str:

@@ -67,7 +67,7 @@ def test_a_seed_then_another(folders, tmp_path):
         assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
         assert all(0 < point["domain"] < 1 and 0 < point["general"] < 1 for point in points)
     page = (folders[1] / "report.html").read_text()
-    assert "ARC-Easy" in page and "(chosen)" in page and "trained facts, asked otherwise" in page
+    assert "ARC-Easy" in page and "(chosen)" in page and "Trained facts, asked otherwise" in page
 
     written = {path: path.stat().st_mtime_ns for path in folders[1].rglob("*.safetensors")}
     evaluated = (folders[1] / "base" / "eval" / "base.json").stat().st_mtime_ns
