@@ -204,7 +204,7 @@ def test_every_stage_understands_its_words(monkeypatch):
             parsed[stage.name] = parsers[command](words)
     assert [work.name for work in parsed["step"].models] == ["SmolLM3-3B", "Llama-3.2-3B", "Phi-4-mini"]
     assert parsed["tuned"].tuned == Path() and parsed["axes"].sweep == "axes"
-    assert parsed["rollout"].eager and parsed["rollout"].models[0].name == "SmolLM3-2-layers"
+    assert not parsed["rollout"].eager and parsed["rollout"].models[0].name == "SmolLM3-2-layers"
     assert profile.PARTS
 
 
