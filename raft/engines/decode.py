@@ -77,18 +77,24 @@ def decode(
     loop = _Loop(model, input_ids, attention_mask, max_tokens, pick)
     loop.prefill()
     step, ends = loop.step, torch.tensor(sorted(stop), device=input_ids.device)
-    on_gpu = input_ids.device.type == "cuda"
+    records = _is_on_gpu(input_ids) and model not in _not_recorded
     for made in range(1, max_tokens):
         if made % EVERY == 0 and stop and torch.isin(loop.tokens[:, :made], ends).any(1).all():
             return loop.tokens[:, :made]
-        if on_gpu and made == BY_HAND and _waits(loop.step):
-            log.warning("%s waits for the host in every step: generating without a recording", type(model).__name__)
-            _not_recorded.add(model)
-            continue  # that was the step
-        if on_gpu and made == BY_HAND + 1 and model not in _not_recorded:
-            step = _recorded(loop.step, model, input_ids.device)
+        if records and made == BY_HAND:
+            records = not _waits(step)  # which takes the step
+            if not records:
+                log.warning("%s waits for the host in every step: generating without a recording", type(model).__name__)
+                _not_recorded.add(model)
+            continue
+        if records and made == BY_HAND + 1:
+            step = _recorded(step, model, input_ids.device)
         step()
     return loop.tokens
+
+
+def _is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda"
 
 
 class _Loop:
@@ -153,7 +159,8 @@ def _waits(step: Callable[[], None]) -> bool:
             step()
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    return any("synchronizing" in str(warning.message) for warning in caught)
+    # Setting the mode may itself be warned of, in words that are near to these.
+    return any("called a synchronizing" in str(warning.message) for warning in caught)
 
 
 def _recorded(step: Callable[[], None], model: Any, device: torch.device) -> Callable[[], None]:

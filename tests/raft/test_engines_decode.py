@@ -13,8 +13,9 @@ from transformers import (
 )
 
 from raft.engines import Sampling
+from raft.engines import decode as decode_module
 from raft.engines import hf as hf_module
-from raft.engines.decode import EVERY, can_decode, decode, sees_all
+from raft.engines.decode import BY_HAND, EVERY, can_decode, decode, sees_all
 from raft.engines.hf import LEAST_AT_ONCE, HFEngine, bytes_of_request
 
 SIZES = {
@@ -114,6 +115,27 @@ def test_it_ends_where_all_have_ended():
     calls.clear()
     assert decode(built, ids, torch.ones_like(ids), EVERY + 3, pick, []).shape == (2, EVERY + 3)
     assert calls == list(range(EVERY + 3))
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 4, 20])
+def test_looking_and_recording_take_no_step_more(waits, max_tokens, monkeypatch):
+    """The way on a GPU, with a look that takes the step and a recording that takes none."""
+    built, recorded = model(), []
+    ids = torch.tensor([[5, 6, 9]])
+    given = built, ids, torch.ones_like(ids), max_tokens, lambda scores, made: scores.argmax(-1), []
+    expected = decode(*given)
+
+    def look(step):
+        step()
+        return waits
+
+    monkeypatch.setattr(decode_module, "_is_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(decode_module, "_waits", look)
+    monkeypatch.setattr(decode_module, "_recorded", lambda step, *rest: recorded.append(step) or step)
+    assert decode(*given).tolist() == expected.tolist()
+    assert len(recorded) == (max_tokens > BY_HAND + 1 and not waits)
+    assert (built in decode_module._not_recorded) == (waits and max_tokens > BY_HAND)
 
 
 def test_padding_changes_nothing():
