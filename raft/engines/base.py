@@ -126,6 +126,14 @@ def context_length(config: Any, wanted: int) -> int:
     return min(limit, wanted)
 
 
+def cache_bytes(config: Any, item_bytes: int) -> int:
+    """Bytes of the keys and values of one token, in all layers. config: of the text model."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size: int = config.num_hidden_layers * 2 * heads * head_dim * item_bytes
+    return size
+
+
 def from_folder(kind: Any, path: str | Path, what: str, **options: Any) -> Any:
     """`kind.from_pretrained(path)` without code from the checkpoint, with an error that names the folder."""
     try:

@@ -18,7 +18,16 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from raft.engines.base import Completion, Sampling, check_prompts, context_length, eos_ids, from_folder, request_seed
+from raft.engines.base import (
+    Completion,
+    Sampling,
+    cache_bytes,
+    check_prompts,
+    context_length,
+    eos_ids,
+    from_folder,
+    request_seed,
+)
 from raft.engines.decode import can_decode, decode
 from raft.engines.host import fit_threads
 from raft.engines.weights import OwnWeights
@@ -157,13 +166,11 @@ class HFEngine:
 def bytes_of_request(config: Any, width: int, max_tokens: int, item_bytes: int) -> int:
     """What a request of `width` tokens needs beside the weights, about: keys and values, the activations of a layer and
     the mask while its prompt is read, and the sampler's float64."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     tokens = width + max_tokens
-    cache = tokens * config.num_hidden_layers * 2 * heads * head_dim
-    prompt = width * (3 * wide + 6 * config.hidden_size + 2 * tokens)
-    return (cache + prompt) * item_bytes + 4 * 8 * config.vocab_size
+    prompt = width * (3 * wide + 6 * config.hidden_size + 2 * tokens) * item_bytes
+    sampler = 4 * 8 * config.vocab_size
+    return tokens * cache_bytes(config, item_bytes) + prompt + sampler
 
 
 class _Finished(StoppingCriteria):

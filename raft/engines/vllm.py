@@ -31,6 +31,7 @@ from raft.engines.base import (
     Completion,
     Sampling,
     Weights,
+    cache_bytes,
     check_prompts,
     context_length,
     eos_ids,
@@ -359,9 +360,7 @@ def _cpu_cache_bytes(config: PretrainedConfig, item_bytes: int, max_model_len: i
 
     VLLM_CPU_KVCACHE_SPACE (GiB), where the user has set it, takes precedence inside vLLM.
     """
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_a_block = _CPU_BLOCK * config.num_hidden_layers * 2 * heads * head_dim * item_bytes
+    bytes_a_block = _CPU_BLOCK * cache_bytes(config, item_bytes)
     blocks_a_sequence = math.ceil(max_model_len / _CPU_BLOCK)
     spare = 2  # vLLM keeps one block for itself
     return max(

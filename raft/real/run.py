@@ -76,10 +76,9 @@ def run_real(
         if at_once == 1:
             base()
         every = [Seed(run, model, data, rows, seed, settings, clock, jobs) for seed in seeds]
-        if at_once > 1:
-            for stages in every:
-                if stages.needs_refinement:
-                    jobs.start(stages.refine)
+        for stages in every:
+            if stages.needs_refinement:
+                jobs.start(stages.refine)  # so that it is there when a training asks for it
         chosen = every[0].choose()
         evaluated = [
             {method: jobs.start(partial(stages.evaluated, method, chosen)) for method in settings.methods}

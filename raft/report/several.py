@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from raft.evaluate.statistics import Interval, clustered_interval, mean_std
 from raft.report.load import Item, RunData, method_name, ordered
-from raft.report.tables import MINUS, Cell, Table, difference_cell, percent, style
+from raft.report.tables import MINUS, Cell, Table, difference_cell, differences, percent, style
 
 
 def runs_table(runs: Sequence[RunData]) -> Table:
-    """Each method's score as the mean over the runs that have it, and its change from the base model of the same run."""
+    """Each method's score as the mean over the runs that have it, and its change from the base model of the same
+    run."""
     methods = ordered({method: None for run in runs for method in run.scores})
     suites = list(dict.fromkeys(suite for run in runs for suite in run.suites))
     rows = []
@@ -16,18 +17,17 @@ def runs_table(runs: Sequence[RunData]) -> Table:
         having = [run for run in runs if method in run.scores]
         row = [Cell(method_name(method), style=style(method)), Cell(str(len(having)), float(len(having)))]
         rows.append(row + [_score(having, method, suite) for suite in suites])
-    trained = [method for method in methods if method != "base"]
-    pairs = [(method, "base") for method in trained] + [("raft", "sft")] * ({"raft", "sft"} <= set(trained))
-    for first, second in pairs:
+    for first, second in differences(methods):
         both = [run for run in runs if {first, second} <= run.scores.keys()]
         if both:
             label = f"{method_name(first)} {MINUS} {method_name(second)}"
             row = [Cell(label, style="difference"), Cell(str(len(both)), float(len(both)))]
             rows.append(row + [_difference(both, first, second, suite) for suite in suites])
+    names = ", ".join(run.path.resolve().name for run in runs)
     caption = (
-        f"Scores in percent over {len(runs)} runs ({', '.join(run.path.resolve().name for run in runs)}): the mean over "
-        "the runs that have the method, and the standard deviation between them. Differences are in percentage points, "
-        "of models of the same run; their 95 % interval is paired by item and counts an item of several runs once."
+        f"Scores in percent over {len(runs)} runs ({names}): the mean over the runs that have the method, and the "
+        "standard deviation between them. Differences are in percentage points, of models of the same run; "
+        "their 95 % interval is paired by item and counts an item of several runs once."
     )
     header = [Cell(""), Cell("Runs"), *(Cell(suite.capitalize()) for suite in suites)]
     return Table("runs", caption, header, rows)

@@ -1,6 +1,6 @@
 """The tables of a report. Cells carry the text that both formats print, so that HTML and Markdown cannot differ."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ def score_table(data: RunData) -> Table:
             value = kept.get(method, {}).get(suite)
             row.append(Cell("") if value is None else Cell(percent(value), value))
         rows.append(row)
-    for first, second in _differences(data):
+    for first, second in differences(data.scores):
         cells = [
             Cell("") if d is None else difference_cell(*d)
             for d in (difference_of(data, first, second, suite) for suite in suites)
@@ -119,10 +119,10 @@ def score_table(data: RunData) -> Table:
     return Table("scores", caption, header, rows)
 
 
-def _differences(data: RunData) -> list[tuple[str, str]]:
+def differences(methods: Collection[str]) -> list[tuple[str, str]]:
     """Which models are compared in a row of their own: every trained one with the base model, and RAFT with SFT."""
-    trained = [method for method in data.scores if method != "base"]
-    pairs = [(method, "base") for method in trained] if "base" in data.scores else []
+    trained = [method for method in methods if method != "base"]
+    pairs = [(method, "base") for method in trained] if "base" in methods else []
     return [*pairs, *([("raft", "sft")] if {"raft", "sft"} <= set(trained) else [])]
 
 
