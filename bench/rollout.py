@@ -125,9 +125,9 @@ One call of the engine with all prompts, and one refresh after the model got new
 call. Peaks are of the whole process: libraries, the model, the engine and its KV cache (which vLLM reserves at its
 start, for as many sequences as there are prompts). On a CPU they come from a process of its own, which is not timed,
 and in which whatever is freed goes back to the system at once. Parameters are those of all models in the process,
-each storage counted once. `hf` generates with the model itself, so its refresh does nothing. The last column is the share of
-greedy tokens, up to the first that differs, that transformers gives too: 1 in fp32, less in half precision, where two tokens
-may be as good."""
+each storage counted once. `hf` generates with the model itself, so its refresh does nothing. The last column is the
+share of greedy tokens, up to the first that differs, that transformers gives too: 1 in fp32, less in half precision,
+where two tokens may be as good."""
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

@@ -1,6 +1,7 @@
-"""The settings of a run: one typed tree, filled from YAML and key=value, every name, type and range checked before any work.
+"""The settings of a run: one typed tree, filled from YAML and key=value, all of it checked before any work.
 
-`train` holds fields of `RAFTConfig`, which itself extends transformers.TrainingArguments; only `check_train` imports it.
+`train` holds fields of `RAFTConfig`, which itself extends transformers.TrainingArguments; only `check_train` imports
+it.
 """
 
 import difflib
@@ -44,7 +45,8 @@ class RefineSettings:
     """Stage 1: rewrite, filter, fuse."""
 
     embedding_model: str = "minilm"
-    """Sentence-embedding model of the filter: "minilm" (the packaged MiniLM) or the path of a sentence-transformers model."""
+    """Sentence-embedding model of the filter: "minilm" (the packaged MiniLM) or the path of a sentence-transformers
+    model."""
     tau: Share = 0.8
     """A rewriting is kept if its cosine similarity to the answer is at least this (Eq. 3)."""
     min_score: Share = 0.8
@@ -53,10 +55,11 @@ class RefineSettings:
     """Share of a fused sentence's content words that may be new: neither in the question nor in one sentence of the
     reference. More for a fusion model that is known not to invent."""
     max_lost_words: Share = 0.0
-    """Share of a sentence's content words that a fused answer may lack of the sentence of the reference that it says. Whole
-    sentences may be left out."""
+    """Share of a sentence's content words that a fused answer may lack of the sentence of the reference that it says.
+    Whole sentences may be left out."""
     prompts: PromptWording = "chat"
-    """How the model is asked for rewritings and fusions: "chat" for instruction models, "plain" as the micro-world's base was trained."""
+    """How the model is asked for rewritings and fusions: "chat" for instruction models, "plain" as the micro-world's
+    base was trained."""
     rounds: Count = 3
     """Rounds of fusion at most; the candidate with the best mean score of the judges wins."""
     accept_score: Share = 0.8
@@ -234,7 +237,8 @@ def _check_all(settings: Any, prefix: str) -> None:
         setattr(settings, f.name, _value(hints[f.name], getattr(settings, f.name), name))
     if hasattr(settings, "max_model_len") and settings.max_model_len <= settings.max_tokens:
         raise ConfigError(
-            f"{prefix}.max_model_len: expected more than {prefix}.max_tokens ({settings.max_tokens}), found {settings.max_model_len}"
+            f"{prefix}.max_model_len: expected more than {prefix}.max_tokens ({settings.max_tokens}), found "
+            f"{settings.max_model_len}"
         )
 
 

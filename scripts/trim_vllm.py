@@ -3,9 +3,9 @@
     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d dl vllm==0.24.0
     python scripts/trim_vllm.py dl/vllm-0.24.0-*.whl vllm.tar.xz
 
-What is left serves dense models in bf16 on sm_90: all Python, the core operators, the allocator and FlashAttention 3. The
-code of other chips and data types is filled with zeros, which compress away; a kernel that is needed after all fails when
-it is called. Seen running on an H100 with torch 2.11.0.
+What is left serves dense models in bf16 on sm_90: all Python, the core operators, the allocator and FlashAttention 3.
+The code of other chips and data types is filled with zeros, which compress away; a kernel that is needed after all
+fails when it is called. Seen running on an H100 with torch 2.11.0.
 """
 
 import io
@@ -37,7 +37,8 @@ def main(wheel: str, target: str) -> None:
 
 
 def stays_behind(name: str) -> bool:
-    """Every module of vLLM's own is taken: those with "cutlass" or "deep_gemm" in their names are imported by others."""
+    """Every module of vLLM's own is taken: those with "cutlass" or "deep_gemm" in their names are imported by
+    others."""
     if name.startswith(FOLDERS) or name.endswith(".dist-info/RECORD"):
         return True
     if name.endswith((".so", "vllm-rs")):

@@ -1,6 +1,7 @@
 """Rows become token ids once, before training: prompts by the chat template, answers with the token that ends a turn.
 
-Everything that does not fit is decided here, before any GPU second is spent: long answers are cut, long prompts refused.
+Everything that does not fit is decided here, before any GPU second is spent: long answers are cut, long prompts
+refused.
 """
 
 import hashlib
@@ -141,7 +142,8 @@ def _example(
 
 
 def _answer(row: Row, args: RAFTConfig) -> str:
-    """The answer to train on and to condition the teacher on. A row that the filter did not keep has its reference only."""
+    """The answer to train on and to condition the teacher on. A row that the filter did not keep has its reference
+    only."""
     if args.answer_target == "raw":
         return row["answer"]
     if args.answer_target == "fused":
@@ -151,7 +153,8 @@ def _answer(row: Row, args: RAFTConfig) -> str:
     rewritten = row.get("rewritten")
     if not isinstance(rewritten, str) or not rewritten.strip():
         raise InputError(
-            f'row {row["id"]}: field "rewritten": expected a text, which target "rewritten" (method sdft) trains on, found {rewritten!r}'
+            f'row {row["id"]}: field "rewritten": expected a text, which target "rewritten" (method sdft) trains on, '
+            f"found {rewritten!r}"
         )
     return rewritten
 
@@ -174,8 +177,9 @@ def _teacher_prompt(
         asked = chat_ids(tokenizer, teacher_messages(row["prompt"], short, template), **options)
     if len(asked) > room or not short.strip():
         raise InputError(
-            f"row {row['id']}: the question leaves the teacher no room for an answer: teacher_max_length={args.teacher_length} "
-            f"less rollout_max_tokens={args.rollout_max_tokens} is {room} tokens; questions are never cut"
+            f"row {row['id']}: the question leaves the teacher no room for an answer: "
+            f"teacher_max_length={args.teacher_length} less rollout_max_tokens={args.rollout_max_tokens} is {room} "
+            "tokens; questions are never cut"
         )
     return asked, cut
 
@@ -187,7 +191,7 @@ def _check_ids(example: Example, tokenizer: Any, vocabulary: int) -> None:
         most = max(ids, default=0)
         if most >= vocabulary:
             raise InputError(
-                f"row {example.id}: its {name.replace('_', ' ')} has the token {tokenizer.decode([most])!r} with id {most}, "
-                f"but the model has embeddings of {vocabulary} tokens (the tokenizer has {len(tokenizer)}): expected the "
-                "tokenizer of this model"
+                f"row {example.id}: its {name.replace('_', ' ')} has the token {tokenizer.decode([most])!r} with id "
+                f"{most}, but the model has embeddings of {vocabulary} tokens (the tokenizer has {len(tokenizer)}): "
+                "expected the tokenizer of this model"
             )

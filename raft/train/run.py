@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from raft.config import Config, check_train, load_config, save_config
 from raft.errors import ConfigError, InputError, RunFolderError
@@ -23,9 +24,9 @@ logger = logging.getLogger(__name__)
 def train(config: Config, run: Run, resume: bool = False) -> None:
     """Trains as `config` says: checkpoints and records go to train/ of the run, the model to model/.
 
-    The settings go to config.yaml once they are known to fit model and data. resume: from the last whole checkpoint, with
-    the settings that the training was started with (`raft.train.started`), or from the start if a kill came before the
-    first one.
+    The settings go to config.yaml once they are known to fit model and data. resume: from the last whole checkpoint,
+    with the settings that the training was started with (`raft.train.started`), or from the start if a kill came before
+    the first one.
     """
     if config.model is None:
         raise ConfigError("model: expected the instruction model to train, found none")
@@ -67,8 +68,9 @@ def check_refined(run: Run, args: RAFTConfig) -> None:
     begun, refined = run.refine_dir / "rewrite.jsonl", run.refine_dir / "fused.jsonl"
     if args.answer_target != "raw" and begun.exists() and not refined.exists():
         raise RunFolderError(
-            f"{run.refine_dir}: the refinement is unfinished, so there are no {args.answer_target} answers to train on: "
-            f"`raft refine --resume --run {run.path}` finishes it; train.target=raw trains on the raw answers instead"
+            f"{run.refine_dir}: the refinement is unfinished, so there are no {args.answer_target} answers to train "
+            f"on: `raft refine --resume --run {run.path}` finishes it; train.target=raw trains on the raw answers "
+            "instead"
         )
 
 
@@ -86,14 +88,16 @@ def training_rows(config: Config, run: Run, args: RAFTConfig) -> list[Row]:
             if line is None or (line["question"], line["answer"]) != (row["question"], row["answer"]):
                 raise InputError(f"{refined}: has no line for row {row['id']} of {config.data}; refine that file first")
             fields = {name: line.get(name) for name in ("fused_answer", "rewritten", "kept")}
-            row.update({name: value for name, value in fields.items() if value is not None})  # type: ignore[typeddict-item]
+            known: Any = {name: value for name, value in fields.items() if value is not None}
+            row.update(known)
     if args.answer_target == "fused" and not any(row.get("fused_answer") for row in rows):
         logger.warning("no row has a fused answer: training on the reference answers")
     return rows
 
 
 def save(trainer: RAFTTrainer, folder: Path) -> None:
-    """Writes a plain Hugging Face checkpoint: model, tokenizer, configurations. The folder appears when it is complete."""
+    """Writes a plain Hugging Face checkpoint: model, tokenizer, configurations. The folder appears when it is
+    complete."""
     partial = folder.with_name(f".{folder.name}.partial")
     trainer.save_model(str(partial))
     if trainer.is_world_process_zero():
