@@ -7,10 +7,10 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from raft.errors import ModelError
+from raft.models.language_model import LanguageModel
+from raft.models.packing import NAME, pack, pack_turns
 from raft.train.batching import Unit, units
 from raft.train.losses import kl_per_rollout, student_batch
-from raft.train.model import LanguageModel
-from raft.train.packing import NAME, pack, pack_turns
 from tests.golden.training import load, trainer
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20], [5, 6, 7, 30, 31], [40, 41, 42, 43, 44, 45, 46]]
@@ -91,7 +91,8 @@ def test_generation_is_not_touched():
 
 SMALL = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
+    "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "initializer_range": 0.3,
+    "pad_token_id": 0,
 }  # fmt: skip
 
 
