@@ -4,6 +4,6 @@ The command line imports this package before any work, so neither this file nor 
 module level. `language_model`, `packing`, `adapters` and `checkpoint` do; import them where they are needed.
 """
 
-from raft.models.load import check_model, check_top_k, load_model, load_tokenizer, vocab_size
+from raft.models.load import check_model, check_top_k, load_model, load_tokenizer
 
-__all__ = ["check_model", "check_top_k", "load_model", "load_tokenizer", "vocab_size"]
+__all__ = ["check_model", "check_top_k", "load_model", "load_tokenizer"]

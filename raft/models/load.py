@@ -48,8 +48,8 @@ def _check_model(path: str | os.PathLike[str]) -> str:
     return str(folder)
 
 
-def vocab_size(path: str | os.PathLike[str]) -> int | None:
-    """The number of token ids by config.json; None where that file is not on this machine yet (a name on the Hub)."""
+def check_top_k(path: str | os.PathLike[str], top_k: int) -> None:
+    """Raises ConfigError where K exceeds the vocabulary by config.json, if that file is on this machine already."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         file: Any = folder / "config.json"
@@ -58,16 +58,10 @@ def vocab_size(path: str | os.PathLike[str]) -> int | None:
 
         file = try_to_load_from_cache(str(path), "config.json")
         if not isinstance(file, str):
-            return None
+            return
     config = _json(Path(file), str(path))
     size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    return size if isinstance(size, int) else None
-
-
-def check_top_k(path: str | os.PathLike[str], top_k: int) -> None:
-    """Raises ConfigError where K is larger than the model's vocabulary."""
-    size = vocab_size(path)
-    if size is not None and top_k > size:
+    if isinstance(size, int) and top_k > size:
         raise ConfigError(f"train.top_k: expected at most {size}, the vocabulary of {path}, found {top_k}")
 
 

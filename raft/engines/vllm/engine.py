@@ -7,12 +7,13 @@ import importlib.util
 import logging
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -223,9 +224,7 @@ class VLLMEngine:
             self._llm.reset_prefix_cache()
             self._llm.collective_rpc(lambda worker: discard_pages(worker.model_runner.kv_caches))
         elif self._llm.model_config.enable_sleep_mode:
-            self._llm.sleep(
-                level=0
-            )  # pauses the scheduler and frees nothing; release_kv_cache_memory requires the pause
+            self._llm.sleep(level=0)  # pauses the scheduler, which the next call requires, and frees nothing
             self._llm.release_kv_cache_memory()
         self._released = True
 
@@ -247,33 +246,21 @@ class VLLMEngine:
         gc.collect()
 
 
-class _Finished:
-    """Stands in for tqdm in vLLM, which has one bar for requests that it adds and one for those that it generates.
+class _Finished(tqdm):
+    """The bar that vLLM gets: it draws nothing and passes the number of finished requests on to our own progress."""
 
-    It draws nothing and passes the number of finished requests on to our own progress.
-    """
+    monitor_interval = 0  # no thread that redraws bars
 
-    postfix = ""
-
-    def __init__(self, progress: Call, iterable: Iterable[Any] = (), **_: Any):
-        self._progress, self._iterable, self._start, self.n = progress, iterable, time.monotonic(), 0
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._iterable)
+    def __init__(self, progress: Call, *args: Any, **options: Any):
+        super().__init__(*args, **options | {"disable": True})
+        self._progress, self._start = progress, time.monotonic()
 
     @property
     def format_dict(self) -> dict[str, float]:
-        return {"elapsed": time.monotonic() - self._start}
+        return {"elapsed": time.monotonic() - self._start}  # a disabled tqdm has 0, by which vLLM would divide
 
     def update(self, n: int = 1) -> None:
-        self.n += n
         self._progress.finished(n)
-
-    def refresh(self) -> None:
-        """There is nothing to draw."""
-
-    def close(self) -> None:
-        """There is nothing to draw."""
 
 
 def _generation_config(path: str | Path) -> GenerationConfig | None:

@@ -4,20 +4,19 @@ It imports vLLM at module level, which takes seconds, so it must itself be impor
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from raft.engines.base import Weights
 from raft.engines.vllm.copying import copied, fill
-from raft.engines.vllm.sharing import CannotShare, OffGPU, SharedWeights
+from raft.engines.vllm.sharing import CannotShare, Load, OffGPU, SharedWeights
 from raft.models.checkpoint import checkpoint_tensors, named_weights
 
 log = logging.getLogger(__name__)
@@ -65,18 +64,18 @@ class StudentLoader(BaseModelLoader):
         """Nothing to download."""
 
     def load_weights(self, model: Any, model_config: Any) -> None:
-        handover = _current()
+        handover, load = _current(), _loading(model)
         for module in model.modules():
             # The CPU build would repack the weight of every Linear for oneDNN and delete the original.
             module._cpu_skip_gemm_dispatch = True
         if handover.wanted != "copied":
             try:
-                handover.weights = SharedWeights(handover.model, model, partial(_load, model), handover.off_gpu.copies)
+                handover.weights = SharedWeights(handover.model, model, load, handover.off_gpu.copies)
             except CannotShare as error:
                 _refuse_or_log(handover, error)
                 handover.off_gpu.restore()
         if handover.weights is None:
-            fill(model, checkpoint_tensors(handover.model), partial(_load, model))
+            fill(model, checkpoint_tensors(handover.model), load)
 
     def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> nn.Module:
         model = super().load_model(vllm_config, model_config, prefix)
@@ -92,8 +91,13 @@ class StudentLoader(BaseModelLoader):
                 handover.weights = None
                 _refuse_or_log(handover, error)
         if handover.weights is None:
-            handover.weights = copied(handover.model, model, partial(_load, model))
+            handover.weights = copied(handover.model, model, _loading(model))
         return model
+
+
+def _loading(engine_model: Any) -> Load:
+    """vLLM's own loading, which knows how the model's weights are stored in the engine's."""
+    return lambda tensors: engine_model.load_weights(iter(tensors.items()))
 
 
 def _current() -> Handover:
@@ -105,7 +109,3 @@ def _refuse_or_log(handover: Handover, reason: CannotShare) -> None:
     if handover.wanted == "shared":
         raise reason
     log.info("vLLM gets a copy of the weights at each refresh (%s)", reason)
-
-
-def _load(engine_model: Any, tensors: Mapping[str, Tensor]) -> None:
-    engine_model.load_weights(iter(tensors.items()))

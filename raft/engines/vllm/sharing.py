@@ -145,7 +145,9 @@ def rows_of(engine_model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str,
                 )
             slices[part] = theirs.data[row : row + ours.shape[0]]
             row += ours.shape[0]
-        if row != theirs.shape[0] and not hasattr(_module_of(engine_model, name), "num_embeddings_padded"):
+        if row != theirs.shape[0] and not hasattr(
+            engine_model.get_submodule(".".join([*above, module])), "num_embeddings_padded"
+        ):
             raise CannotShare(f"the engine's {name} has {theirs.shape[0] - row} rows more than the model gives")
     # A tied head has two names and one storage.
     placed = {tensors[name].data_ptr() for name in slices} - {0}  # 0: its memory was freed (OffGPU)
@@ -188,7 +190,3 @@ def _saved_buffers(model: nn.Module) -> set[str]:
 
 def _addresses(model: nn.Module) -> dict[str, int]:
     return {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
-
-
-def _module_of(model: nn.Module, parameter_name: str) -> nn.Module:
-    return model.get_submodule(parameter_name.rpartition(".")[0])
