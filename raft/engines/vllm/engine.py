@@ -160,11 +160,6 @@ class VLLMEngine:
         assert handover.weights is not None
         self.weights = handover.weights
 
-    @property
-    def llm(self) -> Any:
-        """The `vllm.LLM` that generates, for what this class has no method for; None once the engine is closed."""
-        return self._llm
-
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
         """One completion a prompt, in the order of the prompts."""
         if self._llm is None:
@@ -244,6 +239,11 @@ class VLLMEngine:
             self._adapter.close()
         self.weights = OwnWeights(self.weights.mode)  # the old object may hold views of the engine's storage
         gc.collect()
+
+    @property
+    def llm(self) -> Any:
+        """The `vllm.LLM` that generates, for what this class has no method for; None once the engine is closed."""
+        return self._llm
 
 
 class _Finished(tqdm):
