@@ -57,7 +57,7 @@ class Head:
 class LanguageModel:
     """Decoder and head of a causal language model of transformers, plain or with LoRA adapters.
 
-    packs: whether the sequences of a pack are kept apart by `packed_sdpa`. Where a model's code does not pass its
+    uses_packed_sdpa: whether `packed_sdpa` keeps the sequences of a pack apart. Where a model's code does not pass its
     arguments on to the attention, `check` sets this to false, and restarted position ids alone keep them apart.
     """
 
@@ -72,7 +72,7 @@ class LanguageModel:
                 f"{type(self.inner).__name__}: expected LoRA adapters or none, found virtual tokens before the prompt, "
                 "which packed sequences have no place for"
             )
-        self.packs = True
+        self.uses_packed_sdpa = True
         self.tokens: int | None = None  # becomes Head.tokens
         self.head()
         self.decoder()
@@ -113,12 +113,12 @@ class LanguageModel:
 
     def attention(self) -> Any:
         """A context that every forward pass on a pack, and its backward pass, must run in."""
-        return packed_attention(self.inner, self.packs)
+        return packed_attention(self.inner, self.uses_packed_sdpa)
 
     @property
     def shares_prompts(self) -> bool:
         """Whether several sequences of a pack can attend to one copy of the prompt that they share."""
-        return self.packs and self.inner.config._attn_implementation in ("sdpa", NAME)
+        return self.uses_packed_sdpa and self.inner.config._attn_implementation in ("sdpa", NAME)
 
     def use_flash_attention(self) -> None:
         """Switches to flash-attention's varlen kernels where they can run: on a GPU, in half precision.
@@ -156,7 +156,7 @@ class LanguageModel:
             )
             batch = pack(sequences).to(device)
             if not self._agrees(batch, own):
-                self.packs = False
+                self.uses_packed_sdpa = False
                 if not self._agrees(batch, own):
                     raise ModelError(
                         f"{type(self.inner).__name__}: packed sequences through its decoder and head do not give the "
@@ -172,7 +172,7 @@ class LanguageModel:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
-            if self.packs:
+            if self.uses_packed_sdpa:
                 return False
             raise ModelError(
                 f"{type(self.inner).__name__}: its decoder does not take packed sequences, so it cannot be trained "

@@ -39,7 +39,7 @@ class Pack(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """L"""
+        """L, the number of tokens."""
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> "Pack":

@@ -58,7 +58,7 @@ class Teacher:
             own = load_model(teacher, dtype=student.inner.dtype)
         own.requires_grad_(False).eval().to(device)
         self.model = LanguageModel(own)
-        self.model.packs = student.packs
+        self.model.uses_packed_sdpa = student.uses_packed_sdpa
         if teacher is not None:
             self.model.check()
         self.model.tokens = student.tokens = common_tokens(student, self.model, tokenizer)

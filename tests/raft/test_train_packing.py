@@ -49,7 +49,7 @@ def test_packed_equals_separate(family, overrides, attention):
     model.train()
     language = LanguageModel(model)
     language.check()
-    assert language.packs
+    assert language.uses_packed_sdpa
     expected = separate(language)
     theirs = gradients(model, expected)
     with language.attention():
@@ -132,7 +132,7 @@ def test_a_model_that_loses_the_pack_on_the_way_falls_back(monkeypatch):
         monkeypatch.setattr(attention, "forward", forward)
     language = LanguageModel(model)
     language.check()
-    assert not language.packs
+    assert not language.uses_packed_sdpa
     with torch.no_grad(), language.attention():
         torch.testing.assert_close(language.hidden(pack(SEQUENCES)), separate(language), rtol=1e-4, atol=2e-5)
 
