@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raft.train.model import LanguageModel
-from raft.train.packing import Pack
+from raft.models.language_model import LanguageModel
+from raft.models.packing import Pack
 
 
 class UnpackedModel(LanguageModel):

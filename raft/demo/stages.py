@@ -105,8 +105,8 @@ class Stages:
         """Stage 1 with the base model as rewriter and fusion model."""
         fused = self.run.refine_dir / "fused.jsonl"
         if not fused.exists():
+            from raft.models.fingerprint import fingerprint
             from raft.refine import refine
-            from raft.refine.fingerprint import fingerprint
             from raft.rows import normalize_rows
 
             self.load_weights(self.base)

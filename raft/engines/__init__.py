@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from typing import Any
 
-from raft.engines.base import Completion, Engine, Sampling, request_seed
+from raft.engines.base import Completion, Engine, Sampling, context_length, eos_ids, request_seed
 from raft.engines.chat import generate_text
 from raft.engines.hf import HFEngine
 from raft.engines.vllm import VLLMEngine
@@ -18,6 +18,8 @@ __all__ = [
     "Sampling",
     "VLLMEngine",
     "chat_ids",
+    "context_length",
+    "eos_ids",
     "generate_text",
     "make_engine",
     "request_seed",

@@ -1,7 +1,7 @@
-"""Decoding with keys and values in place, so that a GPU can repeat one recorded step.
+"""Decoding in steps that a GPU can record once, as a CUDA graph, and repeat.
 
-transformers' own loop asks the host for some thousand launches a token, whatever the model does with them. Here a step
-changes nothing but tensors that stay where they are, so it is recorded once (a CUDA graph) and repeated.
+In transformers' own loop the host launches some thousand kernels for every token, which takes longer than the kernels
+of a small model. A step here reads and writes only tensors that keep their addresses, so that it can be recorded.
 """
 
 import logging
@@ -18,18 +18,17 @@ from transformers.cache_utils import Cache, StaticLayer
 
 log = logging.getLogger(__name__)
 
-EVERY = 16  # tokens between two looks at whether all have ended, for which the host waits
-BY_HAND = 2  # steps before the recording: the first ones load kernels and choose them
-_ALIGNED = 16  # places: SDPA would copy a mask of another width in every layer
+EVERY = 16  # tokens between two checks whether all rows have ended, for which the host waits
+BY_HAND = 2  # steps before the recording: the first ones load and select kernels, which cannot be recorded
+_ALIGNED = 16  # the cache's length is a multiple: SDPA would copy a mask of another width in every layer
 
 Pick = Callable[[Tensor, Tensor], Tensor]  # scores [B, V] float32, the tokens made so far [1] int64 -> tokens [B] int64
 
-_not_recorded: WeakSet[Any] = WeakSet()  # models whose step waits for the host
+_not_recorded: WeakSet[Any] = WeakSet()  # models whose step cannot be recorded
 
 
 def can_decode(model: Any) -> bool:
-    """Whether this is a model that `decode` is for: whole on one GPU, with SDPA, and every layer sees all that came
-    before."""
+    """Whether `decode` suits the model: complete on one GPU, SDPA attention, no sliding windows, one process."""
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1 or devices.pop().type != "cuda" or torch.distributed.is_initialized():
         return False
@@ -37,23 +36,22 @@ def can_decode(model: Any) -> bool:
 
 
 def sees_all(config: Any) -> bool:
-    """Whether every layer takes a mask as SDPA does, and has all keys and values in a cache that counts them on
-    the device."""
+    """Whether every layer attends by SDPA to all earlier tokens, and its cache keeps their number on the device."""
     text = config.get_text_config(decoder=True)
     if text._attn_implementation != "sdpa" or getattr(text, "alibi", False):
         return False
     try:
         layers = StaticCache(config=config, max_cache_len=1).layers
-    except Exception:  # noqa: BLE001  # a configuration without layer types that it knows
+    except Exception:  # noqa: BLE001  # StaticCache does not know the configuration's layer types
         return False
-    # Older caches count on the host, which a recording would not see.
+    # Older caches keep the number in Python, where a repeated recording does not change it.
     return all(
         type(layer) is StaticLayer and isinstance(getattr(layer, "cumulative_length", None), Tensor) for layer in layers
     )
 
 
 class _Layer(StaticLayer):
-    """Keys and values in their own precisions: under autocast rotated keys are float32 and values half."""
+    """Keeps keys and values in a dtype each: under autocast rotated keys are float32 and values half precision."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -71,8 +69,8 @@ def decode(
 ) -> Tensor:
     """input_ids, attention_mask [B, W] int64, padded on the left -> the tokens that follow [B, n] int64.
 
-    n is at most `max_tokens`, less where every row has come to one of `stop` before; what follows that token in a row
-    means nothing. On a CPU every step is called, with the same result.
+    n is `max_tokens`, or less where every row has had one of `stop` before; what follows such a token in its row has no
+    meaning. On a CPU nothing is recorded; the result is the same.
     """
     loop = _Loop(model, input_ids, attention_mask, max_tokens, pick)
     loop.prefill()
@@ -82,7 +80,7 @@ def decode(
         if made % EVERY == 0 and stop and torch.isin(loop.tokens[:, :made], ends).any(1).all():
             return loop.tokens[:, :made]
         if records and made == BY_HAND:
-            records = not _waits(step)  # which takes the step
+            records = not _waits(step)  # this does the step
             if not records:
                 log.warning("%s waits for the host in every step: generating without a recording", type(model).__name__)
                 _not_recorded.add(model)
@@ -98,7 +96,7 @@ def _is_on_gpu(tensor: Tensor) -> bool:
 
 
 class _Loop:
-    """The state between two tokens, all of it in tensors that keep their places."""
+    """The state between two tokens, in tensors that keep their addresses."""
 
     def __init__(self, model: Any, input_ids: Tensor, attention_mask: Tensor, max_tokens: int, pick: Pick):
         rows, width = input_ids.shape
@@ -107,11 +105,11 @@ class _Loop:
         self._prompt = input_ids
         layers = len(StaticCache(config=model.config, max_cache_len=1).layers)
         self._cache = Cache(layers=[_Layer(max_cache_len=places) for _ in range(layers)])
-        self._open = input_ids.new_zeros(rows, places, dtype=torch.bool)  # places that a new token sees
+        self._open = input_ids.new_zeros(rows, places, dtype=torch.bool)  # [B, places]: what a new token attends to
         self._open[:, :width] = attention_mask.bool()
         self._positions = (attention_mask.cumsum(1) - 1).clamp_(min=0)
         self._position = self._positions[:, -1:].clone()
-        # A row may be gone on with beyond the context, for the others' sake.
+        # A row that is complete goes on, because the others do, and may then exceed the model's positions.
         context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self._last_position = (context or width + max_tokens) - 1
         self._made = input_ids.new_zeros(1)
@@ -119,17 +117,17 @@ class _Loop:
         self.tokens = input_ids.new_zeros(rows, max_tokens)
 
     def prefill(self) -> None:
-        """The prompts, and the first token of each row."""
+        """Reads the prompts and makes the first token of each row."""
         width, places = self._width, self._open.shape[1]
         query = torch.arange(width, device=self._open.device)[:, None]
         key = torch.arange(places, device=self._open.device)
-        # Padding sees itself: a query that sees nothing may become NaN, and NaN times a weight of zero stays NaN.
+        # Padding attends to itself: without any key it may become NaN, which a weight of zero would not remove.
         sees = (self._open[:, None, :] & (key <= query)) | (key == query)  # [B, W, places]
         keep = {"logits_to_keep": 1} if self._model._supports_logits_to_keep() else {}
         self._forward(self._prompt, sees[:, None], self._positions, **keep)
 
     def step(self) -> None:
-        """One more token of each row."""
+        """Makes one more token of each row."""
         self._forward(self._last, self._open[:, None, None, :], self._position)
 
     def _forward(self, ids: Tensor, sees: Tensor, positions: Tensor, **keep: int) -> None:
@@ -150,7 +148,7 @@ class _Loop:
 
 
 def _waits(step: Callable[[], None]) -> bool:
-    """Does `step` once; whether it asked the device for something and waited, which no recording can."""
+    """Does `step` once and tells whether the host waited for the device in it, which cannot be recorded."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -159,22 +157,22 @@ def _waits(step: Callable[[], None]) -> bool:
             step()
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    # Setting the mode may itself be warned of, in words that are near to these.
+    # Setting the mode gives a warning too, with a similar text.
     return any("called a synchronizing" in str(warning.message) for warning in caught)
 
 
 def _recorded(step: Callable[[], None], model: Any, device: torch.device) -> Callable[[], None]:
-    """`step` as a CUDA graph; itself, the reason logged, where that fails."""
+    """`step` as a CUDA graph; where that fails, `step` itself, and the reason is logged."""
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     stream, before = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     try:
-        # Threads of others (of a loader that pins memory) may go on meanwhile.
+        # thread_local: calls of other threads, such as a data loader's that pins memory, do not end the recording.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             step()
     except RuntimeError as error:
         log.warning("generating without a recording of %s: %s", type(model).__name__, str(error).partition("\n")[0])
         _not_recorded.add(model)
-        # torch leaves both as they were within.
+        # After an error torch leaves the recording's stream and memory pool in use.
         torch.cuda.set_stream(before)
         with suppress(AttributeError, RuntimeError):
             torch._C._cuda_endAllocateToPool(before.device_index, pool)

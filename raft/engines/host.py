@@ -1,4 +1,4 @@
-"""Keeps an engine that starts inside the trainer's process from changing that process."""
+"""Keeps an engine in the trainer's process from changing the state of that process: threads, memory, random numbers."""
 
 import contextlib
 import ctypes
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def undisturbed(quiet: bool = True) -> Iterator[None]:
-    """What happens inside leaves the random states, torch's threads and the environment as they were, and says nothing.
+    """Restores the random states, torch's threads and the environment afterwards. quiet: nothing is printed inside.
 
-    vLLM seeds every generator there is. Its CPU worker sets torch to one thread and replaces `torch.set_num_threads` by
-    a function that does nothing. It puts libraries into LD_PRELOAD, for workers that we do not start, but our own
-    subprocesses would inherit it.
+    When it starts, vLLM seeds all random generators. Its CPU worker sets torch to one thread and replaces
+    `torch.set_num_threads` by a function without effect. It adds libraries to LD_PRELOAD for worker processes; there
+    are none here, but our own subprocesses would inherit it.
     """
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -46,7 +46,7 @@ def undisturbed(quiet: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_random_state() -> Iterator[None]:
-    """What is drawn inside does not move torch's generators: dropout must not depend on how long the rollouts were."""
+    """Restores the states of torch's generators afterwards: dropout must not depend on the length of the rollouts."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         yield
@@ -54,11 +54,12 @@ def own_random_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fit_threads(parameters: int) -> Iterator[None]:
-    """One CPU thread for small models; torch's own number for others.
+    """Inside this context a model of fewer than 10M parameters has one CPU thread; a larger one as many as before.
 
     Measured with 2M parameters on two cores, 16 answers of 25 tokens: 0.30 s with one thread. A second thread saves a
     quarter of that on an idle machine. On a busy one, where the two wait for each other after each small product, it
-    cost 1 to 4 s, and 600 answers took 119 s instead of 14. From some ten million parameters on, products dominate.
+    cost 1 to 4 s, and 600 answers took 119 s instead of 14. From about 10M parameters on, the products take most of the
+    time, and more threads help.
     """
     threads = torch.get_num_threads()
     if parameters < 10_000_000:
@@ -71,7 +72,7 @@ def fit_threads(parameters: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Sends what this process prints into the debug log, C++ code included, which knows no other way."""
+    """Sends what this process prints into the debug log, by its file descriptors: C++ code prints too."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
@@ -92,15 +93,15 @@ def _silence() -> Iterator[None]:
 
 
 def discard_pages(tensors: Iterable[Tensor]) -> None:
-    """Gives the physical memory of CPU tensors back to the system; they keep their addresses and read as zeros then.
+    """Gives the physical memory of CPU tensors back to the system. They keep their addresses and then read as zeros.
 
-    Linux only; elsewhere nothing happens.
+    Only on Linux; elsewhere nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
     for storage in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}.values():
-        # Whole pages only: the rest of the first and the last may belong to others.
+        # Only pages that lie wholly within the tensor: the first and the last may hold other data too.
         first = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (storage.data_ptr() + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first and libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED):

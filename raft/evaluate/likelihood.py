@@ -34,7 +34,7 @@ def log_likelihoods(
     """
     import torch
 
-    from raft.train.model import LanguageModel
+    from raft.models.language_model import LanguageModel
 
     turns = []
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -62,7 +62,7 @@ def _mean_log_p(model: Any, turns: Sequence[Turn]) -> list[float]:
     """Of the turns of one pack; `model` is a LanguageModel."""
     import torch
 
-    from raft.train.packing import pack_turns
+    from raft.models.packing import pack_turns
     from raft_kernels import linear_cross_entropy
 
     head = model.head()

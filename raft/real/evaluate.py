@@ -13,6 +13,7 @@ from typing import Any
 from raft.digest import json_digest
 from raft.evaluate.kept import kept_result
 from raft.models import load_model, load_tokenizer
+from raft.models.fingerprint import fingerprint
 from raft.progress import Progress, say
 from raft.prompts import Message
 from raft.real.data import Data
@@ -21,7 +22,6 @@ from raft.real.measures import measure
 from raft.real.medquad import Item
 from raft.real.scores import metrics
 from raft.refine.embed import Embedder
-from raft.refine.fingerprint import fingerprint
 from raft.rendering import chat_ids, output
 from raft.runs import Run, write_json
 

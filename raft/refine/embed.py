@@ -86,6 +86,6 @@ def load_embedder(name: str) -> SentenceEmbedder:
         raise ConfigError(
             f"refine.embedding_model: expected a folder of sentence-transformers (with modules.json), found {name!r}"
         )
-    from raft.refine.fingerprint import fingerprint
+    from raft.models.fingerprint import fingerprint
 
     return SentenceEmbedder(folder, fingerprint(folder))

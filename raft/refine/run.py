@@ -34,8 +34,8 @@ def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0)
     from raft.engines import make_engine
     from raft.evaluate.likelihood import log_likelihoods
     from raft.models import check_model, load_model, load_tokenizer
+    from raft.models.fingerprint import fingerprint
     from raft.refine.embed import load_embedder
-    from raft.refine.fingerprint import fingerprint
     from raft.refine.pipeline import refine
 
     settings = config.refine

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from raft.engines.base import Completion
+from raft.engines import Completion
 from raft.errors import ConfigError
 from raft.train.data import Example
 from raft.train.rollout import MicroBatch, Scored

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
-from raft.refine.fingerprint import file_fingerprint
+from raft.models.fingerprint import file_fingerprint
 from raft.runs import write_json
 
 logger = logging.getLogger(__name__)

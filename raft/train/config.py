@@ -81,7 +81,7 @@ class RAFTConfig(TrainingArguments):
     rollout_engine: Literal["auto", "vllm", "hf"] = "auto"
     """What generates the rollouts; auto is vLLM where it is installed."""
     engine_weights: str = "auto"
-    """How the engine sees the student's weights: auto, shared or copied (`raft.engines.weights`)."""
+    """How the engine sees the student's weights: auto, shared or copied (`raft.engines.vllm`)."""
     max_tokens_per_micro_batch: int | None = None
     """Tokens in one forward of training at most, and of the teacher unless one sequence alone is longer. The rows of an
     optimizer step, per_device_train_batch_size * gradient_accumulation_steps of them, are then split by tokens and no

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from raft.train.packing import Span
+from raft.models.packing import Span
 
 # Dense bf16 TFLOP/s by the makers' data sheets; the first whose words the device's name has. Others have to be given.
 PEAK_TFLOPS = {

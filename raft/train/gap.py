@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from raft.models.language_model import Head, LanguageModel
+from raft.models.packing import move, pack_turns
 from raft.train.losses import Batch, cross_entropy
-from raft.train.model import Head, LanguageModel
-from raft.train.packing import move, pack_turns
 from raft.train.rollout import Scored
 
 

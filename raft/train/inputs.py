@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from raft.engines.base import context_length
+from raft.engines import context_length
 from raft.errors import ConfigError
+from raft.models.language_model import LanguageModel
 from raft.rows import Row, normalize_rows, read_rows
 from raft.train.config import RAFTConfig
 from raft.train.data import Example, render
-from raft.train.model import LanguageModel
 
 UNSUPPORTED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "model_init")
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from raft.models.language_model import Head
+from raft.models.packing import Pack, move, pack_turns
 from raft.train.batching import Unit
 from raft.train.config import RAFTConfig
-from raft.train.model import Head
-from raft.train.packing import Pack, move, pack_turns
 from raft.train.parts import Ahead, ahead
 from raft.train.rollout import Scored
 from raft_kernels import TopK, TopKMetrics, linear_cross_entropy, linear_topk, topk_kl, topk_metrics

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from raft.train.model import Head
+from raft.models.language_model import Head
 
 _ROWS = 4096  # of a gradient in half precision that are scaled at once
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raft.engines.base import Completion
+from raft.engines import Completion
 from raft.runs import read_jsonl, write_text
 from raft.train.clock import WALL
 from raft.train.data import Example

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from raft.engines.base import Completion, Sampling
+from raft.engines import Completion, Sampling
 from raft.train.config import RAFTConfig
 from raft.train.data import Example
 from raft_kernels import TopK

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from raft.engines.weights import base_model
 from raft.errors import ModelError
+from raft.models.adapters import base_model
 
 
 def check_saves(model: nn.Module, tokenizer: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from raft.config import Config, check_train_keys, load_config
 from raft.digest import json_digest
 from raft.errors import RunFolderError
-from raft.refine.fingerprint import fingerprint
+from raft.models.fingerprint import fingerprint
 from raft.rows import Row
 from raft.runs import Run, read_json, write_json
 from raft.train.config import RAFTConfig

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from raft.engines.weights import peft_configs
 from raft.errors import ConfigError
+from raft.models.adapters import adapters_off, peft_configs
+from raft.models.language_model import Head, LanguageModel, check_architecture, inside_forward, is_sharded
+from raft.models.packing import Span, move
 from raft.train.config import RAFTConfig
 from raft.train.losses import teacher_pack, teacher_topk
-from raft.train.model import Head, LanguageModel, check_architecture, inside_forward, is_sharded
-from raft.train.packing import Span, move
 from raft.train.rollout import Scored
 from raft_kernels import TopK
 
@@ -58,7 +58,7 @@ class Teacher:
             own = load_model(teacher, dtype=student.inner.dtype)
         own.requires_grad_(False).eval().to(device)
         self.model = LanguageModel(own)
-        self.model.packs = student.packs
+        self.model.uses_packed_sdpa = student.uses_packed_sdpa
         if teacher is not None:
             self.model.check()
         self.model.tokens = student.tokens = common_tokens(student, self.model, tokenizer)
@@ -168,20 +168,6 @@ def common_tokens(student: LanguageModel, teacher: LanguageModel, tokenizer: Any
             f"only rows of padding may differ in number (largest id of the student's tokenizer: {most})"
         )
     return common
-
-
-@contextmanager
-def adapters_off(model: Any) -> Iterator[None]:
-    """Within it a model with LoRA is its base, whether peft wraps it or transformers has put the adapters into it."""
-    if hasattr(model, "disable_adapter"):
-        with model.disable_adapter():
-            yield
-        return
-    model.disable_adapters()
-    try:
-        yield
-    finally:
-        model.enable_adapters()
 
 
 def _tokens(scored: Scored) -> int:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.liger import apply_liger_kernel
 
-from raft.engines.base import Completion, Engine, Sampling, eos_ids
+from raft.engines import Completion, Engine, Sampling, eos_ids
 from raft.errors import RunFolderError
 from raft.models import load_model, load_tokenizer
+from raft.models.language_model import LanguageModel, check_architecture, inside_forward, is_sharded
+from raft.models.packing import Span, move
 from raft.runs import JsonlAppender, read_jsonl, write_json
 from raft.train import fapm
 from raft.train.balance import Balance, mean_norm
@@ -35,9 +37,7 @@ from raft.train.gap import drops, gap_alone, gap_in, to_compare
 from raft.train.inputs import check_data, check_fsdp, check_settings, fit, render_evaluation, rows_from
 from raft.train.losses import Batch, Losses, covered_mass, losses, statistics, student_batch
 from raft.train.master import keep_masters
-from raft.train.model import LanguageModel, check_architecture, inside_forward, is_sharded
 from raft.train.noise import without_bars
-from raft.train.packing import Span, move
 from raft.train.progress import show_progress
 from raft.train.records import RolloutLog, Window, drop_after
 from raft.train.rollout import RolloutQueue, Scored

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from raft.engines.base import Engine, Sampling
+from raft.engines import Engine, Sampling
 from raft.runs import JsonlAppender, read_jsonl
 from raft.train.records import drop_after
 

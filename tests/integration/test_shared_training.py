@@ -35,7 +35,7 @@ class Follows(TrainerCallback):
             engine.refresh()
         if model.dtype == torch.float32:
             assert engine.generate(PROMPTS, GREEDY) == HFEngine(model, engine.tokenizer).generate(PROMPTS, GREEDY)
-        theirs = {p.untyped_storage().data_ptr() for p in engine._worker().model_runner.model.parameters()}
+        [theirs] = engine.llm.apply_model(lambda served: {p.untyped_storage().data_ptr() for p in served.parameters()})
         assert {p.untyped_storage().data_ptr() for n, p in model.named_parameters() if ".lora_" not in n} <= theirs
         model.train(training)
         self.checked += 1
@@ -88,8 +88,8 @@ def test_an_engine_that_does_not_follow_is_told_of(tmp_path, caplog):
 
 def test_killed_while_sharing_a_run_resumes_exactly(tmp_path):
     settings = {
-        "num_train_epochs": 8, "save_strategy": "steps", "save_steps": 4, "steps_per_refresh": 2, "rollout_engine": "vllm",
-        "engine_weights": "shared",
+        "num_train_epochs": 8, "save_strategy": "steps", "save_steps": 4, "steps_per_refresh": 2,
+        "rollout_engine": "vllm", "engine_weights": "shared",
     }  # fmt: skip
     whole = start(tmp_path / "whole", settings)
     killed = tmp_path / "killed"

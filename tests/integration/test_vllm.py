@@ -14,10 +14,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from raft.engines import HFEngine, Sampling, VLLMEngine, make_engine
-from raft.engines.weights import checkpoint_tensors
 from raft.errors import ConfigError, EngineError, InputError, ModelError
+from raft.models.language_model import LanguageModel
 from raft.progress import Call
-from raft.train.model import LanguageModel
 from tests.tiny import build
 from tests.tiny import tokenizer as make_tokenizer
 
@@ -98,7 +97,7 @@ def test_shared_weights_follow_the_training_without_a_copy(family, tied, lora, t
     try:
         assert engine.weights.mode == "shared"
         follows(engine, model, rounds=2)
-        theirs = storages(engine._worker().model_runner.model)
+        [theirs] = engine.llm.apply_model(storages)
         assert {p.untyped_storage().data_ptr() for n, p in model.named_parameters() if ".lora_" not in n} <= theirs
         if lora:
             adapted = engine.generate(PROMPTS, GREEDY)
@@ -117,7 +116,7 @@ def test_biases_are_shared_as_well(tmp_path):
     started = Started(build("qwen2", tmp_path), weights="shared")
     try:
         follows(started.engine, started.model)
-        assert storages(started.model) == storages(started.engine._worker().model_runner.model)
+        assert [storages(started.model)] == started.engine.llm.apply_model(storages)
     finally:
         started.engine.close()
 
@@ -283,16 +282,9 @@ def test_adapters_that_come_after_the_engine_are_noticed(tmp_path):
         engine.close()
 
 
-def test_a_weight_that_vllm_needs_and_does_not_get(tmp_path, monkeypatch):
-    from raft.engines import vllm_loader
-
-    def without_a_projection(model):
-        tensors = checkpoint_tensors(model)
-        del tensors["model.layers.1.self_attn.k_proj.weight"]
-        return tensors
-
-    monkeypatch.setattr(vllm_loader, "checkpoint_tensors", without_a_projection)
+def test_a_weight_that_vllm_needs_and_does_not_get(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(build("llama", tmp_path))
+    model.model.layers[1].self_attn.k_proj = torch.nn.Identity()
     with pytest.raises(EngineError, match=r"lacks 1 weights .* model.layers.1.self_attn.qkv_proj.weight"):
         VLLMEngine(model, make_tokenizer(), weights="copied", **SMALL)
 
@@ -312,9 +304,9 @@ def test_a_folder_is_read_once(tmp_path):
 
 def test_close_frees_and_says_so(tmp_path):
     started = Started(build("qwen3", tmp_path))
-    runner = started.engine._worker().model_runner
-    alive = [weakref.ref(t) for t in (*runner.kv_caches, runner.model)]
-    del runner
+    [alive] = started.engine.llm.collective_rpc(
+        lambda worker: [weakref.ref(t) for t in (*worker.model_runner.kv_caches, worker.model_runner.model)]
+    )
     started.engine.close()
     started.engine.close()
     assert [ref() for ref in alive] == [None] * len(alive)
@@ -443,7 +435,7 @@ def test_the_prefix_cache_is_not_stale(qwen3):
 def test_release_gives_the_cache_back_and_generate_goes_on(qwen3):
     engine = qwen3.engine
     expected = engine.generate(PROMPTS, GREEDY)
-    cache = engine._worker().model_runner.kv_caches[0]
+    [cache] = engine.llm.collective_rpc(lambda worker: worker.model_runner.kv_caches[0])
     assert cache.abs().sum() > 0
     engine.release()
     engine.release()
@@ -489,7 +481,7 @@ def test_vllm_understands_how_decoding_is_recorded_on_a_gpu():
 
 
 def test_log_probabilities_compile_nothing_where_the_model_is_not_compiled(qwen3):
-    assert not qwen3.engine._llm.llm_engine.vllm_config.compilation_config.mode
+    assert not qwen3.engine.llm.llm_engine.vllm_config.compilation_config.mode
     torch._dynamo.utils.counters.clear()
     qwen3.engine.generate(PROMPTS, replace(DRAWN, logprobs=2))
     assert not torch._dynamo.utils.counters["frames"]["ok"]

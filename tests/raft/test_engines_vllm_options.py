@@ -1,12 +1,10 @@
 """What vLLM is asked for on a GPU, which this looks at without one."""
 
-import sys
-from types import SimpleNamespace
-
 import pytest
 from transformers import LlamaConfig
 
-from raft.engines import vllm as engine
+from raft.engines import VLLMEngine
+from raft.engines.vllm.options import llm_options
 from raft.errors import ConfigError
 
 RECORDED = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}  # tests/integration/test_vllm.py: vLLM understands it
@@ -16,16 +14,11 @@ RECORDED = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}  # tests/integratio
     "enforce_eager, compile_model, expected",
     [(None, False, RECORDED), (False, False, RECORDED), (None, True, None), (True, False, None)],
 )
-def test_decoding_is_recorded_and_the_model_compiled_only_where_asked(
-    monkeypatch, enforce_eager, compile_model, expected
-):
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda path, **options: options))
-    monkeypatch.setattr(engine, "_on_cpu", lambda: False)
-    monkeypatch.setattr(engine, "_use_native_class", lambda architectures: None)
-    asked = engine._make_llm(
-        "folder",
+def test_decoding_is_recorded_and_the_model_compiled_only_where_asked(enforce_eager, compile_model, expected):
+    asked = llm_options(
         LlamaConfig(),
         512,
+        cpu=False,
         max_num_seqs=8,
         gpu_memory_utilization=0.25,
         enforce_eager=enforce_eager,
@@ -40,4 +33,4 @@ def test_decoding_is_recorded_and_the_model_compiled_only_where_asked(
 
 def test_compiling_and_recording_nothing_is_refused():
     with pytest.raises(ConfigError, match="compile_model: expected false"):
-        engine.VLLMEngine("folder", enforce_eager=True, compile_model=True)
+        VLLMEngine("folder", enforce_eager=True, compile_model=True)

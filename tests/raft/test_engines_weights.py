@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from raft.engines.weights import CannotShare, CopiedWeights, OffGPU, SharedWeights, checkpoint_tensors, match
+from raft.engines.vllm.copying import CopiedWeights
+from raft.engines.vllm.sharing import CannotShare, OffGPU, SharedWeights, match
 from raft.errors import EngineError
+from raft.models.checkpoint import checkpoint_tensors
 from tests.tiny import build
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from raft.errors import ModelError
 from raft.models import check_model, load_model
-from raft.train.model import LanguageModel, check_architecture
+from raft.models.language_model import LanguageModel, check_architecture
 from raft.train.saving import check_saves
 from tests.golden.training import load
 from tests.tiny import build
@@ -49,12 +49,15 @@ def test_paths_that_the_system_refuses(monkeypatch, tmp_path):
     assert "File name too long" in error_of(check_model, "m" * 300)
     assert "home directory" in error_of(check_model, "~no-such-user/model")
     path = build("qwen3", tmp_path / "model")
+    readable = open
     for number in (5, 13, 28, 30):  # input/output, permission, full disk, read-only
 
-        def refuse(folder, number=number):
-            raise OSError(number, os.strerror(number), str(folder))
+        def refuse(file, *arguments, number=number, **options):
+            if str(file).endswith(".safetensors"):
+                raise OSError(number, os.strerror(number), str(file))
+            return readable(file, *arguments, **options)
 
-        monkeypatch.setattr("raft.models._check_weights", refuse)
+        monkeypatch.setattr("builtins.open", refuse)
         assert os.strerror(number) in error_of(check_model, path)
 
 

@@ -11,10 +11,10 @@ from hypothesis.extra.numpy import arrays
 
 from raft.config import RefineSettings
 from raft.errors import ConfigError
+from raft.models.fingerprint import fingerprint
 from raft.prompts import WORDINGS
 from raft.refine.embed import load_embedder
 from raft.refine.filter import cosines, measured, pair_similarities
-from raft.refine.fingerprint import fingerprint
 from raft.refine.floor import Floor
 from raft.refine.store import Store
 from raft.runs import read_jsonl

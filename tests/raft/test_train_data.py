@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from raft.engines.base import Completion
 from raft.errors import InputError
+from raft.models.packing import pack
 from raft.prompts import TEACHER_PROMPTS, teacher_messages
 from raft.rendering import chat_ids
 from raft.rows import normalize_rows
 from raft.train.batching import Unit, units
 from raft.train.data import render
 from raft.train.losses import student_batch, teacher_pack
-from raft.train.packing import pack
 from raft.train.rollout import MicroBatch, Scored
 from tests.golden.training import config
 from tests.tiny import CHAT_TEMPLATE, END, END_OF_TEXT, tokenizer

@@ -10,10 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from raft.engines.base import Completion
 from raft.errors import ConfigError, RunFolderError
+from raft.models.language_model import Head
 from raft.prompts import teacher_for_chat
 from raft.train.balance import Balance, mean_norm
 from raft.train.config import RAFTConfig
-from raft.train.model import Head
 from raft.train.parts import ahead
 from raft.train.trainer import RAFTTrainer
 from tests.golden.training import Recorder, config, exact, lines, load, rows, trainer

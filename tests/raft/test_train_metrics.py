@@ -5,9 +5,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from raft.models.language_model import LanguageModel
+from raft.models.packing import Span, pack
 from raft.train.flops import Flops, named_peak, peak_flops
-from raft.train.model import LanguageModel
-from raft.train.packing import Span, pack
 from tests.golden.training import lines, load, trainer
 
 

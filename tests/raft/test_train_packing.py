@@ -7,10 +7,10 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from raft.errors import ModelError
+from raft.models.language_model import LanguageModel
+from raft.models.packing import NAME, pack, pack_turns
 from raft.train.batching import Unit, units
 from raft.train.losses import kl_per_rollout, student_batch
-from raft.train.model import LanguageModel
-from raft.train.packing import NAME, pack, pack_turns
 from tests.golden.training import load, trainer
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20], [5, 6, 7, 30, 31], [40, 41, 42, 43, 44, 45, 46]]
@@ -49,7 +49,7 @@ def test_packed_equals_separate(family, overrides, attention):
     model.train()
     language = LanguageModel(model)
     language.check()
-    assert language.packs
+    assert language.uses_packed_sdpa
     expected = separate(language)
     theirs = gradients(model, expected)
     with language.attention():
@@ -91,7 +91,8 @@ def test_generation_is_not_touched():
 
 SMALL = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
+    "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "initializer_range": 0.3,
+    "pad_token_id": 0,
 }  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def test_a_model_that_loses_the_pack_on_the_way_falls_back(monkeypatch):
         monkeypatch.setattr(attention, "forward", forward)
     language = LanguageModel(model)
     language.check()
-    assert not language.packs
+    assert not language.uses_packed_sdpa
     with torch.no_grad(), language.attention():
         torch.testing.assert_close(language.hidden(pack(SEQUENCES)), separate(language), rtol=1e-4, atol=2e-5)
 

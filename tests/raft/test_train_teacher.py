@@ -7,8 +7,8 @@ import torch
 
 from raft.engines.base import Completion
 from raft.errors import ConfigError
-from raft.train.model import LanguageModel
-from raft.train.packing import pack
+from raft.models.language_model import LanguageModel
+from raft.models.packing import pack
 from raft.train.rollout import Scored
 from raft.train.teacher import Teacher, check_same_tokens
 from raft_kernels import topk_kl, topk_metrics

@@ -1,13 +1,12 @@
-"""LoRA adapters under training, for vLLM: the base weights stay shared, and a refresh hands over the adapters alone.
+"""LoRA adapters under training, for vLLM: the base weights stay shared, and a refresh passes on the adapters alone.
 
-vLLM reads adapters from a folder, in the format of peft. Every refresh writes a folder of its own and gives it a new
-number, because vLLM keeps an adapter for as long as its number stays the same.
+vLLM reads an adapter from a folder in peft's format and keeps it for as long as its number stays the same. So every
+refresh writes a new folder and counts the number up.
 """
 
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raft.engines.weights import CannotShare, added_adapters, base_model, special_adapter
+from raft.engines.vllm.sharing import CannotShare
 from raft.errors import EngineError
+from raft.models.adapters import added_adapters, base_model, lora_layers, special_adapter
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM has kernels
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of max_lora_rank that vLLM takes
 
 
 class ServedAdapter:
-    """The active adapters of a peft model as one adapter of vLLM."""
+    """All active adapters of a model, joined into one adapter that vLLM can serve."""
 
     def __init__(self, model: nn.Module):
-        """Raises CannotShare, with the reason, for adapters that vLLM has no form for."""
+        """Raises CannotShare, with the reason, for adapters that vLLM cannot serve."""
         self._model = model
-        self.request: Any = None  # what a call of vLLM needs to use the adapter; None while adapters are off
+        self.request: Any = None  # vllm.lora.request.LoRARequest for a call of vLLM; None while all adapters are off
         for name, layer in lora_layers(model):
             if reason := _reason_not_to_serve(layer):
                 raise CannotShare(f"{name} {reason}")
@@ -42,10 +42,11 @@ class ServedAdapter:
 
     @property
     def engine_options(self) -> dict[str, Any]:
+        """Arguments of `vllm.LLM` that make room for the adapter."""
         return {"enable_lora": True, "max_loras": 1, "max_lora_rank": self._rank}
 
     def refresh(self) -> None:
-        """Hands over the adapters as they are now."""
+        """Writes the adapters' current weights to disk, from where the next call of vLLM reads them."""
         from vllm.lora.request import LoRARequest
 
         pairs = self._pairs()
@@ -70,11 +71,12 @@ class ServedAdapter:
         self.request = LoRARequest(f"student-{self._count}", self._count, str(folder))
 
     def close(self) -> None:
+        """Deletes what was written."""
         self._folder.cleanup()
 
     @torch.no_grad()
     def _pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Layer -> A [rank, in] and B [out, rank] with B @ A what the active adapters add, their scales within B."""
+        """Layer -> A [rank, in] and B [out, rank]; B @ A is the sum of its active adapters, with their scales in B."""
         pairs = {}
         for name, layer in lora_layers(self._model):
             if active := added_adapters(layer):
@@ -82,13 +84,6 @@ class ServedAdapter:
                 ups = [layer.lora_B[a].weight.detach() * layer.scaling[a] for a in active]
                 pairs[name] = torch.cat(downs).contiguous(), torch.cat(ups, dim=1).contiguous()
         return pairs
-
-
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Layers with adapters, by their names in a checkpoint."""
-    for name, module in base_model(model).named_modules():
-        if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
-            yield name, module
 
 
 def _reason_not_to_serve(layer: Any) -> str | None:

@@ -1,10 +1,11 @@
-"""Sequences side by side in one row, without padding, and the attention that keeps them apart.
+"""Sequences one behind another in one row, without padding, and an attention that keeps them apart.
 
-transformers (5.16 and later) reads restarted position ids without an attention mask as packed sequences and gives SDPA a
-block-diagonal mask: exact, but the attention then costs the square of the whole pack, and so does the mask. `packed_sdpa`
-puts each sequence into a row of its own for the attention alone: no mask, the causal kernels, and the square of each length.
-Padding at the end of a row needs no mask either, because no real token looks ahead. And rows may name a position of the
-pack more than once: the answer and the rollouts of a question can have one copy of it between them.
+transformers (5.16 and later) takes restarted position ids without an attention mask as packed sequences, and gives SDPA
+a block-diagonal mask. That is exact, but time and mask grow with the square of the whole pack. `packed_sdpa` copies
+each sequence into a padded row of its own, for the attention only. It then needs no mask and can use the causal
+kernels, and the cost grows with the square of each sequence's length. (The padding is at the end of a row, where no
+token attends to it.) Rows may also name a position of the pack more than once, so that the answer and the rollouts of a
+question can share one copy of it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,33 +21,34 @@ NAME = "raft_packed_sdpa"
 
 
 class Span(NamedTuple):
-    """Tokens that lie side by side in a pack."""
+    """Tokens of one sequence that are adjacent in a pack."""
 
-    before: int  # tokens of its sequence that come first
+    before: int  # tokens of the same sequence that come before them
     tokens: int
 
 
 class Pack(NamedTuple):
-    """S sequences of L tokens in all, as a model takes them."""
+    """S sequences with L tokens in all, as inputs of a model."""
 
     input_ids: Tensor  # [1, L] int64
     position_ids: Tensor  # [1, L] int64, from 0 in each sequence
-    spans: tuple[Span, ...]  # what follows what; L tokens in all
-    # [S + 1] int32: where each sequence starts, the last one is L; without meaning where prompts are shared
-    offsets: Tensor
+    spans: tuple[Span, ...]  # in the order of the pack; L tokens in all
+    offsets: Tensor  # [S + 1] int32: where each sequence starts, then L; meaningless where prompts are shared
     rows: Tensor  # [S, longest] int64: position in the pack, 0 in the padding
     back: Tensor  # [L] int64: position in the flattened rows
 
     @property
     def tokens(self) -> int:
+        """L, the number of tokens."""
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> "Pack":
+        """The same pack with its tensors on `device`."""
         moved: list[Any] = [move(part, device) if isinstance(part, Tensor) else part for part in self]
         return Pack(*moved)
 
     def kwargs(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Arguments of the decoder, which hands those it does not know to the attention function."""
+        """Keyword arguments for the decoder of `model`, which passes unknown ones on to its attention function."""
         plain = {
             "input_ids": self.input_ids,
             "position_ids": self.position_ids,
@@ -57,7 +59,7 @@ class Pack(NamedTuple):
         if attention == NAME:
             return plain | {"packed_rows": self.rows, "packed_back": self.back}
         if attention.startswith("flash_attention"):
-            # Without them transformers reads the lengths off the position ids, for which the host waits in every layer.
+            # Without them transformers takes the lengths from the position ids, and waits for the GPU in every layer.
             longest = self.rows.shape[1]
             offsets = {"cu_seq_lens_q": self.offsets, "cu_seq_lens_k": self.offsets}
             return plain | offsets | {"max_length_q": longest, "max_length_k": longest}
@@ -65,24 +67,24 @@ class Pack(NamedTuple):
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting for it: from pinned memory where that is a GPU."""
+    """The tensor on `device`. A copy to a GPU goes through pinned memory, so that the host does not wait for it."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> Pack:
-    """Packs token id sequences, none of them empty, in their order."""
+    """Packs sequences of token ids in their order. None may be empty."""
     return pack_turns([(ids, ()) for ids in sequences], share=False)[0]
 
 
 def pack_turns(
     turns: Sequence[tuple[Sequence[int], Sequence[int]]], *, share: bool
 ) -> tuple[Pack, Tensor]:  # and [N] int64
-    """Packs prompts, none of them empty, with their completions; and the positions that predict the completions' tokens.
+    """Packs (prompt, completion) pairs; gives the pack and the positions that predict the completions' N tokens.
 
-    The last token of a completion predicts nothing and is left out. share: a prompt that several turns have is in the pack
-    once, and all of its completions see it there; the positions are in the order of the turns all the same.
+    No prompt may be empty. The last token of a completion predicts nothing and is left out of the pack. The positions
+    are in the order of the turns. share: a prompt that several turns have is in the pack once, for all of them.
     """
     groups: dict[Any, list[int]] = {}
     for i, (prompt, _) in enumerate(turns):
@@ -106,7 +108,7 @@ def pack_turns(
     rows = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     positions, back = torch.empty(len(ids), dtype=torch.int64), torch.empty(len(ids), dtype=torch.int64)
     for i, sequence in enumerate(sequences):
-        skip = 0 if i in firsts else len(turns[i][0])  # a shared prompt's output is taken from the first of its turns
+        skip = 0 if i in firsts else len(turns[i][0])  # outputs at a shared prompt are read from its first turn's row
         column = torch.arange(skip, len(sequence))
         positions[sequence[skip:]] = column
         back[sequence[skip:]] = i * longest + column
@@ -168,9 +170,9 @@ AttentionInterface.register(NAME, packed_sdpa)
 
 @contextmanager
 def packed_attention(model: PreTrainedModel, enabled: bool = True) -> Iterator[None]:
-    """Within it, a model that runs SDPA runs `packed_sdpa`. Its backward must be within too, for gradient checkpointing.
+    """Inside this context a model with SDPA attention uses `packed_sdpa`; afterwards, for generation say, SDPA again.
 
-    Outside, and so for generation and for whoever else holds the model, nothing is changed.
+    The backward pass must run inside too: gradient checkpointing repeats the forward pass there.
     """
     config = model.config
     if not enabled or config._attn_implementation != "sdpa":

@@ -1,4 +1,8 @@
-"""What the losses need of a causal language model: the hidden states below the output head, and the head itself."""
+"""A causal language model in two parts: the decoder, which gives hidden states, and the output head, for logits.
+
+The losses and likelihoods of this project take hidden states and the head, because the logits of all tokens would not
+fit into memory.
+"""
 
 import logging
 import os
@@ -13,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
-from raft.engines.weights import base_model, peft_configs
 from raft.errors import ModelError
-from raft.models import check_model
-from raft.train.packing import NAME, Pack, pack, packed_attention
+from raft.models.adapters import base_model, peft_configs
+from raft.models.load import check_model, one_line
+from raft.models.packing import NAME, Pack, pack, packed_attention
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +36,11 @@ class Head:
     scale: float
     softcap: float | None
     tokens: int | None = None
-    """First rows that teacher and student both have (`raft.train.teacher`): L_KL sees no others. None: all."""
+    """How many of the first rows are tokens that teacher and student share; L_KL uses only those. None: all rows."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """All but the weight, by the names that the functions of `raft_kernels` have for it."""
+        """Everything but the weight, as keyword arguments of the functions of `raft_kernels`."""
         return {
             "bias": self.bias,
             "logit_scale": self.scale,
@@ -45,16 +49,16 @@ class Head:
         }
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, V] logits of [N, H] hidden states; for a few rows only."""
+        """[N, V] logits of [N, H] hidden states. It holds them all, so N should be small."""
         logits = nn.functional.linear(hidden, self.weight, self.bias) * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
 class LanguageModel:
-    """A causal language model of transformers, plain or with LoRA adapters, seen as decoder and head.
+    """Decoder and head of a causal language model of transformers, plain or with LoRA adapters.
 
-    `packs` says that sequences may be packed with `packed_sdpa`; where a model's own code does not carry that through,
-    `check` turns it off and restarted position ids alone keep the sequences apart.
+    uses_packed_sdpa: whether `packed_sdpa` keeps the sequences of a pack apart. Where a model's code does not pass its
+    arguments on to the attention, `check` sets this to false, and restarted position ids alone keep them apart.
     """
 
     def __init__(self, model: nn.Module):
@@ -68,17 +72,18 @@ class LanguageModel:
                 f"{type(self.inner).__name__}: expected LoRA adapters or none, found virtual tokens before the prompt, "
                 "which packed sequences have no place for"
             )
-        self.packs = True
-        self.tokens: int | None = None  # of its heads
+        self.uses_packed_sdpa = True
+        self.tokens: int | None = None  # becomes Head.tokens
         self.head()
         self.decoder()
 
     @property
     def vocabulary(self) -> int:
+        """Rows of the head, those of padding included."""
         return self.head().weight.shape[0]
 
     def head(self) -> Head:
-        """The head as it is now: engines and wrappers may have replaced its storage."""
+        """The head with its current weight: engines and wrappers (FSDP, DeepSpeed) may have replaced the tensor."""
         module = self.inner.get_output_embeddings()
         if module is None:
             raise ModelError(f"{type(self.inner).__name__}: has no output head, expected a causal language model")
@@ -93,7 +98,7 @@ class LanguageModel:
         return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None), self.tokens)
 
     def decoder(self) -> nn.Module:
-        """What gives the hidden states that enter the head."""
+        """The module whose output is the hidden states that enter the head."""
         found = self.inner.get_decoder()
         if found is None or found is self.inner:
             raise ModelError(
@@ -107,18 +112,18 @@ class LanguageModel:
         return self.decoder()(**batch.kwargs(self.inner)).last_hidden_state[0]
 
     def attention(self) -> Any:
-        """Context of every forward and backward on packs."""
-        return packed_attention(self.inner, self.packs)
+        """A context that every forward pass on a pack, and its backward pass, must run in."""
+        return packed_attention(self.inner, self.uses_packed_sdpa)
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether its attention can let several sequences of a pack see one copy of their prompt."""
-        return self.packs and self.inner.config._attn_implementation in ("sdpa", NAME)
+        """Whether several sequences of a pack can attend to one copy of the prompt that they share."""
+        return self.uses_packed_sdpa and self.inner.config._attn_implementation in ("sdpa", NAME)
 
     def use_flash_attention(self) -> None:
-        """Packs through flash-attention's varlen kernels, where they can run; they know half precision on a GPU alone.
+        """Switches to flash-attention's varlen kernels where they can run: on a GPU, in half precision.
 
-        They take packed sequences as they are, where packed_sdpa pads them for the attention.
+        They take packed sequences without padding, which `packed_sdpa` adds for the attention.
         """
         weight = self.head().weight
         half = weight.dtype in (torch.bfloat16, torch.float16)
@@ -133,15 +138,14 @@ class LanguageModel:
 
     @torch.no_grad()
     def check(self) -> None:
-        """Compares packed hidden states and `Head` with the model's own logits on a few tokens; `ModelError` if they
-        differ."""
+        """Computes logits of a small pack by decoder and head; `ModelError` where they are not the model's own."""
         device = self.head().weight.device
         if device.type == "meta" or not self.head().weight.numel():
-            return  # sharded away already; nothing to compare with
+            return  # this rank does not hold the weights, so it cannot compute
         was_training = self.inner.training
         self.inner.eval()
         try:
-            # Close together, and more than one of one token: whatever lets them see each other changes the logits.
+            # Short sequences with different tokens: an attention across their borders changes the logits visibly.
             sequences = [
                 [5 % self.vocabulary],
                 [t % self.vocabulary for t in (9, 4, 7)],
@@ -152,7 +156,7 @@ class LanguageModel:
             )
             batch = pack(sequences).to(device)
             if not self._agrees(batch, own):
-                self.packs = False
+                self.uses_packed_sdpa = False
                 if not self._agrees(batch, own):
                     raise ModelError(
                         f"{type(self.inner).__name__}: packed sequences through its decoder and head do not give the "
@@ -168,12 +172,11 @@ class LanguageModel:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
-            if self.packs:
+            if self.uses_packed_sdpa:
                 return False
-            reason = " ".join(str(error).split())
             raise ModelError(
                 f"{type(self.inner).__name__}: its decoder does not take packed sequences, so it cannot be trained "
-                f"here; {_KNOWN} ({type(error).__name__}: {reason})"
+                f"here; {_KNOWN} ({type(error).__name__}: {one_line(error)})"
             ) from error
         coarse = own.dtype in (torch.bfloat16, torch.float16)
         spread = float(own.float().std())
@@ -181,16 +184,14 @@ class LanguageModel:
 
 
 def check_architecture(path: str | os.PathLike[str]) -> None:
-    """Raises `ModelError` where config.json says enough to know that the model cannot be trained; reads no weights."""
+    """Raises `ModelError` where config.json alone shows that the model cannot be trained. It reads no weights."""
     path = check_model(path)
     try:
         config = AutoConfig.from_pretrained(path)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:
-        raise ModelError(
-            f"{path}: no causal language model by its config.json: {' '.join(str(error).split())}"
-        ) from error
+        raise ModelError(f"{path}: no causal language model by its config.json: {one_line(error)}") from error
     try:
         LanguageModel(model)
     except ModelError as error:
@@ -198,18 +199,18 @@ def check_architecture(path: str | os.PathLike[str]) -> None:
 
 
 def is_sharded(model: nn.Module, wrapper: nn.Module) -> bool:
-    """Whether the model's weights are only whole inside the forward of its wrapper, in which every rank must take part.
+    """Whether the weights are split over the ranks (FSDP, DeepSpeed) and only complete within the wrapper's forward.
 
-    FSDP2 shards the model in place. DDP's weights are always whole; its forward would wait for all ranks.
+    Every rank must take part in such a forward. FSDP2 splits the model in place. With DDP the weights are complete.
     """
     return (wrapper is not model or isinstance(wrapper, FSDPModule)) and not isinstance(wrapper, DDP)
 
 
 def inside_forward(wrapper: nn.Module, module: nn.Module, compute: Callable[[], Any]) -> Any:
-    """Runs `compute` as the forward of `module`, called through `wrapper` (DDP, FSDP, DeepSpeed, or the module itself).
+    """Calls `wrapper` (DDP, FSDP, DeepSpeed, or `module` itself) with `compute` in place of the forward of `module`.
 
-    Wrappers prepare weights and gradients around the forward that they know. Losses that need the decoder and the
-    head's weight, and never the logits, must be computed within it.
+    Wrappers gather the weights for a forward pass and prepare the reduction of gradients. Losses that use the decoder
+    and the head's weight directly must therefore be computed within one.
     """
     own = module.__dict__.get("forward")
 

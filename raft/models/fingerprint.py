@@ -1,17 +1,18 @@
-"""What a checkpoint is, wherever it lies: part of the cache keys, so that other weights at the same path are other work.
+"""Hashes of checkpoints, as parts of cache keys: work for a model is done again once its weights have changed.
 
-Small files count whole, large ones by their size and 16 spots spread over them: training moves every tensor.
+A file of at most 1 MiB is hashed as a whole, a larger one by its size and 16 samples of 64 KiB, evenly spread over it.
+That is enough to notice a training, which changes every tensor.
 """
 
 import hashlib
 from pathlib import Path
 
-_SPOTS = 16
-_SPOT_BYTES = 65_536
+_SAMPLES = 16
+_SAMPLE_BYTES = 65_536
 
 
 def fingerprint(path: str | Path) -> str:
-    """Hash of a folder's configuration, tokenizer and weights; a name that is no folder is its own fingerprint."""
+    """24 hexadecimal digits for a folder's configuration, tokenizer and weights; a path that is no folder as it is."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return str(path)
@@ -25,7 +26,7 @@ def fingerprint(path: str | Path) -> str:
 
 
 def file_fingerprint(file: Path) -> str:
-    """Hash of one file."""
+    """24 hexadecimal digits for the content of one file."""
     digest = hashlib.blake2b(digest_size=12)
     _add(digest, file)
     return digest.hexdigest()
@@ -34,9 +35,9 @@ def file_fingerprint(file: Path) -> str:
 def _add(digest: hashlib.blake2b, file: Path) -> None:
     size = file.stat().st_size
     with open(file, "rb") as stream:
-        if size <= _SPOTS * _SPOT_BYTES:
+        if size <= _SAMPLES * _SAMPLE_BYTES:
             digest.update(stream.read())
             return
-        for spot in range(_SPOTS):
-            stream.seek((size - _SPOT_BYTES) * spot // (_SPOTS - 1))
-            digest.update(stream.read(_SPOT_BYTES))
+        for sample in range(_SAMPLES):
+            stream.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))

@@ -1,4 +1,7 @@
-"""Models on disk: what a checkpoint must have is checked from its files, in milliseconds, before torch is imported to load it."""
+"""Checkpoints on disk: checked by their files alone, in milliseconds and without torch, and then loaded.
+
+A checkpoint is a folder in Hugging Face's format: config.json, weights in safetensors files, tokenizer, chat template.
+"""
 
 import copy
 import json
@@ -22,15 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 def check_model(path: str | os.PathLike[str]) -> str:
-    """Checks that a local folder holds config, safetensors weights, tokenizer and chat template; gives `path` back as text.
+    """`path` as text, after checking that the folder is a complete checkpoint with a chat template; else ModelError.
 
-    A name that is no folder is left to the Hub, unless it looks like a path here, or HF_HUB_OFFLINE is set and the
-    cache does not have it.
+    A name that is no folder is taken for a model on the Hub. It is refused where it looks like a path on this machine,
+    and where HF_HUB_OFFLINE is set and the Hub's cache does not hold the model.
     """
     try:
         return _check_model(path)
-    except (OSError, RuntimeError) as error:  # a name too long, files that may not be read, ~ without a home
-        raise ModelError(f"{path}: cannot be read as the folder of a checkpoint: {_one_line(error)}") from error
+    except (OSError, RuntimeError) as error:  # a name that is too long, files without read permission, ~ without a home
+        raise ModelError(f"{path}: cannot be read as the folder of a checkpoint: {one_line(error)}") from error
 
 
 def _check_model(path: str | os.PathLike[str]) -> str:
@@ -45,8 +48,8 @@ def _check_model(path: str | os.PathLike[str]) -> str:
     return str(folder)
 
 
-def vocab_size(path: str | os.PathLike[str]) -> int | None:
-    """The vocabulary's size as config.json states it; None where there is no such file yet (a name on the Hub)."""
+def check_top_k(path: str | os.PathLike[str], top_k: int) -> None:
+    """Raises ConfigError where K exceeds the vocabulary by config.json, if that file is on this machine already."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         file: Any = folder / "config.json"
@@ -55,37 +58,29 @@ def vocab_size(path: str | os.PathLike[str]) -> int | None:
 
         file = try_to_load_from_cache(str(path), "config.json")
         if not isinstance(file, str):
-            return None
+            return
     config = _json(Path(file), str(path))
     size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    return size if isinstance(size, int) else None
-
-
-def check_top_k(path: str | os.PathLike[str], top_k: int) -> None:
-    """Refuses a K that no token distribution of this model has."""
-    size = vocab_size(path)
-    if size is not None and top_k > size:
+    if isinstance(size, int) and top_k > size:
         raise ConfigError(f"train.top_k: expected at most {size}, the vocabulary of {path}, found {top_k}")
 
 
-def load_tokenizer(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a checkpoint, with its chat template."""
+def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a checkpoint; ModelError where it has no chat template."""
     from transformers import AutoTokenizer
 
     path = check_model(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"{path}: the tokenizer cannot be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{path}: the tokenizer cannot be loaded: {one_line(error)}") from error
     if not tokenizer.chat_template:
         raise ModelError(f"{path}: the tokenizer has no chat template, expected an instruction model")
     return tokenizer
 
 
-def load_model(
-    path: str | os.PathLike[str], dtype: Any = None, *, trust_remote_code: bool = False
-) -> "PreTrainedModel":
-    """The causal language model of a checkpoint, from safetensors only. `dtype` None: the one that the checkpoint states."""
+def load_model(path: str | os.PathLike[str], dtype: Any = None) -> "PreTrainedModel":
+    """The causal language model of a checkpoint, from safetensors alone. dtype: a torch.dtype; None: config.json's."""
     from transformers import AutoModelForCausalLM
 
     path = check_model(path)
@@ -94,13 +89,13 @@ def load_model(
             path,
             dtype="auto" if dtype is None else dtype,
             use_safetensors=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except Exception as error:
-        raise ModelError(f"{path}: the model cannot be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{path}: the model cannot be loaded: {one_line(error)}") from error
     if info["missing_keys"]:
-        # transformers would go on with random numbers in their place
+        # transformers would train on with random numbers in their place
         names = sorted(info["missing_keys"])
         raise ModelError(f"{path}: the weights lack {len(names)} tensors that the model needs, the first is {names[0]}")
     if getattr(model, "generation_config", None) is not None:
@@ -109,13 +104,13 @@ def load_model(
 
 
 def _savable(generation: Any, path: str) -> Any:
-    """The generation configuration, or a mended copy of it: transformers loads some that it then refuses to save."""
+    """`generation`, or a corrected copy: transformers loads configurations that it later refuses to save."""
     try:
         generation.validate(strict=True)
         return generation
     except ValueError:
         mended = copy.deepcopy(generation)
-    if mended.do_sample is None:  # older checkpoints have flags of sampling alone, and mean it
+    if mended.do_sample is None:  # older checkpoints set temperature or top_p without do_sample, and mean to sample
         mended.do_sample = True
     elif not mended.do_sample:
         for flag in SAMPLING:
@@ -124,7 +119,7 @@ def _savable(generation: Any, path: str) -> Any:
         mended.validate(strict=True)
     except ValueError as error:
         raise ModelError(
-            f"{path}: transformers would not save its generation_config.json again, mend it there: {_one_line(error)}"
+            f"{path}: transformers would not save its generation_config.json again, mend it there: {one_line(error)}"
         ) from error
     logger.info("%s: do_sample of its generation_config.json did not go with its flags of sampling: mended", path)
     return mended
@@ -142,7 +137,7 @@ def _check_hub_name(name: str) -> str:
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return name
     parent = Path(name).parent
-    if parent != Path() and parent.is_dir():  # a slip in a path, for which the Hub would be asked for most of a minute
+    if parent != Path() and parent.is_dir():  # a mistyped path; asking the Hub for it would take most of a minute
         raise ModelError(f"{name}: no such folder in {parent}, {expected}")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ModelError(
@@ -155,7 +150,8 @@ def _check_config(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise ModelError(
-                f"{folder}: has no config.json but is a LoRA adapter, expected a checkpoint; merge it into its base first"
+                f"{folder}: has no config.json but is a LoRA adapter, expected a checkpoint; "
+                "merge it into its base first"
             )
         raise ModelError(f"{folder}: has no config.json, expected a Hugging Face checkpoint")
     if not _json(folder / "config.json", str(folder)).get("model_type"):
@@ -164,31 +160,32 @@ def _check_config(folder: Path) -> None:
         )
 
 
-def _check_weights(folder: Path) -> None:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a checkpoint names, sorted; ModelError where it names none."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = _json(index, str(folder)).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f'{folder}: {index.name} has no "weight_map", expected the file of every tensor')
-        shards = sorted(set(map(str, weight_map.values())))
-    elif (folder / "model.safetensors").is_file():
-        shards = ["model.safetensors"]
-    else:
-        pickled = [name for name in PICKLES if (folder / name).is_file()]
-        found = (
-            f"{pickled[0]}, which is not loaded because pickles can run code; convert it" if pickled else "no weights"
-        )
-        raise ModelError(f"{folder}: expected weights in model.safetensors (or its index with shards), found {found}")
-    for shard in shards:
-        if not (folder / shard).is_file():
-            raise ModelError(f"{folder}: {index.name} names {shard}, which is missing")
-        problem = _safetensors_problem(folder / shard)
+        return [folder / shard for shard in sorted(set(map(str, weight_map.values())))]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    pickled = [name for name in PICKLES if (folder / name).is_file()]
+    found = f"{pickled[0]}, which is not loaded because pickles can run code; convert it" if pickled else "no weights"
+    raise ModelError(f"{folder}: expected weights in model.safetensors (or its index with shards), found {found}")
+
+
+def _check_weights(folder: Path) -> None:
+    for file in weight_files(folder):
+        if not file.is_file():
+            raise ModelError(f"{folder}: model.safetensors.index.json names {file.name}, which is missing")
+        problem = _safetensors_problem(file)
         if problem:
-            raise ModelError(f"{folder}: {shard} is no whole safetensors file: {problem}")
+            raise ModelError(f"{folder}: {file.name} is no whole safetensors file: {problem}")
 
 
 def _safetensors_problem(path: Path) -> str | None:
-    """What is wrong with a file's header or length; reads the header only. A download cut short is found here."""
+    """What is wrong with a safetensors file by its header and size, as after a download cut short; None if nothing."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
@@ -212,7 +209,8 @@ def _check_tokenizer(folder: Path) -> None:
     config = folder / "tokenizer_config.json"
     if not config.is_file() or not _json(config, str(folder)).get("chat_template"):
         raise ModelError(
-            f"{folder}: has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), expected an instruction model"
+            f"{folder}: has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), "
+            "expected an instruction model"
         )
 
 
@@ -220,12 +218,13 @@ def _json(path: Path, place: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{place}: {path.name} is not readable JSON: {_one_line(error)}") from error
+        raise ModelError(f"{place}: {path.name} is not readable JSON: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{place}: {path.name} holds no JSON object")
     return value
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an error on one line of at most 300 characters; the name of its class where it has no message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

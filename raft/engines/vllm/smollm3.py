@@ -1,7 +1,8 @@
-"""SmolLM3 for vLLM: a Llama with layers that have no rotary embedding. Imports vLLM: import it late.
+"""SmolLM3 for vLLM: a Llama in which some layers have no rotary embedding.
 
-vLLM itself runs SmolLM3 through its Transformers backend, and that recompiles the Hugging Face class of this very
-process: the model under training, of the same class, would then fail in its forward pass.
+vLLM itself has no class for SmolLM3 and runs it through its Transformers backend, which recompiles the Hugging Face
+class in this process. The model under training has that same class, and its forward pass would then fail. Like
+`loader`, this module imports vLLM at module level and must be imported only when an engine starts.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ class _NoRope(nn.Module):
 class SmolLM3Attention(LlamaAttention):
     def __init__(self, config: Any, *args: Any, prefix: str = "", **kwargs: Any):
         super().__init__(config, *args, prefix=prefix, **kwargs)
-        if not config.no_rope_layers[extract_layer_index(prefix)]:  # 1: with rotary embedding, 0: without
+        if not config.no_rope_layers[extract_layer_index(prefix)]:  # despite its name, 1 is with rotary embedding
             self.rotary_emb = _NoRope()
 
 
