@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from raft.config import Config, check_train, load_config
 from raft.errors import ConfigError
+from raft.merging.fapm import kept_entries
+from raft.methods import METHODS, fapm
 from raft.runs import Run
-from raft.train import fapm
-from raft.train.methods import METHODS
 from raft.train.run import train
 from raft.train.trainer import RAFTTrainer
 from tests.golden.training import Recorder, checkpoint, config, lines, load, rows, trainer
@@ -61,7 +61,13 @@ def mean_cross_entropy(prompts, texts):
 
 
 def test_every_method_cites_where_it_is_from():
-    papers = {"raft": "2606.00147", "sdft": "2402.13669", "on_policy": "2306.13649", "fapm": "2509.08255"}
+    papers = {
+        "raft": "2606.00147",
+        "sdft": "2402.13669",
+        "on_policy": "2306.13649",
+        "fapm": "2509.08255",
+        "l2sp": "1802.01483",
+    }
     assert set(METHODS) == {*papers, "sft"}
     for name, arxiv in papers.items():
         assert f"arXiv {arxiv}" in METHODS[name].citation
@@ -194,7 +200,7 @@ def test_ties_and_zeros_are_settled_by_position(entries, sparsity):
     [(10, 0.9, 1), (9, 0.9, 0), (100, 0.71, 29), (30, 0.9, 3), (1_000_003, 0.9, 100_000), (7, 0.0, 7), (7, 1.0, 0)],
 )
 def test_the_kept_share_is_counted_in_decimals(entries, sparsity, kept):
-    assert fapm.kept_entries(entries, sparsity) == kept
+    assert kept_entries(entries, sparsity) == kept
 
 
 def test_a_change_of_a_zero_weight_is_kept_last():
@@ -409,7 +415,7 @@ def test_balance_is_moving_averages_or_a_constant(tmp_path, overrides, expected)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method=fapn"], "train.method: expected one of raft, sft, sdft, on_policy, fapm, found 'fapn'"),
+        (["method=fapn"], "train.method: expected one of fapm, l2sp, on_policy, raft, sdft, sft, found 'fapn'"),
         (["target=original"], "train.target: expected one of fused, raw, rewritten or null, found 'original'"),
         (["teacher_context=no"], "train.teacher_context: expected one of answer, none or null, found 'no'"),
         (["teacher_context=false"], "train.teacher_context: expected one of answer, none or null, found False"),
