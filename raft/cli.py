@@ -175,6 +175,25 @@ def report(args: argparse.Namespace) -> None:
     print(write_report(path, args.beside))
 
 
+def merge(args: argparse.Namespace) -> None:
+    options = dict(_option(text) for text in args.settings)
+    from raft.merging import make_merge
+    from raft.merging import merge as merge_models
+
+    merge_models(make_merge(args.rule, options), args.base, args.tuned, args.out)
+    print(args.out)
+
+
+def _option(text: str) -> tuple[str, float]:
+    name, separator, value = text.partition("=")
+    try:
+        if separator:
+            return name, float(value)
+    except ValueError:
+        pass
+    raise ConfigError(f"merge: expected option=number, found {text!r}")
+
+
 def _settings(args: argparse.Namespace, section: str, own: str | None, files: bool = True) -> Config:
     """The settings of a command: --config or else the file `own` of the run, then key=value, then the options.
 
@@ -269,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     command.epilog = "settings (train.key=value): `raft config` lists them with their defaults"
     _inputs(command, data="the rows (default: DIR/refine/fused.jsonl)")
     command.add_argument(
-        "--method", metavar="NAME", help="preset: raft, sft, sdft, on_policy or fapm (short for train.method=NAME)"
+        "--method", metavar="NAME", help="raft, sft, sdft, on_policy, fapm or l2sp (short for train.method=NAME)"
     )
     _continuation(command)
 
@@ -288,6 +307,15 @@ def _parser() -> argparse.ArgumentParser:
         "--base", metavar="M", help="model to compare with: writes DIR/eval/base.json and the retention"
     )
     command.add_argument("--overwrite", action="store_true", help="replace DIR/eval/NAME.json")
+
+    command = _command(commands, "merge", merge, "make one model of a base and trained ones, tensor by tensor on disk")
+    command.add_argument("rule", metavar="RULE", help="fapm, lines, soup or wise_ft")
+    command.add_argument("--base", metavar="DIR", type=Path, help="the model that training started from")
+    command.add_argument(
+        "--tuned", metavar="DIR", type=Path, nargs="+", required=True, help="trained model, or several for soup"
+    )
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the merged model")
+    command.add_argument("settings", metavar="key=value", nargs="*", help="options of the rule, such as alpha=0.5")
 
     command = _command(commands, "config", show_config, "list every setting with its default, as YAML")
 

@@ -12,7 +12,7 @@ __all__ = ["evaluate", "evaluate_run", "retention", "score", "weight_distance"]
 def __getattr__(name: str) -> Any:
     """The parts that need torch, loaded on first use: the report imports this package and needs none of it."""
     if name == "weight_distance":
-        from raft.evaluate.weights import weight_distance
+        from raft.merging.distance import weight_distance
 
         return weight_distance
     if name == "evaluate_run":

@@ -187,7 +187,7 @@ def _evaluate_model(
 
 
 def _write_distance(run: Run, name: str, base: str, path: str) -> None:
-    from raft.evaluate.weights import weight_distance
+    from raft.merging.distance import weight_distance
 
     file = run.eval_dir / "weight_distance.json"
     try:

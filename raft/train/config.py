@@ -1,14 +1,14 @@
 """Settings of the trainer: those of transformers.TrainingArguments, some with other defaults, and RAFT's own."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
 
 from raft.errors import ConfigError
+from raft.methods import BLIND_LAMBDA_MAX, Method, Target, TeacherContext, get_method
 from raft.train.arguments import check_parts, check_values
-from raft.train.methods import BLIND_LAMBDA_MAX, Method, Target, TeacherContext, get_method
 from raft.train.ranges import number, one_of, whole
 
 
@@ -22,7 +22,9 @@ class RAFTConfig(TrainingArguments):
     """
 
     method: str = "raft"
-    """raft | sft | sdft | on_policy | fapm: a preset of `raft.train.methods`."""
+    """A method of `raft.methods`: raft, sft, sdft, on_policy, fapm or l2sp."""
+    method_options: dict[str, Any] | None = None
+    """Numbers of the method alone, by name: {alpha: 0.1} for l2sp."""
     target: Target | None = None
     """The answer to train on: fused (the reference where a row has no fused one), raw, or rewritten. None: the
     method's own."""
@@ -59,7 +61,7 @@ class RAFTConfig(TrainingArguments):
     lambda_max: float | None = None
     """Upper bound of lambda under ema and gradient. None: 10 where the teacher does not see the answer, else none.
     Such a teacher equals the student at the start, L_KL begins at 0, and Eq. 12 divides by it
-    (`methods.BLIND_LAMBDA_MAX`)."""
+    (`raft.methods.BLIND_LAMBDA_MAX`)."""
     fixed_lambda: float | None = None
     """A constant lambda instead of Eqs. 11-12. None beside balance fixed: 1, the plain sum of both losses."""
 
@@ -144,7 +146,7 @@ class RAFTConfig(TrainingArguments):
         check_parts(self)
 
     @property
-    def preset(self) -> Method:
+    def preset(self) -> type[Method]:
         return get_method(self.method)
 
     @property
@@ -183,6 +185,7 @@ class RAFTConfig(TrainingArguments):
 
     def _check_raft(self) -> None:
         method = get_method(self.method)
+        method.check_options(self.method_options or {})
         one_of("target", self.target, (None, "fused", "raw", "rewritten"))
         one_of("assistant_turns", self.assistant_turns, ("last", "all"))
         one_of("teacher_context", self.teacher_context, (None, "answer", "none"))
@@ -228,11 +231,6 @@ class RAFTConfig(TrainingArguments):
         bound = self.lambda_bound
         if self.lambda_min is not None and bound is not None and self.lambda_min > bound:
             raise ConfigError(f"lambda_min: expected at most lambda_max={bound}, found {self.lambda_min}")
-        if method.prunes and (self.fsdp or self.deepspeed):
-            raise ConfigError(
-                f"method: expected no fsdp or deepspeed beside {self.method!r}, which ranks the entries of whole "
-                "weights"
-            )
         if method.distills and self.max_length <= self.rollout_max_tokens:
             raise ConfigError(
                 f"max_length: expected more than rollout_max_tokens={self.rollout_max_tokens}, found {self.max_length}"

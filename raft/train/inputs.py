@@ -2,17 +2,22 @@
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from raft.engines import context_length
+from raft.engines import context_length, eos_ids
 from raft.errors import ConfigError
-from raft.models.language_model import LanguageModel
+from raft.models import load_model, load_tokenizer
+from raft.models.language_model import LanguageModel, check_architecture
 from raft.rows import Row, normalize_rows, read_rows
+from raft.train.batching import check_budget
 from raft.train.config import RAFTConfig
-from raft.train.data import Example, render
+from raft.train.data import Example, Notes, render
+from raft.train.saving import check_saves
+from raft.train.targets import targets
 
 UNSUPPORTED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "model_init")
 
@@ -40,14 +45,6 @@ def check_data(args: RAFTConfig, rows: Sized | None, eval_dataset: object) -> No
             )
 
 
-def check_fsdp(args: RAFTConfig, model: nn.Module) -> None:
-    """Whether updates of bf16 weights would round away: FSDP keeps full precision only where it casts down itself."""
-    if not (args.bf16 or args.fp16) and any(p.dtype == torch.bfloat16 for p in model.parameters() if p.requires_grad):
-        raise ConfigError(
-            "bf16: expected true beside FSDP and bf16 parameters, which have no fp32 master weights otherwise"
-        )
-
-
 def fit(args: RAFTConfig, student: LanguageModel) -> None:
     """Cuts the lengths in `args` to the positions of the model, and refuses what only its shape can prove wrong."""
     config = student.inner.config.get_text_config()
@@ -63,6 +60,54 @@ def fit(args: RAFTConfig, student: LanguageModel) -> None:
         raise ConfigError(
             f"rollout_max_tokens: expected less than the model's {shortest} positions, found {args.rollout_max_tokens}"
         )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the trainer works on."""
+
+    student: LanguageModel
+    tokenizer: Any
+    ends: tuple[int, ...]  # ids of tokens that end a text
+    vocabulary: int
+    targets: str  # which answers are trained on, in words
+    examples: list[Example] | None
+    notes: Notes | None  # what became of the rows' texts
+    evaluated: list[Example] | dict[str, Any] | None
+
+
+def prepare(
+    model: str | os.PathLike[str] | nn.Module,
+    args: RAFTConfig,
+    train_dataset: Iterable[Mapping[str, Any]] | str | os.PathLike[str] | None,
+    eval_dataset: Any,
+    tokenizer: Any,
+) -> Prepared:
+    """Reads the rows, loads the model where a path is given, and renders the rows for it.
+
+    InputError, ConfigError, ModelError where they do not go together; what costs the least is checked first.
+    """
+    rows = None if train_dataset is None else rows_from(train_dataset, "train_dataset")
+    check_data(args, rows, eval_dataset)
+    if isinstance(model, (str, os.PathLike)):
+        tokenizer = tokenizer or load_tokenizer(model)
+        check_architecture(model)
+        loaded: Any = load_model(model, dtype=getattr(torch, args.param_dtype))
+    else:
+        loaded = model
+        tokenizer = tokenizer or load_tokenizer(loaded.config._name_or_path)
+    student = LanguageModel(loaded)
+    student.check()
+    check_saves(loaded, tokenizer)
+    fit(args, student)
+    ends = eos_ids(student.inner, tokenizer)
+    examples, notes = None, None
+    if rows is not None:
+        examples, notes = render(rows, tokenizer, args, ends, vocabulary=student.vocabulary)
+    drawn = args.rollouts_per_prompt if args.preset.distills else 0
+    check_budget(args.max_tokens_per_micro_batch, examples or [], drawn, args.rollout_max_tokens)
+    evaluated = render_evaluation(eval_dataset, tokenizer, args, ends, student.vocabulary)
+    return Prepared(student, tokenizer, ends, student.vocabulary, targets(rows or [], args), examples, notes, evaluated)
 
 
 def rows_from(dataset: Iterable[Mapping[str, Any]] | str | os.PathLike[str], name: str) -> list[Row]:

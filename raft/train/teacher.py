@@ -1,4 +1,4 @@
-"""The frozen original model, which scores the student's own rollouts with the answer before its eyes (Eq. 7)."""
+"""The frozen original model, which reads the answer and scores the student's own rollouts (Eq. 7)."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
@@ -89,7 +89,7 @@ class Teacher:
         read: list[Span] = []
         most = args.per_device_train_batch_size * args.rollouts_per_prompt
         asked = [s for s in scored if s.teacher is None]
-        alike = self.is_sharded(wrapper)  # every rank must take part in as many forwards: one
+        alike = self.is_sharded(wrapper)  # then every rank must take part in the same number of forwards: one
         for chunk in [asked] if alike else _chunks(asked, args.max_tokens_per_micro_batch, most):
             top, spans = self.topk(chunk, args, wrapper)
             lengths = [len(s.completion.token_ids) for s in chunk]
@@ -142,6 +142,15 @@ class Teacher:
     def is_sharded(self, wrapper: nn.Module) -> bool:
         """Whether the weights are only whole inside the wrapper's forward, in which then every rank must take part."""
         return self.shares_student and is_sharded(self.model.model, wrapper)
+
+
+def make_teacher(
+    args: RAFTConfig, student: LanguageModel, teacher: nn.Module | str | None, tokenizer: Any
+) -> Teacher | None:
+    """None for methods that do not distil."""
+    if not args.preset.distills:
+        return None
+    return Teacher(student, teacher, device=args.device, offload=args.teacher_offload, tokenizer=tokenizer)
 
 
 def check_same_tokens(student: Any, teacher: Any, name: str) -> None:

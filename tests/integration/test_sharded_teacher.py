@@ -56,7 +56,7 @@ def run_one_process(folder: str, out: str) -> None:
     fully_shard(model, mesh=mesh)
     made.model_wrapped = model
     scored = [] if rank else drawn()
-    made._score(scored)
+    made.scoring.score(scored, [], made.model_wrapped)
     for one, other in zip(scored, whole, strict=False):
         assert one.teacher is not None and other.teacher is not None
         torch.testing.assert_close(one.teacher.logits, other.teacher.logits)

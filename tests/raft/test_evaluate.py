@@ -13,7 +13,7 @@ from raft.errors import InputError, ModelError
 from raft.evaluate import retention
 from raft.evaluate.statistics import bootstrap_interval, mean_std, paired_interval
 from raft.evaluate.suites import check_items, summarize
-from raft.evaluate.weights import weight_distance
+from raft.merging.distance import weight_distance
 
 ITEM = {"id": "a", "question": "Q?", "suite": "general", "skill": "copy", "check": {"kind": "upper"}}
 

@@ -9,8 +9,8 @@ import pytest
 from transformers import TrainingArguments
 
 from raft.errors import ConfigError
+from raft.methods import METHODS
 from raft.train.config import RAFTConfig
-from raft.train.methods import METHODS
 from tests.golden.training import config, load, rows, trainer
 
 
@@ -35,7 +35,7 @@ def test_defaults_are_the_papers():
 
 
 def test_presets_differ_in_what_they_say():
-    assert list(METHODS) == ["raft", "sft", "sdft", "on_policy", "fapm"]
+    assert list(METHODS) == ["fapm", "l2sp", "on_policy", "raft", "sdft", "sft"]
     assert RAFTConfig("out", method="sft").answer_target == "raw"
     assert RAFTConfig("out", method="sft", target="fused").answer_target == "fused"
     assert RAFTConfig("out", method="on_policy").lambda_bound == 10.0
@@ -59,7 +59,7 @@ def test_every_field_of_its_own_has_a_docstring():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "dpo"}, r"method: expected one of raft, sft, sdft, on_policy, fapm, found 'dpo'"),
+        ({"method": "dpo"}, r"method: expected one of fapm, l2sp, on_policy, raft, sdft, sft, found 'dpo'"),
         ({"target": "best"}, r"target: expected one of None, fused, raw, rewritten, found 'best'"),
         ({"top_k": 0}, r"top_k: expected a whole number of at least 1, found 0"),
         ({"top_k": 2.5}, r"top_k: .* found 2.5"),

@@ -7,7 +7,8 @@ import torch
 
 from raft.engines.base import Completion
 from raft.errors import ConfigError
-from raft.train.inputs import check_data, check_fsdp
+from raft.train.inputs import check_data
+from raft.train.parallel import check_fsdp
 from raft.train.rollout import Scored
 from raft.train.trainer import RAFTTrainer
 from tests.golden.training import Recorder, config, load, rows, trainer

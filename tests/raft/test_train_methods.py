@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from raft.config import Config, check_train, load_config
 from raft.errors import ConfigError
+from raft.merging.fapm import kept_entries
+from raft.methods import METHODS, fapm
 from raft.runs import Run
-from raft.train import fapm
-from raft.train.methods import METHODS
 from raft.train.run import train
 from raft.train.trainer import RAFTTrainer
 from tests.golden.training import Recorder, checkpoint, config, lines, load, rows, trainer
@@ -61,7 +61,13 @@ def mean_cross_entropy(prompts, texts):
 
 
 def test_every_method_cites_where_it_is_from():
-    papers = {"raft": "2606.00147", "sdft": "2402.13669", "on_policy": "2306.13649", "fapm": "2509.08255"}
+    papers = {
+        "raft": "2606.00147",
+        "sdft": "2402.13669",
+        "on_policy": "2306.13649",
+        "fapm": "2509.08255",
+        "l2sp": "1802.01483",
+    }
     assert set(METHODS) == {*papers, "sft"}
     for name, arxiv in papers.items():
         assert f"arXiv {arxiv}" in METHODS[name].citation
@@ -194,7 +200,7 @@ def test_ties_and_zeros_are_settled_by_position(entries, sparsity):
     [(10, 0.9, 1), (9, 0.9, 0), (100, 0.71, 29), (30, 0.9, 3), (1_000_003, 0.9, 100_000), (7, 0.0, 7), (7, 1.0, 0)],
 )
 def test_the_kept_share_is_counted_in_decimals(entries, sparsity, kept):
-    assert fapm.kept_entries(entries, sparsity) == kept
+    assert kept_entries(entries, sparsity) == kept
 
 
 def test_a_change_of_a_zero_weight_is_kept_last():
@@ -334,13 +340,11 @@ def test_fapm_refuses_adapters_and_shards_in_one_line(tmp_path):
     own.add_adapter(LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     with pytest.raises(ConfigError, match="without LoRA adapters"):
         fapm.check_whole(own)
-    with pytest.raises(ConfigError, match="split by FSDP, DeepSpeed or tensor parallelism") as caught:
-        fapm.check_whole(load()[0], sharded=True)
+    made_here = load()[0]
+    made_here.config._name_or_path = ""
+    with pytest.raises(ConfigError, match="a model that was loaded from a folder, found '.'") as caught:
+        fapm.FAPM(config(tmp_path, method="fapm")).begin(made_here, sharded=True)
     refusals.append(caught)
-    for sharding in ({"fsdp": "full_shard"}, {"deepspeed": {"zero_optimization": {"stage": 3}}}):
-        with pytest.raises(ConfigError, match="method: expected no fsdp or deepspeed beside 'fapm'") as caught:
-            config(tmp_path, method="fapm", **sharding)
-        refusals.append(caught)
     assert all("\n" not in str(caught.value) for caught in refusals)
     fapm.check_whole(load()[0])
 
@@ -350,6 +354,70 @@ def test_the_trainer_refuses_adapters_before_any_step(tmp_path):
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     with pytest.raises(ConfigError, match="without LoRA adapters"):
         RAFTTrainer(adapted, config(tmp_path, method="fapm"), rows(), tokenizer, engine=Recorder(model, tokenizer))
+
+
+def test_where_weights_are_split_the_saved_model_is_pruned_on_disk(tmp_path):
+    common = {"data": rows(4), "max_steps": 2}
+    expected = expected_of_fapm(tmp_path / "whole", 0.9, **common)
+    made = trainer(tmp_path / "split", method="fapm", **common)
+    made.model.config._name_or_path = str(checkpoint())
+    made.method = fapm.FAPM(made.args)
+    made.method.begin(made.model, sharded=True)  # as beside FSDP, which needs GPUs
+    made.train()
+    assert any(not torch.equal(parameter, expected[name]) for name, parameter in made.model.named_parameters())
+    made.save_model(str(tmp_path / "saved"))
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved and all(torch.equal(tensor, expected[name]) for name, tensor in saved.items())
+    assert not list((tmp_path / "saved").glob(".merged"))
+
+
+# ---- l2sp ----
+
+
+def test_l2sp_is_sft_with_a_pull_towards_the_start(tmp_path):
+    common = {"data": rows(4), "max_steps": 3, "max_grad_norm": 0.0}
+    plain = trainer(tmp_path / "sft", method="sft", **common)
+    plain.train()
+    made = trainer(tmp_path / "l2sp", method="l2sp", method_options={"alpha": 50.0}, **common)
+    made.train()
+    first, sft = (lines(tmp_path / name / "metrics.jsonl") for name in ("l2sp", "sft"))
+    assert first[0]["loss"] == sft[0]["loss"]  # nothing has moved yet
+    assert first[2]["loss"] > first[2]["loss_sft"] == pytest.approx(first[2]["loss_sft"])
+    start = state(load()[0])
+
+    def moved(model):
+        return sum(float((p - start[name]).square().sum()) for name, p in model.named_parameters())
+
+    assert moved(made.model) < 0.9 * moved(plain.model)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_penalty_of_l2sp_counts_once_a_step(tmp_path, accumulation):
+    made = trainer(
+        tmp_path, method="l2sp", method_options={"alpha": 0.5}, data=rows(4), max_steps=1,
+        per_device_train_batch_size=4 // accumulation, gradient_accumulation_steps=accumulation, weight_decay=0.0,
+    )  # fmt: skip
+    start = state(made.model)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter += 0.01
+    made.train()
+    line = lines(tmp_path / "metrics.jsonl")[0]
+    expected = 0.25 * sum(0.01**2 * tensor.numel() for tensor in start.values())
+    assert line["loss"] - line["loss_sft"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("l2sp", {"beta": 1}, r"method_options: expected options of 'l2sp' \(alpha\), found 'beta'"),
+        ("sft", {"alpha": 1}, r"method_options: expected options of 'sft' \(none\), found 'alpha'"),
+        ("l2sp", {"alpha": -1}, "method_options: alpha: expected a number of at least 0, found -1"),
+    ],
+)
+def test_options_of_a_method_are_checked(tmp_path, method, options, message):
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, method=method, method_options=options)
 
 
 # ---- the switches of an ablation ----
@@ -409,7 +477,7 @@ def test_balance_is_moving_averages_or_a_constant(tmp_path, overrides, expected)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method=fapn"], "train.method: expected one of raft, sft, sdft, on_policy, fapm, found 'fapn'"),
+        (["method=fapn"], "train.method: expected one of fapm, l2sp, on_policy, raft, sdft, sft, found 'fapn'"),
         (["target=original"], "train.target: expected one of fused, raw, rewritten or null, found 'original'"),
         (["teacher_context=no"], "train.teacher_context: expected one of answer, none or null, found 'no'"),
         (["teacher_context=false"], "train.teacher_context: expected one of answer, none or null, found False"),

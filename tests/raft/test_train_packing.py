@@ -186,9 +186,9 @@ def test_only_an_attention_that_can_shares_prompts():
 def test_both_losses_of_a_pack_are_those_of_separate_forwards(family, share, tmp_path):
     """In fp32, to 1e-6."""
     made = trainer(tmp_path, family, per_device_train_batch_size=6, rollouts_per_prompt=2)
-    micro = made.queue.take(iter([made.train_dataset[:6]]), 1, 0, 1, made._generate)[0]
+    micro = made.queue.take(iter([made.train_dataset[:6]]), 1, 0, 1, made.generation.generate)[0]
     rows = units(micro, shares=share)
-    made._score([s for row in rows for s in row.scored])
+    made.scoring.score([s for row in rows for s in row.scored], [], made.model_wrapped)
     with torch.no_grad(), made.student.attention():
         batch = student_batch(rows, share=share)
         found = made._losses(made.model, batch)

@@ -176,9 +176,9 @@ def test_a_resumed_run_does_not_say_it_again(tmp_path, monkeypatch, caplog):
 def test_k_that_holds_a_share_is_that_of_the_teachers_own_distribution(tmp_path):
     made = trainer(tmp_path, max_steps=1)
     made.train()
-    (looked_at, teacher) = (made._looked_at, made.teacher)
+    (looked_at, teacher) = (made.recorder.looked_at, made.teacher)
     assert looked_at
-    k = made._k_for(0.5)
+    k = made.scoring.k_for(0.5, made.model_wrapped)
     model = teacher.model.model
     held = []
     for s in looked_at:

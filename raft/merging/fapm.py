@@ -1,4 +1,4 @@
-"""Forgetting-aware pruning of the task vector, after training (Huang, Cheng, Wang, EMNLP 2025, arXiv 2509.08255).
+"""Forgetting-aware pruning of the task vector (Huang, Cheng, Wang, EMNLP 2025, arXiv 2509.08255).
 
     dW = W_ft - W_pre
     S  = |dW| - mean(|W_pre|) * |dW| / |W_pre|        the mean over all of W_pre
@@ -19,54 +19,36 @@ Where the formula leaves something open, or differs from that code by rounding:
 - Scores are float32 for bf16 weights too (float64 for float64), and a kept entry is W_ft to the bit, not a rounded sum.
 """
 
-import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from raft.errors import ConfigError
-
-logger = logging.getLogger(__name__)
+from raft.merging.base import Merge, Share
 
 
-def check_whole(model: nn.Module, *, sharded: bool = False) -> None:
-    """Refuses models whose parameters are not the whole weights. sharded: FSDP or DeepSpeed will split them."""
-    if hasattr(model, "peft_config"):
-        raise ConfigError('method: "fapm" prunes the change of whole weights, expected a model without LoRA adapters')
-    if sharded or any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
-        raise ConfigError(
-            'method: "fapm" ranks the entries of whole weights, '
-            "expected none split by FSDP, DeepSpeed or tensor parallelism"
-        )
+@dataclass(frozen=True)
+class FAPMMerge(Merge):
+    """Puts all but the best-scored 1 - sparsity of each tensor's entries back to the base."""
+
+    name = "fapm"
+    citation = "Huang, Cheng, Wang, EMNLP 2025, arXiv 2509.08255"
+
+    sparsity: Share = 0.9
+    """Share of each tensor's entries that return to the base."""
+
+    def tensor(self, name: str, base: Tensor | None, tuned: Sequence[Tensor]) -> Tensor:
+        assert base is not None
+        return pruned(tuned[0], base, self.sparsity)
 
 
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters under training, by name, in CPU memory and their own dtype. Tied ones are there once."""
-    return {
-        name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-@torch.no_grad()
-def prune_task_vector(model: nn.Module, base: Mapping[str, Tensor], sparsity: float = 0.9) -> None:
-    """Puts all but the best-scored 1 - sparsity of each parameter's entries back to `base`, in place.
-
-    In place, because an engine may share the storage. Beside the model and `base` it takes about 16 bytes for each
-    entry of the largest parameter, on that parameter's device.
-    """
-    kept = total = 0
-    for name, parameter in model.named_parameters():
-        if name in base:
-            before = base[name].to(parameter.device)
-            keep = _largest(_scores(parameter, before), kept_entries(parameter.numel(), sparsity))
-            parameter.copy_(torch.where(keep.view_as(parameter), parameter, before))
-            kept, total = kept + kept_entries(parameter.numel(), sparsity), total + parameter.numel()
-    logger.info("task vector pruned: %d of %d entries keep their change", kept, total)
+def pruned(tuned: Tensor, base: Tensor, sparsity: float) -> Tensor:
+    """W of the formula, in the shape and dtype of `tuned`."""
+    keep = _largest(_scores(tuned, base), kept_entries(tuned.numel(), sparsity))
+    return torch.where(keep.view_as(tuned), tuned, base)
 
 
 def kept_entries(entries: int, sparsity: float) -> int:
@@ -74,11 +56,11 @@ def kept_entries(entries: int, sparsity: float) -> int:
     return math.floor(entries * (1 - Decimal(str(sparsity))))
 
 
-def _scores(tuned: Tensor, before: Tensor) -> Tensor:
+def _scores(tuned: Tensor, base: Tensor) -> Tensor:
     """S as [entries] of float32 or float64."""
     dtype = torch.promote_types(tuned.dtype, torch.float32)
-    size = before.to(dtype).abs()
-    change = (tuned.to(dtype) - before.to(dtype)).abs()
+    size = base.to(dtype).abs()
+    change = (tuned.to(dtype) - base.to(dtype)).abs()
     scores = (change / size).mul_(-size.mean()).add_(change)
     return scores.masked_fill_(size == 0, -math.inf).masked_fill_(change == 0, 0.0).flatten()
 

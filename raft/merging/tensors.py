@@ -1,0 +1,98 @@
+"""Checkpoints on disk, read and written tensor by tensor, so that a model need not fit into memory."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from raft.errors import ModelError
+
+LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|block|h)\.(\d+)\.")
+HEAD = re.compile(r"(?:^|\.)lm_head\.")
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 2 << 30
+
+Weights = str | Path | Mapping[str, Tensor]  # a folder of safetensors, one such file, or a state dict
+
+
+def open_tensors(source: Weights, files: ExitStack) -> dict[str, Callable[[], Tensor]]:
+    """Tensor name -> a function that reads it, as long as `files` is open. ModelError where there are no weights."""
+    if isinstance(source, Mapping):
+        names = {tensor.data_ptr(): name for name, tensor in reversed(list(source.items()))}  # a tied head counts once
+        return {name: partial(_on_cpu, source[name]) for name in names.values()}
+    tensors: dict[str, Callable[[], Tensor]] = {}
+    for path in weight_files(Path(source)):
+        opened = files.enter_context(safe_open(path, framework="pt"))
+        tensors |= {name: partial(opened.get_tensor, name) for name in opened.keys()}  # noqa: SIM118
+    return tensors
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint. ModelError where there are none."""
+    if path.is_file() and path.suffix == ".safetensors":
+        return [path]
+    if (path / INDEX).is_file():
+        return [path / name for name in sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))]
+    if (path / "model.safetensors").is_file():
+        return [path / "model.safetensors"]
+    raise ModelError(f"{path}: no model.safetensors and no {INDEX} in it")
+
+
+def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes model.safetensors, or several such files of at most `shard_bytes` (or one tensor) and their index.
+
+    At most one shard is in memory.
+    """
+    shards: list[list[str]] = []
+    total = 0
+    for number, shard in enumerate(_shards(tensors, shard_bytes), 1):
+        save_file(shard, folder / f"model-{number:05}.safetensors", metadata={"format": "pt"})
+        shards.append(list(shard))
+        total += sum(tensor.nbytes for tensor in shard.values())
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    for number, name in enumerate(names, 1):
+        (folder / f"model-{number:05}.safetensors").rename(folder / name)
+    if len(shards) > 1:
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    held = 0
+    for name, tensor in tensors:
+        if shard and held + tensor.nbytes > shard_bytes:
+            yield shard
+            shard, held = {}, 0
+        shard[name] = tensor.contiguous()
+        held += tensor.nbytes
+    yield shard
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()
+
+
+def depths(names: Iterable[str]) -> dict[str, float]:
+    """Depth of each tensor in the network, from 0 to 1: what comes before the layers has 0, what comes after them 1."""
+    numbers = {name: int(found[1]) for name in names if (found := LAYER.search(name))}
+    last = max(numbers.values(), default=0)
+    if last == 0:
+        raise ModelError("no two tensor names have layer numbers such as 'model.layers.0.': depths are not known")
+    after = re.compile(r"(?:^|\.)(?:lm_head|norm|ln_f|final_layernorm|final_layer_norm)\.")
+    return {name: numbers[name] / last if name in numbers else float(bool(after.search(name))) for name in names}
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The precision to combine weights in: float32, float64 for float64."""
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,0 +1,95 @@
+"""FAPM: supervised fine-tuning, after which most of the change of every weight is undone (`raft.merging.fapm`)."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from raft.errors import ConfigError
+from raft.merging.fapm import FAPMMerge, kept_entries, pruned
+from raft.methods.base import Method
+
+if TYPE_CHECKING:
+    from raft.train.config import RAFTConfig
+
+logger = logging.getLogger(__name__)
+
+
+class FAPM(Method):
+    """Cross-entropy on the reference answers, then forgetting-aware pruning of the task vector.
+
+    Whole weights are pruned in place, against a copy of the untrained ones in CPU memory. Where FSDP or DeepSpeed holds
+    parts of them, the saved model is pruned on disk against the checkpoint that training started from.
+    """
+
+    name = "fapm"
+    citation = (
+        "Huang, Cheng, Wang, Mitigating Catastrophic Forgetting in Large Language Models with Forgetting-aware "
+        "Pruning, EMNLP 2025, arXiv 2509.08255"
+    )
+    target = "raw"
+
+    def __init__(self, args: "RAFTConfig"):
+        super().__init__(args)
+        self._before: dict[str, Tensor] = {}
+        self._base: Path | None = None
+
+    def begin(self, model: nn.Module, *, sharded: bool) -> None:
+        check_whole(model)
+        if sharded:
+            self._base = Path(getattr(model.config, "_name_or_path", ""))
+            if not (self._base / "config.json").is_file():
+                raise ConfigError(
+                    'method: "fapm" beside FSDP or DeepSpeed prunes against the checkpoint that training starts from, '
+                    f"expected a model that was loaded from a folder, found {str(self._base)!r}"
+                )
+        else:
+            self._before = snapshot(model)
+
+    def finish(self, model: nn.Module) -> bool:
+        if self._before:
+            prune_task_vector(model, self._before, self.args.fapm_sparsity)
+        return bool(self._before)
+
+    def finish_saved(self, folder: Path) -> None:
+        if self._base is not None:
+            from raft.merging import merge_in_place
+
+            merge_in_place(FAPMMerge(sparsity=self.args.fapm_sparsity), self._base, folder)
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuses models whose parameters are not the whole weights."""
+    if hasattr(model, "peft_config"):
+        raise ConfigError('method: "fapm" prunes the change of whole weights, expected a model without LoRA adapters')
+    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        raise ConfigError(
+            'method: "fapm" ranks the entries of whole weights, expected none split by tensor parallelism'
+        )
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters under training, by name, in CPU memory and their own dtype. Tied ones are there once."""
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def prune_task_vector(model: nn.Module, base: Mapping[str, Tensor], sparsity: float = 0.9) -> None:
+    """Puts all but the best-scored 1 - sparsity of each parameter's entries back to `base`, in place.
+
+    In place, because an engine may share the storage. Beside the model and `base` it takes about 16 bytes for each
+    entry of the largest parameter, on that parameter's device.
+    """
+    kept = total = 0
+    for name, parameter in model.named_parameters():
+        if name in base:
+            parameter.copy_(pruned(parameter, base[name].to(parameter.device), sparsity))
+            kept, total = kept + kept_entries(parameter.numel(), sparsity), total + parameter.numel()
+    logger.info("task vector pruned: %d of %d entries keep their change", kept, total)

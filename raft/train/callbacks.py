@@ -1,0 +1,27 @@
+"""Calls of the trainer at places that transformers offers to callbacks only."""
+
+from typing import Any, Protocol
+
+from transformers import TrainerCallback
+
+
+class HasSteps(Protocol):
+    def begin(self) -> None: ...
+
+    def after_optimizer(self) -> None: ...
+
+    def after_step(self) -> None: ...
+
+
+class StepCallback(TrainerCallback):
+    def __init__(self, trainer: HasSteps):
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.begin()
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.after_optimizer()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.after_step()

@@ -1,0 +1,65 @@
+"""The engine that generates the rollouts: built when it is needed, told of new weights, closed by whom it belongs to."""
+
+from typing import Any
+
+from raft.engines import Completion, Engine, Sampling
+from raft.train.config import RAFTConfig
+from raft.train.recorder import Recorder
+
+
+class Generation:
+    """engine: one that was given, which is used and not closed; None: built in `attach`, where the method distils."""
+
+    def __init__(self, args: RAFTConfig, engine: Engine | None, recorder: Recorder):
+        self.engine = engine
+        self.was_called = False
+        """Whether rollouts were generated since this was last set to False."""
+        self._args, self._own, self._recorder = args, engine is None, recorder
+
+    def attach(self, model: Any, tokenizer: Any, *, deepspeed: bool) -> None:
+        """Builds the engine if need be, and shows it the model's weights."""
+        args = self._args
+        if args.preset.distills and self.engine is None:
+            from raft.engines import make_engine
+
+            self.engine = make_engine(
+                args.rollout_engine,
+                model,
+                tokenizer,
+                max_model_len=args.max_length,
+                # DeepSpeed updates buffers of its own, of which the parameters are views.
+                weights="copied" if deepspeed else args.engine_weights,
+                gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+                release_on_gpu=args.release_cache,
+            )
+        if self.engine is not None:
+            self.engine.refresh()
+
+    @property
+    def name(self) -> str:
+        return getattr(self.engine, "name", "an engine")
+
+    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
+        assert self.engine is not None
+        self.was_called = True
+        with self._recorder.clock.part("rollout"):
+            completions = self.engine.generate(prompts, sampling)
+            if self._args.release_cache:
+                self.engine.release()
+        self._recorder.generated(prompts, completions)
+        return completions
+
+    def refresh(self) -> None:
+        if self.engine is not None:
+            with self._recorder.clock.part("refresh"):
+                self.engine.refresh()
+
+    def refresh_if_given(self) -> None:
+        """For changes after the last step: only an engine that stays open can see them."""
+        if self.engine is not None and not self._own:
+            self.engine.refresh()
+
+    def close(self) -> None:
+        if self._own and self.engine is not None:
+            self.engine.close()
+            self.engine = None

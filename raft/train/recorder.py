@@ -1,0 +1,147 @@
+"""What a training writes of itself: metrics.jsonl, rollouts.jsonl, warnings.jsonl, and the numbers behind them."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from raft.engines import Completion
+from raft.models.language_model import Head, LanguageModel
+from raft.models.packing import Span
+from raft.runs import JsonlAppender, read_jsonl
+from raft.train.clock import Clock
+from raft.train.config import RAFTConfig
+from raft.train.flops import Flops, peak_flops
+from raft.train.losses import Batch, Losses, covered_mass, statistics
+from raft.train.records import RolloutLog, Window, drop_after
+from raft.train.rollout import MicroBatch, Scored
+from raft.train.step import Step
+from raft.train.watch import Finding, Watch
+
+logger = logging.getLogger(__name__)
+
+FILES = ("metrics.jsonl", "rollouts.jsonl", "warnings.jsonl")
+
+
+class Recorder:
+    """Sums of a rank since the last logged step, and on the first rank the files that they go to."""
+
+    def __init__(self, args: RAFTConfig, student: LanguageModel):
+        self.args = args
+        self.clock = Clock(args.device)
+        self.window = Window()
+        self.watch = Watch(args)
+        self.looked_at: list[Scored] = []  # rollouts of the last refresh, from which the teacher's mass is measured
+        self._rollouts = RolloutLog(args.log_rollouts)
+        self._flops = Flops(student.inner)
+        peak = peak_flops(args.device, args.peak_tflops)
+        self._peak_flops = None if peak is None else peak * args.world_size
+        self._files: dict[str, JsonlAppender] = {}
+
+    def open(self, step: int) -> None:
+        """Opens the files, without the lines of steps after `step`, which a resumed run writes again."""
+        folder = Path(self.args.output_dir)
+        for name in FILES:
+            drop_after(folder / name, step)
+            self._files[name] = JsonlAppender(folder / name)
+        self.watch = Watch(self.args, known=[line["name"] for line in read_jsonl(folder / "warnings.jsonl")])
+
+    # ---- what happens in a step ----
+
+    def generated(self, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> None:
+        """A call of the rollout engine."""
+        pairs = zip(prompts, completions, strict=True)
+        spans = [Span(0, len(prompt) + len(completion.token_ids)) for prompt, completion in pairs]
+        positions = sum(len(completion.token_ids) for completion in completions)
+        self.window.add("flops", self._flops.forward(spans, positions))
+
+    def taken(self, micros: Iterable[MicroBatch]) -> None:
+        """The rows of a step with their rollouts."""
+        for micro in micros:
+            self.window.add_drawn(micro)
+
+    def scored(self, scored: Sequence[Scored], spans: Sequence[Span]) -> None:
+        """Rollouts that the teacher scored, and what it read for that."""
+        self.looked_at = [Scored(s.example, s.completion) for s in scored[:4]]
+        self.window.add("teacher_tokens", sum(span.tokens for span in spans))
+        self.window.add("flops", self._flops.forward(spans, sum(len(s.completion.token_ids) for s in scored)))
+
+    def engine_gap(self, gap: Tensor) -> None:
+        self.window.add("engine_gap", gap)
+        self.window.add("engine_gaps", 1)
+
+    def distributions(self, hidden: Tensor, head: Head, batch: Batch, *, logged: bool) -> None:
+        """Teacher and student at the rollouts of a pack. logged: this step ends with a line, which has the statistics."""
+        assert batch.teacher is not None
+        self.window.add("mass", covered_mass(batch.teacher, self.args.temperature).sum())
+        self.window.add("mass_tokens", len(batch.kl_positions))
+        if logged:
+            self.window.add_statistics(statistics(hidden, head, batch, self.args))
+
+    def trained(self, step: int, batch: Batch, found: Losses, means: Mapping[str, Tensor]) -> None:
+        """A pack of optimizer step `step`, from 1. means: its share of the losses and squared norms of the whole step."""
+        for name, value in means.items():
+            self.window.add(name, value)
+        if "loss_kl" in means and self.args.process_index == 0:
+            self._rollouts.add(step, batch, found.kl_per_rollout)
+        self.window.add("packed_tokens", batch.pack.tokens)
+        positions = len(batch.sft_positions) + len(batch.kl_positions)
+        self.window.add("flops", self._flops.training_share * self._flops.forward(batch.pack.spans, positions))
+
+    def end_step(self, step: Step) -> None:
+        self.window.steps += 1
+        share = 1 / self.args.world_size
+        scored = (step.rollouts > 0) * share
+        if step.weight is not None:
+            self.window.add_lambda(step.weight, share)
+            self.window.add("kl_steps", scored)
+        if step.measured:
+            self.window.add("gradient_steps", share)
+            if step.weight is not None:
+                self.window.add("gradient_kl_steps", scored)
+        self.clock.end_step()
+
+    # ---- what is written ----
+
+    def line(
+        self,
+        head: Mapping[str, Any],  # step and epoch
+        logs: dict[str, float],  # what transformers logs
+        reduce: Callable[[Tensor], Tensor],  # sum over the ranks
+        k_for: Callable[[float], int | None],
+        decode: Callable[..., str],
+    ) -> dict[str, float]:
+        """Writes the line of a logged step; returns `logs` with its numbers added, flat. Every rank must call it."""
+        steps = self.window.steps
+        most_lambda = None if self.args.lambda_bound is None else self.window.most_lambda()
+        fields = self.window.drain(reduce, self.args.device, self.clock.reset()).fields(self._peak_flops)
+        if self._files:
+            self._files["metrics.jsonl"].append({**head, **logs, **fields})
+            self._warn(self.watch.metrics(head["step"], steps, {**logs, **fields}, most_lambda, k_for))
+        self.write_rollouts(decode)
+        for name in ("seconds", "share", "phase_tokens_per_second"):
+            fields |= {f"{name}_{part}": value for part, value in fields.pop(name).items()}
+        return {**logs, **{name: value for name, value in fields.items() if value is not None}}
+
+    def write_rollouts(self, decode: Callable[..., str]) -> None:
+        lines = self._rollouts.drain(decode)
+        for line in lines:
+            self._files["rollouts.jsonl"].append(line)
+        if lines:
+            self._warn(self.watch.rollouts(lines))
+
+    def _warn(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            logger.warning("step %d: %s", finding.step, finding.text)
+            self._files["warnings.jsonl"].append(vars(finding))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums since the last line, for a checkpoint."""
+        return self.window.state_dict(self.clock.reset())
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()

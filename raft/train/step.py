@@ -1,0 +1,94 @@
+"""One optimizer step: its rows as packs, and the numbers that its packs share."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raft.models.packing import move
+from raft.train.balance import Balance, mean_norm
+from raft.train.batching import Unit, split_alike
+from raft.train.config import RAFTConfig
+from raft.train.losses import Batch, Losses
+
+
+class Step:
+    """The loss of a step, pack by pack. lambda comes from the losses of the packs so far, or from the norms of their
+    gradients."""
+
+    def __init__(
+        self,
+        args: RAFTConfig,
+        balance: Balance,
+        reduce: Callable[[Tensor], Tensor],  # sum over the ranks
+        rollouts: Tensor,  # scored ones of the step, over all ranks
+        number: int,  # from 1
+    ):
+        self.number, self.rollouts = number, rollouts
+        every = args.log_gradient_parts
+        self.measured = args.balances_gradients or bool(every and number % every == 0)
+        """Whether the norms of the gradients of both losses are measured."""
+        self.weight: Tensor | None = None
+        """lambda of the last pack."""
+        self._distills, self._by_norms = args.preset.distills, args.balances_gradients
+        self._balance, self._reduce = balance, reduce
+        # L_SFT and its tokens, L_KL and its rollouts, summed over the packs so far. Where gradients are balanced, their
+        # squared norms take the place of the losses.
+        self._seen = torch.zeros(4, dtype=torch.float64, device=args.device)
+
+    def loss(self, batch: Batch, found: Losses, answer_tokens: Tensor | int) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_SFT + lambda * L_KL of a pack, as its share of the means over the whole step, and its parts for the record.
+
+        answer_tokens: of the whole step, over all ranks.
+        """
+        loss = found.sft / answer_tokens
+        parts = {"loss_sft": loss}
+        if found.squares is not None:
+            parts["gradient_sft"] = found.squares[0] / answer_tokens**2
+        if self._distills:
+            rollouts = self.rollouts.clamp(min=1)
+            parts["loss_kl"] = found.kl / rollouts
+            weight = self._weigh(batch, found, answer_tokens)
+            loss = loss + weight.to(found.kl.dtype) * parts["loss_kl"]
+            if found.squares is not None:
+                parts["gradient_kl"] = found.squares[1] * (weight / rollouts) ** 2
+        return loss, parts
+
+    def _weigh(self, batch: Batch, found: Losses, answer_tokens: Tensor | int) -> Tensor:
+        """lambda of this pack."""
+        squares = found.squares if self._by_norms else None
+        sft, kl = squares or (found.sft.detach(), found.kl.detach())
+        counts = move(torch.tensor([len(batch.sft_labels), len(batch.scored)], dtype=torch.float64), sft.device)
+        self._seen = self._seen + torch.stack((sft, counts[0], kl, counts[1]))
+        seen_sft, tokens, seen_kl, rollouts = self._reduce(self._seen).unbind()
+        if squares is None:
+            self.weight = self._balance.weigh(seen_sft / tokens, seen_kl / rollouts)
+        else:
+            norms = mean_norm(seen_sft, tokens, answer_tokens), mean_norm(seen_kl, rollouts, self.rollouts)
+            self.weight = self._balance.weigh(*norms)
+        return self.weight
+
+
+def make_balance(args: RAFTConfig) -> Balance:
+    bounds = {"lambda_min": args.lambda_min, "lambda_max": args.lambda_bound}
+    return Balance(args.ema_beta, args.ema_eps, **bounds, fixed=args.fixed_lambda)
+
+
+def split_packs(rows: list[list[Unit]], budget: int | None, accelerator: Any) -> list[list[list[Unit]]]:
+    """Rows of each micro-batch -> rows of each pack of each micro-batch. The last micro-batch always has a pack.
+
+    budget: tokens of a pack at most; None: a micro-batch is one pack.
+    """
+    if budget is None:
+        return [[chosen] for chosen in rows]
+    packs = split_alike([row for chosen in rows for row in chosen], budget, accelerator)
+    ends = [len(packs) * (i + 1) // len(rows) for i in range(len(rows))]
+    return [packs[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def token_ids(packs: Sequence[Batch], device: torch.device) -> Tensor:
+    """[1, L] ids of all packs together."""
+    if len(packs) == 1:
+        return packs[0].pack.input_ids
+    return torch.cat([torch.empty(1, 0, dtype=torch.int64, device=device), *(b.pack.input_ids for b in packs)], dim=1)
