@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raft.engines import Completion, Engine, HFEngine, Sampling, chat_ids, generate_text, make_engine, request_seed
+from raft.engines import Engine, HFEngine, Sampling, chat_ids, make_engine, request_seed
 from raft.engines.base import eos_ids
 from raft.errors import ConfigError, InputError, ModelError
 from raft.progress import Call
@@ -252,23 +252,6 @@ def test_models_are_asked_not_to_think(path):
     tokenizer.chat_template = "{{ 'no' if enable_thinking is defined and not enable_thinking else 'yes' }}"
     assert tokenizer.decode(chat_ids(tokenizer, [{"role": "user", "content": "Hi"}])) == "no"
     assert tokenizer.decode(chat_ids(tokenizer, [{"role": "user", "content": "Hi"}], enable_thinking=True)) == "yes"
-
-
-@pytest.mark.parametrize("before", ["", "<think>\nhm\n</think>\n", "hm</think>"])
-def test_generate_text_gives_clean_text(tokenizer, before):
-    class Parrot:
-        def __init__(self):
-            self.tokenizer = tokenizer
-
-        def generate(self, prompts, sampling):
-            return [
-                Completion([*tokenizer(f"{before} {len(p)} ok \n").input_ids, tokenizer.eos_token_id], "stop")
-                for p in prompts
-            ]
-
-    chats = [[{"role": "user", "content": "a"}], [{"role": "user", "content": "some more"}]]
-    lengths = [len(chat_ids(tokenizer, chat)) for chat in chats]
-    assert generate_text(Parrot(), chats, DRAWN) == [f"{n} ok" for n in lengths]
 
 
 def test_make_engine_knows_its_kinds(model, tokenizer):
