@@ -107,10 +107,12 @@ class Stages:
         if not fused.exists():
             from raft.models.fingerprint import fingerprint
             from raft.refine import refine
+            from raft.refine.context import Models
             from raft.rows import normalize_rows
 
             self.load_weights(self.base)
-            refine(normalize_rows(self.world.train), self.engine, self.run, REFINE, model_id=fingerprint(BASE_MODEL))
+            models = Models.local(fingerprint(BASE_MODEL), self.engine, REFINE)
+            refine(normalize_rows(self.world.train), models, self.run, REFINE)
         return read_jsonl(fused)
 
     def evaluate(self, name: str, model_path: Path) -> dict:

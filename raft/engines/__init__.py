@@ -5,7 +5,6 @@ import logging
 from typing import Any
 
 from raft.engines.base import Completion, Engine, Sampling, context_length, eos_ids, request_seed
-from raft.engines.chat import generate_text
 from raft.engines.hf import HFEngine
 from raft.engines.vllm import VLLMEngine
 from raft.errors import ConfigError, EngineError
@@ -20,7 +19,6 @@ __all__ = [
     "chat_ids",
     "context_length",
     "eos_ids",
-    "generate_text",
     "make_engine",
     "request_seed",
 ]

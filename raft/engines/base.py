@@ -12,19 +12,21 @@ from raft.errors import ConfigError, InputError, ModelError
 log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length"]
+Drafts = Sequence[Sequence[Sequence[int]]]  # for each request token sequences that its completion may well contain
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw. Request i of a call draws with `request_seed(seed, i)`."""
+    """How to draw."""
 
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
     max_tokens: int = 512  # of the completion
-    seed: int = 0
+    seed: int = 0  # of a whole call, for requests that bring no seed of their own
     stop_token_ids: tuple[int, ...] = ()  # on top of every EOS id of the model
     logprobs: int = 0
-    """First requests whose completions come with log-probabilities, where the engine has them for nothing."""
+    """How many requests, from the first on, get log-probabilities with their completions, where the engine has them
+    without extra work."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -70,8 +72,21 @@ class Engine(Protocol):
     @property
     def weights(self) -> Weights: ...
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
-        """One completion a prompt, in the order of the prompts."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        drafts: Drafts | None = None,
+    ) -> list[Completion]:
+        """One completion a prompt, in the order of the prompts.
+
+        seeds: one a request, each in [0, 2**63). A request draws from its own seed alone, so what it says does not
+        depend on the other requests of the call, but for rounding. None: request i draws from
+        `request_seed(sampling.seed, i)`. InputError where their number or a value is wrong.
+        drafts: one entry a request. A hint: an engine may use it to be faster and may ignore it, as both do so far;
+        the distribution of the completions is the same with and without.
+        """
 
     def refresh(self) -> None:
         """To be called after the weights changed and before the next `generate`."""
@@ -84,6 +99,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees everything but the model. Calling it again does nothing."""
+
+
+def request_seeds(sampling: Sampling, count: int, seeds: Sequence[int] | None) -> list[int]:
+    """The seed of each of the `count` requests of a call: `seeds`, checked, or those that follow from the call's."""
+    if seeds is None:
+        return [request_seed(sampling.seed, i) for i in range(count)]
+    if len(seeds) != count:
+        raise InputError(f"seeds: expected one for each of {count} prompts, got {len(seeds)}")
+    for i, seed in enumerate(seeds):
+        if not 0 <= seed < 2**63:
+            raise InputError(f"seeds: expected numbers from 0 to 2**63 - 1, got {seed} for prompt {i}")
+    return list(seeds)
 
 
 def request_seed(seed: int, index: int) -> int:

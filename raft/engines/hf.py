@@ -20,13 +20,14 @@ from transformers import (
 
 from raft.engines.base import (
     Completion,
+    Drafts,
     Sampling,
     cache_bytes,
     check_prompts,
     context_length,
     eos_ids,
     from_folder,
-    request_seed,
+    request_seeds,
 )
 from raft.engines.decode import can_decode, decode
 from raft.engines.host import fit_threads
@@ -76,9 +77,16 @@ class HFEngine:
         self._parameters = self._model.num_parameters()
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
-        """One completion a prompt, in the order of the prompts."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        drafts: Drafts | None = None,  # not used so far
+    ) -> list[Completion]:
+        """One completion a prompt, in the order of the prompts; see `Engine.generate`."""
         check_prompts(prompts, self.max_model_len, self._model.config.get_text_config().vocab_size)
+        seeds = request_seeds(sampling, len(prompts), seeds)
         done: dict[int, Completion] = {}
         # Little padding, and what does not fit into memory fails at once.
         longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -91,17 +99,17 @@ class HFEngine:
                 size = self._batch_size or self._fitting(max(map(len, prompts), default=0), sampling.max_tokens)
                 for start in range(0, len(prompts), size):
                     chosen = longest_first[start : start + size]
-                    asked = [prompts[i] for i in chosen]
-                    done.update(zip(chosen, self._batch(asked, chosen, sampling, progress), strict=True))
+                    asked, own_seeds = [prompts[i] for i in chosen], [seeds[i] for i in chosen]
+                    done.update(zip(chosen, self._batch(asked, own_seeds, sampling, progress), strict=True))
         finally:
             self._model.generation_config = own_config
             self._model.train(was_training)
         return [done[i] for i in range(len(prompts))]
 
     def _batch(
-        self, prompts: list[Sequence[int]], indices: list[int], sampling: Sampling, progress: Call
+        self, prompts: list[Sequence[int]], seeds: list[int], sampling: Sampling, progress: Call
     ) -> list[Completion]:
-        """Completions of one batch; `indices` are the requests' places in the whole call."""
+        """Completions of prompts that are generated together, each with its seed."""
         device = self._model.get_input_embeddings().weight.device
         on_cpu = device.type == "cpu"
         width = max(map(len, prompts))
@@ -115,7 +123,7 @@ class HFEngine:
             attention_mask[row, width - len(prompt) :] = 1
         draw = None
         if sampling.temperature > 0:
-            draw = _Draw([request_seed(sampling.seed, i) for i in indices], width, max(limits), sampling, device)
+            draw = _Draw(seeds, width, max(limits), sampling, device)
         input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
         if can_decode(self._model):
             pick = _likeliest if draw is None else draw.tokens

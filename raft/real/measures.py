@@ -6,8 +6,8 @@ from typing import TypedDict
 
 from raft.evaluate.checks import token_f1
 from raft.refine.embed import Embedder
-from raft.refine.filter import pair_similarities
-from raft.refine.text import content_words
+from raft.refine.similarity import pair_similarities
+from raft.text import content_words
 
 _ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
 
@@ -38,7 +38,7 @@ def measure(outputs: Sequence[str], references: Sequence[str], embedder: Embedde
 
 
 def content_recall(output: str, reference: str) -> float:
-    """Share in [0, 1] of the reference's content words (`raft.refine.text`) that are in the answer."""
+    """Share in [0, 1] of the reference's content words (`raft.text`) that are in the answer."""
     expected = content_words(reference)
     return len(expected & content_words(output)) / len(expected) if expected else 0.0
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from raft.chat import generate_text
 from raft.cpu import share_cpu
 from raft.demo.record import provenance
-from raft.engines.chat import generate_text
 from raft.prompts import TEACHER_PROMPTS, teacher, teacher_messages
 from raft.real.evaluate import Model
 from raft.real.files import data_folder, draw, read_file

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from raft.isolate import reason
 from raft.progress import Progress
 from raft.prompts import Message
 from raft.refine.embed import Embedder
-from raft.refine.filter import pair_similarities
 from raft.refine.floor import REASONS
-from raft.refine.generate import reason
-from raft.refine.text import ngram_f1, words
+from raft.refine.similarity import pair_similarities
+from raft.text import ngram_f1, words
 
 QUANTILES = (5, 25, 50, 75, 95)
 CHARACTER_CLASSES = ("lower", "upper", "letter", "digit", "space", "punctuation", "other")

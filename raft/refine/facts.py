@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from raft.refine.text import FUNCTION_WORDS, stem, words
+from raft.text import FUNCTION_WORDS, stem, words
 
 
 class Number(NamedTuple):
@@ -108,7 +108,7 @@ def numbers(text: str) -> list[Number]:
 
 
 def amount_words(text: str) -> set[str]:
-    """The words of a text that say an amount, as `raft.refine.text.content_words` gives them."""
+    """The words of a text that say an amount, as `raft.text.content_words` gives them."""
     return {stem(word) for word in words(text) if word[0].isdigit() or word in _NUMBER_WORDS or word in UNITS}
 
 

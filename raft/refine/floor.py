@@ -23,7 +23,7 @@ from raft.refine.facts import (
     numbers,
     unmatched,
 )
-from raft.refine.text import content_words, distinct, ngrams, words
+from raft.text import content_words, distinct, ngrams, words
 
 # Reason -> what it says of a text, as the report shows it.
 REASONS = {

@@ -1,120 +1,79 @@
 """Answer fusion: rounds of candidates out of reference and rewriting, judged; the best mean score wins (Eq. 4)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from raft.config import RefineSettings
-from raft.engines import Engine, Sampling
-from raft.prompts import WORDINGS, Message, Wording
-from raft.refine.embed import Embedder
-from raft.refine.filter import measured
-from raft.refine.floor import Floor
-from raft.refine.generate import Job, Limits, outputs, reason
-from raft.refine.judges import Panel
-from raft.refine.progress import StageProgress
+from raft.isolate import reason
+from raft.prompts import Message, Wording
+from raft.refine.context import RefineContext
+from raft.refine.filter import Assessment, assess
 from raft.refine.rewrite import in_chat, template_options
-from raft.refine.store import Failures, Store, row_key
+from raft.refine.texts import Job, texts
 from raft.rows import Row
 
 
-@dataclass(frozen=True)
-class Fused:
-    """The best candidate of a row, so far."""
-
-    text: str
-    scores: list[float]
-    mean: float
-
-
-@dataclass(frozen=True)
+@dataclass
 class Fusion:
-    """All by row id."""
+    """What the rounds of one row have given so far."""
 
-    fused: dict[str, Fused]  # the best candidate of those that pass the floor, for the rows that have one
-    rounds: dict[str, int]  # rounds spent, for every row that was sent
-    problems: dict[str, list[list[str]]]  # of each candidate that could be judged; none: it passes the floor
+    best: Assessment | None = None
+    """The candidate with the highest mean score of those that pass the floor; of equal ones the earliest."""
+    rounds: int = 0
+    problems: list[list[str]] = field(default_factory=list)
+    """Of each candidate that could be judged; none: it passes the floor."""
+    failed: str = ""
+    """Why the last candidate that could not be judged could not."""
+
+    def add(self, round: int, candidate: Assessment | str) -> None:
+        """candidate: or why there is none."""
+        self.rounds = round
+        if isinstance(candidate, str):
+            self.failed = candidate
+            return
+        self.problems.append(candidate.problems)
+        if not candidate.problems and (self.best is None or candidate.mean > self.best.mean):
+            self.best = candidate
+
+    def accepted(self, score: float) -> bool:
+        """Whether the best candidate is good enough to end the rounds."""
+        return self.best is not None and self.best.mean >= score
 
 
-def fuse(
-    rows: Sequence[Row],
-    rewritten: dict[str, str],
-    engine: Callable[[], Engine],
-    panel: Panel,
-    floor: Floor,
-    embedder: Embedder,
-    store: Store,
-    similarities: Store,
-    failures: Failures,
-    settings: RefineSettings,
-    *,
-    model_id: str,
-    seed: int,
-    bar: StageProgress,
-) -> Fusion:
-    """Fuses `rows`, which are those that the filter kept. A row whose rounds all gave nothing to judge goes to `failures`.
+def fuse(context: RefineContext, rows: Sequence[Row], rewritten: Mapping[str, str]) -> dict[str, Fusion]:
+    """Row id -> what its rounds gave, for `rows`, which are those that the filter kept. A row whose rounds all gave
+    nothing to judge goes to the failures.
 
-    A round is done for all rows before the next one starts, with those that no candidate has satisfied yet: so the engine
-    always gets full batches, and which rows are in a batch follows from the rounds before alone.
+    A round is done for all rows before the next one starts, with those that no candidate has satisfied yet, so that the
+    model always gets full batches.
     """
-    limits = Limits(settings.batch_size, settings.max_model_len)
-    sampling = Sampling(temperature=settings.fuse_temperature, max_tokens=settings.max_tokens, seed=seed)
-    full: dict[str, dict[str, Any]] = {row["id"]: {**row, "rewritten": rewritten[row["id"]]} for row in rows}
-    best: dict[str, Fused] = {}
-    rounds: dict[str, int] = {}
-    problems: dict[str, list[list[str]]] = {}
-    failed: dict[str, str] = {}  # why the last round gave nothing to judge
-    wording = WORDINGS[settings.prompts]
-    open_rows = list(rows)
-    turns = settings.rounds if settings.fuse_temperature > 0 else 1  # greedy: every round would say the same
+    settings = context.settings
+    fusions = {row["id"]: Fusion() for row in rows}
+    rounds = settings.rounds if settings.fuse_temperature > 0 else 1  # greedy: every round would say the same
+    open_rows = {row["id"]: row for row in rows}
     kept = 0
-    for number in range(1, turns + 1):
-        parameters = {
-            "temperature": settings.fuse_temperature,
-            "max_tokens": settings.max_tokens,
-            "seed": seed,
-            "round": number,
-        }
-        jobs = []
-        for row in open_rows:
-            chat = fuse_chat(row, rewritten[row["id"]], wording)
-            options = template_options(row)
-            key = row_key(model_id, parameters | options, chat)
-            jobs.append(Job(row["id"], key, chat, options, {"round": number}))
-        accepted: set[str] = set()
-        for batch in outputs(jobs, engine, store, sampling, limits, "fuse", number):
-            done = 0
-            texts = [
-                (line["id"], full[line["id"]]["answer"], line["text"]) for line in batch.lines if not line["failed"]
+    with context.bar("fuse", len(rows)) as bar:
+        for number in range(1, rounds + 1):
+            jobs = [
+                Job(row_id, fuse_chat(row, rewritten[row_id], context.wording), template_options(row), number)
+                for row_id, row in open_rows.items()
             ]
-            found_similarities, _ = measured(texts, embedder, similarities)
-            similarity = {text[0]: s for text, s in zip(texts, found_similarities, strict=True)}
-            for line in batch.lines:
-                row_id = line["id"]
-                rounds[row_id] = number
-                s = similarity.get(row_id)
-                if s is None or isinstance(s, Exception):
-                    failed[row_id] = line["failed"] if s is None else reason(s)
-                else:
-                    verdict = panel.judge(full[row_id], line["text"], number)
-                    found = floor.problems(full[row_id], line["text"], similarity=s, mean=verdict.mean)
-                    problems.setdefault(row_id, []).append(found)
-                    if not found:
-                        if row_id not in best or verdict.mean > best[row_id].mean:  # of equal ones the earliest stays
-                            best[row_id] = Fused(line["text"], verdict.scores, verdict.mean)
-                        if verdict.mean >= settings.accept_score:
-                            accepted.add(row_id)
-                if number == turns or row_id in accepted:
-                    done += 1
-                    kept += row_id in best
-            bar.add_rows(done, fresh=min(batch.fresh_rows, done), tokens=batch.fresh_tokens, kept=kept)
-        open_rows = [row for row in open_rows if row["id"] not in accepted]
-    for row in open_rows:
-        if row["id"] not in problems:
-            failures.add(
-                row["id"], "fuse", f"nothing to judge in {turns} of {turns} rounds; the last: {failed[row['id']]}"
-            )
-    return Fusion(best, rounds, problems)
+            for batch in texts(context, "fuse", context.models.fuser, jobs, settings.fuse_temperature):
+                said = {line["id"]: line["text"] for line in batch.lines if not line["failed"]}
+                assessed, _ = assess(context, [open_rows[row_id] for row_id in said], rewritten, said, number)
+                for line in batch.lines:
+                    found = assessed.get(line["id"], line["failed"])
+                    fusions[line["id"]].add(number, reason(found) if isinstance(found, Exception) else found)
+                made = [fusions[line["id"]] for line in batch.lines]
+                closed = [one for one in made if number == rounds or one.accepted(settings.accept_score)]
+                kept += sum(one.best is not None for one in closed)
+                fresh = min(batch.fresh_rows, len(closed))
+                bar.add_rows(len(closed), fresh=fresh, tokens=batch.fresh_tokens, kept=kept)
+            open_rows = {i: row for i, row in open_rows.items() if not fusions[i].accepted(settings.accept_score)}
+    for row_id in open_rows:
+        if not fusions[row_id].problems:
+            last = fusions[row_id].failed
+            context.failures.add(row_id, "fuse", f"nothing to judge in {rounds} of {rounds} rounds; the last: {last}")
+    return fusions
 
 
 def fuse_chat(row: Row, rewritten: str, wording: Wording) -> list[Message]:

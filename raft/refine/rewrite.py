@@ -1,45 +1,28 @@
 """Self-conditioned rewriting: the model under training says the reference answer in its own words (Eq. 1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from raft.config import RefineSettings
-from raft.engines import Engine, Sampling
-from raft.prompts import WORDINGS, Message, Wording
-from raft.refine.generate import Job, Limits, outputs
-from raft.refine.progress import StageProgress
-from raft.refine.store import Failures, Store, row_key
+from raft.prompts import Message, Wording
+from raft.refine.context import RefineContext
+from raft.refine.texts import Job, texts
 from raft.rendering import chat_options
 from raft.rows import Row
 
 
-def rewrite(
-    rows: Sequence[Row],
-    engine: Callable[[], Engine],
-    store: Store,
-    failures: Failures,
-    settings: RefineSettings,
-    *,
-    model_id: str,
-    seed: int,
-    bar: StageProgress,
-) -> dict[str, str]:
-    """Row id -> y~ ~ p(. | x, y), for every row whose rewriting is usable; the others go to `failures`."""
-    parameters = {"temperature": settings.rewrite_temperature, "max_tokens": settings.max_tokens, "seed": seed}
-    wording = WORDINGS[settings.prompts]
-    jobs = []
-    for row in rows:
-        chat, options = rewrite_chat(row, wording), template_options(row)
-        jobs.append(Job(row["id"], row_key(model_id, parameters | options, chat), chat, options))
-    sampling = Sampling(temperature=settings.rewrite_temperature, max_tokens=settings.max_tokens, seed=seed)
+def rewrite(context: RefineContext, rows: Sequence[Row]) -> dict[str, str]:
+    """Row id -> y~ ~ p(. | x, y), for every row whose rewriting is usable; the others go to the failures."""
+    jobs = [Job(row["id"], rewrite_chat(row, context.wording), template_options(row)) for row in rows]
     rewritten: dict[str, str] = {}
-    for batch in outputs(jobs, engine, store, sampling, Limits(settings.batch_size, settings.max_model_len), "rewrite"):
-        for line in batch.lines:
-            if line["failed"]:
-                failures.add(line["id"], "rewrite", line["failed"])
-            else:
-                rewritten[line["id"]] = line["text"]
-        bar.add_rows(len(batch.lines), fresh=batch.fresh_rows, tokens=batch.fresh_tokens, kept=len(rewritten))
+    with context.bar("rewrite", len(rows), per_call=True) as bar:
+        temperature = context.settings.rewrite_temperature
+        for batch in texts(context, "rewrite", context.models.rewriter, jobs, temperature):
+            for line in batch.lines:
+                if line["failed"]:
+                    context.failures.add(line["id"], "rewrite", line["failed"])
+                else:
+                    rewritten[line["id"]] = line["text"]
+            bar.add_rows(len(batch.lines), fresh=batch.fresh_rows, tokens=batch.fresh_tokens, kept=len(rewritten))
     return rewritten
 
 

@@ -1,18 +1,18 @@
 """What `raft refine` runs: everything built from the settings, then the stages."""
 
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raft.config import Config, save_config
+from raft.config import Config, RefineSettings, save_config
 from raft.errors import ConfigError, InputError
 from raft.prompts import WORDINGS, Message, Wording
 from raft.rows import Row, read_rows
 from raft.runs import Run, read_jsonl
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from raft.engines import Engine
 
 
 def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0) -> None:
@@ -22,66 +22,87 @@ def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0)
     """
     if config.model is None or config.data is None:
         raise ConfigError(f"refine: expected a model and data, found model {config.model!r} and data {config.data!r}")
-    fusion_model = config.refine.fusion_model
-    if "://" in fusion_model:
+    settings = config.refine
+    if "://" in settings.fusion_model:
         raise ConfigError(
-            f'refine.fusion_model: expected "local" or the folder or name of a model, found {fusion_model!r}'
+            f'refine.fusion_model: expected "local" or the folder or name of a model, found {settings.fusion_model!r}'
         )
     rows = read_rows(config.data)
 
     import torch
 
-    from raft.engines import make_engine
-    from raft.evaluate.likelihood import log_likelihoods
     from raft.models import check_model, load_model, load_tokenizer
     from raft.models.fingerprint import fingerprint
+    from raft.refine.context import Models
     from raft.refine.embed import load_embedder
     from raft.refine.pipeline import refine
 
-    settings = config.refine
-    fusion: dict[str, Any] = {}
-    if fusion_model != "local":
-        fusion["fusion_id"] = fingerprint(check_model(fusion_model))
+    fusion_id = None if settings.fusion_model == "local" else fingerprint(check_model(settings.fusion_model))
     tokenizer = load_tokenizer(config.model)
     _check_template(rows, tokenizer, WORDINGS[settings.prompts], config.data)
     embedder = load_embedder(settings.embedding_model)
     model = load_model(config.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    engine = make_engine(settings.engine, model, tokenizer, max_model_len=settings.max_model_len)
-    engines = [engine]
-
-    def fusion_engine() -> Any:
-        if len(engines) == 1:
-            engine.release()
-            fusing = load_tokenizer(fusion_model)
-            engines.append(make_engine(settings.engine, fusion_model, fusing, max_model_len=settings.max_model_len))
-        return engines[1]
-
-    def nll(prompts: Any, answers: Any) -> Any:
-        for each in engines:
-            each.release()
-        found = log_likelihoods(model, tokenizer, prompts, answers)
-        return [None if value is None else -value for value in found]
-
-    if fusion:
-        fusion["fusion_engine"] = fusion_engine
-    common = {"model_id": fingerprint(config.model), "embedder": embedder, "seed": config.seed, **fusion}
+    engines = _Engines(settings, model, tokenizer)
+    models = Models.local(
+        fingerprint(config.model),
+        engines.own,
+        settings,
+        fusion=None if fusion_id is None else (fusion_id, engines.fusion),
+        embedder=embedder,
+    )
     try:
         if preview:
             with tempfile.TemporaryDirectory(prefix="raft-preview-") as folder:
                 shown = rows[:preview]
-                fused = refine(shown, engine, Run(folder), settings, progress=False, **common)
+                fused = refine(shown, models, Run(folder), settings, seed=config.seed, progress=False)
                 print(preview_text(shown, fused, Path(folder), WORDINGS[settings.prompts]))
             return
         # Only now: a refused refinement leaves nothing behind, and one that is cut short no rows that others made.
         save_config(config, run.config_path)
         for name in ("fused.jsonl", "diagnostics.json"):
             (run.refine_dir / name).unlink(missing_ok=True)
-        fused = refine(rows, engine, run, settings, nll=nll, **common)
+        fused = refine(rows, models, run, settings, seed=config.seed, nll=engines.nll)
     finally:
-        for each in reversed(engines):
-            each.close()
+        engines.close()
     kept = sum(row["kept"] for row in fused)
     print(f"refined {len(fused)} rows, kept {kept} ({100 * kept / len(fused):.1f} %): {run.refine_dir / 'fused.jsonl'}")
+
+
+class _Engines:
+    """The engine of the model that is refined for, and that of another fusion model, made when it is first needed."""
+
+    def __init__(self, settings: RefineSettings, model: Any, tokenizer: Any):
+        from raft.engines import make_engine
+
+        self._settings, self._model, self._tokenizer = settings, model, tokenizer
+        self.own = make_engine(settings.engine, model, tokenizer, max_model_len=settings.max_model_len)
+        self._fusion: Engine | None = None
+
+    def fusion(self) -> "Engine":
+        from raft.engines import make_engine
+        from raft.models import load_tokenizer
+
+        if self._fusion is None:
+            self.own.release()
+            name, limit = self._settings.fusion_model, self._settings.max_model_len
+            self._fusion = make_engine(self._settings.engine, name, load_tokenizer(name), max_model_len=limit)
+        return self._fusion
+
+    def nll(self, prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float | None]:
+        """Mean negative log-likelihood a token of each answer under the model, in nats."""
+        from raft.evaluate.likelihood import log_likelihoods
+
+        for engine in self._made():
+            engine.release()
+        found = log_likelihoods(self._model, self._tokenizer, prompts, answers)
+        return [None if value is None else -value for value in found]
+
+    def close(self) -> None:
+        for engine in reversed(self._made()):
+            engine.close()
+
+    def _made(self) -> "list[Engine]":
+        return [self.own, *([] if self._fusion is None else [self._fusion])]
 
 
 def _check_template(rows: Sequence[Row], tokenizer: Any, wording: Wording, path: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raft.refine.text import distinct, words
+from raft.text import distinct, words
 from raft.train.config import RAFTConfig
 
 LEAST_MASS = 0.9  # of the teacher, on its K tokens

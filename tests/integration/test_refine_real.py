@@ -17,11 +17,12 @@ from raft.errors import ConfigError
 from raft.models import load_model, load_tokenizer
 from raft.prompts import WORDINGS
 from raft.refine import refine
+from raft.refine.context import Models
 from raft.refine.embed import load_embedder
-from raft.refine.filter import pair_similarities
 from raft.refine.fuse import fuse_chat
 from raft.refine.rewrite import rewrite_chat
 from raft.refine.run import refine_run
+from raft.refine.similarity import pair_similarities
 from raft.rendering import chat_ids
 from raft.rows import read_rows
 from raft.runs import Run, read_json, read_jsonl
@@ -61,17 +62,9 @@ def data(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory, data):
-    """A tiny model that knows the prompts of these rows by heart."""
-    path = build("llama", tmp_path_factory.mktemp("model"))
+def learn(path, texts, *, steps):
+    """Trains the model in a folder on (chat, answer) pairs, all in one batch, until it knows them or the steps are over."""
     model, tokenizer = load_model(path), load_tokenizer(path)
-    texts = []
-    for subject, row in zip(SUBJECTS, read_rows(data), strict=True):
-        rewritten = "It rained all day in May." if subject in UNRELATED else f"Anna Reed keeps the {subject}."
-        texts.append((rewrite_chat(row, WORDING), "on and " * 30 if subject in ENDLESS else rewritten))
-        if subject not in UNRELATED + ENDLESS:
-            texts.append((fuse_chat(row, rewritten, WORDING), f"Anna Reed is the one who keeps the {subject}."))
     pairs = [
         (chat_ids(tokenizer, chat), [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]) for chat, text in texts
     ]
@@ -82,7 +75,7 @@ def model_path(tmp_path_factory, data):
         ids[i, : len(asked) + len(said)] = torch.tensor(asked + said)
         labels[i, len(asked) : len(asked) + len(said)] = torch.tensor(said)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(40):
+    for _ in range(steps):
         loss = model(input_ids=ids, labels=labels).loss
         if loss.item() < 0.01:
             break
@@ -90,6 +83,19 @@ def model_path(tmp_path_factory, data):
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(path)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory, data):
+    """A tiny model that knows the prompts of these rows by heart."""
+    path = build("llama", tmp_path_factory.mktemp("model"))
+    texts = []
+    for subject, row in zip(SUBJECTS, read_rows(data), strict=True):
+        rewritten = "It rained all day in May." if subject in UNRELATED else f"Anna Reed keeps the {subject}."
+        texts.append((rewrite_chat(row, WORDING), "on and " * 30 if subject in ENDLESS else rewritten))
+        if subject not in UNRELATED + ENDLESS:
+            texts.append((fuse_chat(row, rewritten, WORDING), f"Anna Reed is the one who keeps the {subject}."))
+    learn(path, texts, steps=40)
     return path
 
 
@@ -168,9 +174,8 @@ def test_a_run_keeps_the_contract(whole, data, minilm):
 def test_the_same_through_the_function_with_a_model_under_training(whole, model_path, data, minilm, tmp_path):
     engine = HFEngine(load_model(model_path).train(), load_tokenizer(model_path), max_model_len=512)
     settings = RefineSettings(**SETTINGS)
-    fused = refine(
-        read_rows(data), engine, Run(tmp_path), settings, model_id="m", embedder=minilm, seed=3, progress=False
-    )
+    models = Models.local("m", engine, settings, embedder=minilm)
+    fused = refine(read_rows(data), models, Run(tmp_path), settings, seed=3, progress=False)
     assert fused == read_jsonl(whole.refine_dir / "fused.jsonl")
 
 
@@ -245,3 +250,57 @@ def test_another_model_fuses(model_path, data, tmp_path, capsys):
 def test_settings_that_cannot_work_are_refused(model_path, data, tmp_path, changes, words):
     with pytest.raises(ConfigError, match=words):
         refine_run(config(model_path, data, **changes), Run(tmp_path))
+
+
+VARIANTS = ("Anna Reed keeps the {}.", "Anna Reed is keeping the {}.", "The keeper of the {} is Anna Reed.")
+
+
+@pytest.fixture(scope="module")
+def undecided(tmp_path_factory, data):
+    """A tiny model in float32 that says one of three texts of each row, as its draws will have it.
+
+    What is left to chance is one word of a text, between words of about equal probability. So rounding, which other
+    padding changes, decides nothing, and seeds decide everything.
+    """
+    path = build("llama", tmp_path_factory.mktemp("undecided"))
+    pairs = []
+    for subject, row in zip(SUBJECTS[:3], read_rows(data)[:3], strict=True):
+        said = [variant.format(subject) for variant in VARIANTS]
+        pairs += [(rewrite_chat(row, WORDING), text) for text in said]
+        pairs += [(fuse_chat(row, text, WORDING), other) for text in said for other in said]
+    learn(path, pairs, steps=30)
+    return path
+
+
+@pytest.mark.slow
+def test_batch_sizes_change_no_text(undecided, data, tmp_path):
+    """Seventy rows, the same three questions again and again: batches of 1, 7 and 64 differ in padding and in company."""
+    known = read_rows(data)[:3]
+    rows = [{**known[i % 3], "id": f"row {i}"} for i in range(70)]
+    model, tokenizer = load_model(undecided), load_tokenizer(undecided)
+    assert model.dtype == torch.float32
+    left = []
+    for size in (1, 7, 64):
+        changes = {"batch_size": size, "rewrite_temperature": 0.7, "fuse_temperature": 0.7, "accept_score": 1.0}
+        settings = RefineSettings(**{**SETTINGS, **changes, "min_score": 0.0, "tau": 0.0, "max_new_words": 1.0})
+        run = Run(tmp_path / str(size))
+        models = Models.local("m", HFEngine(model, tokenizer, max_model_len=512), settings, embedder=Same())
+        fused = refine(rows, models, run, settings, progress=False, seed=5)
+        stores = {name: read_jsonl(run.refine_dir / f"{name}.jsonl") for name in STAGES}
+        left.append((fused, stores, read_json(run.refine_dir / "diagnostics.json")))
+    assert left[0] == left[1] == left[2]
+    # Twins say different things, in both stages.
+    fused, stores, _ = left[0]
+    for name in ("rewrite", "fuse"):
+        of_mill = {line["text"] for line in stores[name] if int(line["id"].split()[1]) % 3 == 0}
+        assert len(of_mill) >= 3
+    assert sum(row["kept"] for row in fused) > 35
+
+
+class Same:
+    """An embedder to which all texts mean the same."""
+
+    name = "same"
+
+    def encode(self, texts):
+        return np.ones((len(texts), 2))

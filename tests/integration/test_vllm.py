@@ -362,6 +362,9 @@ def test_draws_reproduce_and_leave_the_random_state_alone(qwen3):
     assert qwen3.engine.generate(PROMPTS[:5], DRAWN) == first[:5]
     assert qwen3.engine.generate(PROMPTS, Sampling(max_tokens=16, seed=6)) != first
     assert len({tuple(c.token_ids) for c in qwen3.engine.generate([PROMPTS[0]] * 8, DRAWN)}) == 8
+    seeds = list(range(len(PROMPTS)))
+    own = qwen3.engine.generate(PROMPTS, DRAWN, seeds=seeds)
+    assert own != first and qwen3.engine.generate(PROMPTS[::-1], DRAWN, seeds=seeds[::-1]) == own[::-1]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raft.engines import Completion, Engine, HFEngine, Sampling, chat_ids, generate_text, make_engine, request_seed
+from raft.engines import Engine, HFEngine, Sampling, chat_ids, make_engine, request_seed
 from raft.engines.base import eos_ids
 from raft.errors import ConfigError, InputError, ModelError
 from raft.progress import Call
@@ -73,6 +73,38 @@ def test_draws_follow_the_seed_and_the_place_in_the_call(engine):
     assert engine.generate(PROMPTS, Sampling(max_tokens=12, seed=2)) != first
     same_prompt = engine.generate([PROMPTS[0]] * 4, DRAWN)
     assert len({tuple(c.token_ids) for c in same_prompt}) == 4
+
+
+def test_a_seed_belongs_to_its_request(engine):
+    seeds = [7, 2**63 - 1, 0, 7, 5, 7]
+    found = engine.generate(PROMPTS, DRAWN, seeds=seeds)
+    for order in ([5, 0, 3, 1, 4, 2], [2], [4, 1]):
+        chosen, own = [PROMPTS[i] for i in order], [seeds[i] for i in order]
+        assert engine.generate(chosen, Sampling(max_tokens=12, seed=99), seeds=own) == [found[i] for i in order]
+    # The default is a seed for each place in the call.
+    assert engine.generate(PROMPTS, DRAWN, seeds=[request_seed(1, i) for i in range(6)]) == engine.generate(
+        PROMPTS, DRAWN
+    )
+    assert engine.generate([PROMPTS[0]] * 2, DRAWN, seeds=[3, 3])[0] == engine.generate([PROMPTS[0]], DRAWN, [3])[0]
+
+
+def test_a_seed_does_not_depend_on_the_room_that_others_have(model, tokenizer):
+    """A row of uniform numbers begins alike, however many of them are drawn."""
+    engine = HFEngine(model, tokenizer, max_model_len=64)
+    [alone] = engine.generate([[17] * 50], Sampling(max_tokens=40), seeds=[4])
+    beside = engine.generate([[17] * 50, [5]], Sampling(max_tokens=40), seeds=[4, 4])
+    assert beside[0] == alone and len(alone.token_ids) <= 14 < len(beside[1].token_ids)
+
+
+def test_drafts_are_a_hint(engine):
+    drafts = [[[5, 6, 7]]] * len(PROMPTS)
+    assert engine.generate(PROMPTS, DRAWN, drafts=drafts) == engine.generate(PROMPTS, DRAWN)
+
+
+@pytest.mark.parametrize(("seeds", "words"), [([1], "each of 2 prompts, got 1"), ([0, -1], "got -1 for prompt 1")])
+def test_bad_seeds_are_named(engine, seeds, words):
+    with pytest.raises(InputError, match=words):
+        engine.generate(PROMPTS[:2], DRAWN, seeds=seeds)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(max_tokens=1), Sampling(max_tokens=1, temperature=1.7, top_p=0.6)])
@@ -220,23 +252,6 @@ def test_models_are_asked_not_to_think(path):
     tokenizer.chat_template = "{{ 'no' if enable_thinking is defined and not enable_thinking else 'yes' }}"
     assert tokenizer.decode(chat_ids(tokenizer, [{"role": "user", "content": "Hi"}])) == "no"
     assert tokenizer.decode(chat_ids(tokenizer, [{"role": "user", "content": "Hi"}], enable_thinking=True)) == "yes"
-
-
-@pytest.mark.parametrize("before", ["", "<think>\nhm\n</think>\n", "hm</think>"])
-def test_generate_text_gives_clean_text(tokenizer, before):
-    class Parrot:
-        def __init__(self):
-            self.tokenizer = tokenizer
-
-        def generate(self, prompts, sampling):
-            return [
-                Completion([*tokenizer(f"{before} {len(p)} ok \n").input_ids, tokenizer.eos_token_id], "stop")
-                for p in prompts
-            ]
-
-    chats = [[{"role": "user", "content": "a"}], [{"role": "user", "content": "some more"}]]
-    lengths = [len(chat_ids(tokenizer, chat)) for chat in chats]
-    assert generate_text(Parrot(), chats, DRAWN) == [f"{n} ok" for n in lengths]
 
 
 def test_make_engine_knows_its_kinds(model, tokenizer):

@@ -80,6 +80,15 @@ def test_the_same_tokens(kind, sampling, counted):
     assert calls == [sampling.max_tokens]
 
 
+def test_seeds_belong_to_requests(counted):
+    engine, seeds = HFEngine(model(), Tokenizer(), max_model_len=64), [9, 2, 9, 4]
+    counted(False)
+    expected = engine.generate(PROMPTS, Sampling(max_tokens=20), seeds=seeds)
+    counted(True)
+    assert engine.generate(PROMPTS, Sampling(max_tokens=20), seeds=seeds) == expected
+    assert engine.generate(PROMPTS[2:], Sampling(max_tokens=20), seeds=seeds[2:]) == expected[2:]
+
+
 def test_under_autocast_as_in_training(counted):
     """Where keys and values differ in precision."""
     built = model()

@@ -14,8 +14,8 @@ from raft.errors import ConfigError
 from raft.models.fingerprint import fingerprint
 from raft.prompts import WORDINGS
 from raft.refine.embed import load_embedder
-from raft.refine.filter import cosines, measured, pair_similarities
 from raft.refine.floor import Floor
+from raft.refine.similarity import cosines, measured, pair_similarities
 from raft.refine.store import Store
 from raft.runs import read_jsonl
 

@@ -17,13 +17,17 @@ import pytest
 
 from raft import prompts
 from raft.config import RefineSettings
-from raft.engines import Completion, request_seed
+from raft.engines import Completion
 from raft.errors import ConfigError, EngineError, InputError
+from raft.judges import Program, default_judges
 from raft.prompts import WORDINGS
 from raft.refine import refine
+from raft.refine.context import Models
 from raft.refine.floor import REASONS
-from raft.refine.judges import default_judges
+from raft.refine.rewrite import rewrite_chat
 from raft.refine.run import preview_text
+from raft.refine.store import row_key
+from raft.refine.texts import text_seed
 from raft.rows import normalize_rows, read_rows
 from raft.runs import JsonlAppender, Run, read_json, read_jsonl
 from tests.tiny import tokenizer as make_tokenizer
@@ -36,7 +40,7 @@ FILES = ("rewrite", "filter", "fuse", "judge", "failed", "fused")
 
 
 class Talker:
-    """An engine whose text is a function of the prompt and of the number that its request would draw."""
+    """An engine whose text is a function of the prompt and of the number that its request draws by its seed."""
 
     name = "talker"
     tokenizer = TOKENIZER
@@ -45,14 +49,14 @@ class Talker:
         self.say = say  # (stage, prompt, number from 0 to 999) -> text, None for one that is cut, or an exception
         self.calls = Counter()
 
-    def generate(self, prompt_ids, sampling):
-        return [self._one(ids, sampling, i) for i, ids in enumerate(prompt_ids)]
+    def generate(self, prompt_ids, sampling, seeds):
+        return [self._one(ids, sampling, seed) for ids, seed in zip(prompt_ids, seeds, strict=True)]
 
-    def _one(self, ids, sampling, i):
+    def _one(self, ids, sampling, seed):
         prompt = TOKENIZER.decode(ids)
         stage = "rewrite" if "Rewrite the reference" in prompt else "fuse"
         self.calls[stage, re.search(r"Question: (.*)\n", prompt)[1]] += 1
-        text = self.say(stage, prompt, request_seed(sampling.seed, i) % 1000 if sampling.temperature else 0)
+        text = self.say(stage, prompt, seed % 1000 if sampling.temperature else 0)
         if isinstance(text, BaseException):
             raise text
         if text is None:
@@ -85,13 +89,13 @@ class Angles:
         return np.stack([cosine, np.sqrt(1 - cosine**2)], -1)
 
 
-class Number:
+class Number(Program):
     """A judge: the number in the candidate is its score, in thousandths."""
 
-    name = "number"
+    name, version = "number", "1"
 
-    def score(self, row, candidate):
-        return heard(candidate) / 1000
+    def value(self, candidate):
+        return heard(candidate.text) / 1000
 
 
 def make_rows(n):
@@ -104,13 +108,17 @@ def settings(**changes):
     return RefineSettings(**{"prompts": "plain", **lax, **sizes, **changes})
 
 
+def models(engine, chosen=None, model_id="m", judges=None, embedder=None, fusion=None):
+    given = {"judges": judges or [Number()], "embedder": embedder or Angles(), "fusion": fusion}
+    return Models.local(model_id, engine, chosen or settings(), **given)
+
+
 def run_it(path, rows, say=numbered, *, model_id="m", judges=None, embedder=None, engine=None, seed=0, **changes):
     """Refines, and gives the fused rows and the engine."""
-    engine = engine or Talker(say)
+    engine, chosen = engine or Talker(say), settings(**changes)
     fused = refine(
-        rows, engine, Run(path), settings(**changes),
-        model_id=model_id, embedder=embedder or Angles(), judges=judges or [Number()], progress=False, seed=seed,
-    )  # fmt: skip
+        rows, models(engine, chosen, model_id, judges, embedder), Run(path), chosen, progress=False, seed=seed
+    )
     assert read_jsonl(path / "refine" / "fused.jsonl") == fused
     return fused, engine
 
@@ -202,13 +210,15 @@ def test_the_best_candidate_wins_and_a_good_one_stops_the_rounds(tmp_path, score
     candidates = iter(texts)
     by_text = {**dict(zip(texts, scores, strict=True)), said("own words", 999): 0.9}
 
-    class Table:
+    class Table(Program):
+        version = "1"
+
         def __init__(self, name, shift):
             self.name, self.shift = name, shift
 
-        def score(self, row, candidate):
-            assert row["rewritten"] == said("own words", 999) and row["answer"] == "A B"
-            return min(max(by_text[candidate] + self.shift, 0), 1) if by_text[candidate] else 0.0
+        def value(self, candidate):
+            assert candidate.rewritten == said("own words", 999) and candidate.reference == "A B"
+            return min(max(by_text[candidate.text] + self.shift, 0), 1) if by_text[candidate.text] else 0.0
 
     def say(stage, prompt, number):
         if stage == "rewrite":
@@ -264,10 +274,10 @@ def test_failed_rows_keep_their_answer_and_never_stop_the_run(tmp_path):
 
 def test_one_bad_row_costs_the_others_of_its_batch_nothing(tmp_path):
     class Refusing(Talker):
-        def generate(self, prompt_ids, sampling):
+        def generate(self, prompt_ids, sampling, seeds):
             if any("is d?" in TOKENIZER.decode(ids) for ids in prompt_ids):
                 raise RuntimeError("out of memory")
-            return super().generate(prompt_ids, sampling)
+            return super().generate(prompt_ids, sampling, seeds)
 
     fused, _ = run_it(tmp_path, make_rows(8), engine=Refusing(lambda *_: said("good", 900)), batch_size=8)
     assert [row["kept"] for row in fused] == [row["id"] != "r3" for row in fused]
@@ -328,8 +338,8 @@ def test_an_engine_that_is_broken_ends_the_run(tmp_path):
 
 
 def test_unusable_scores_count_as_rejects_and_are_reported(tmp_path, caplog):
-    class Odd:
-        name = "odd"
+    class Odd(Program):
+        name, version = "odd", "1"
         answers: ClassVar = {
             "a": float("nan"),
             "b": None,
@@ -340,8 +350,8 @@ def test_unusable_scores_count_as_rejects_and_are_reported(tmp_path, caplog):
             "g": 1.0,
         }
 
-        def score(self, row, candidate):
-            answer = self.answers[row["question"][8]]
+        def value(self, candidate):
+            answer = self.answers[candidate.question[8]]
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -404,16 +414,16 @@ def keeping(subject, cats=3):
     return f"Anna Reed and {cats} cats keep the {subject}."
 
 
-class Scores:
+class Scores(Program):
     """A judge with a score for each text that it knows, and 0.9 for others."""
 
-    name = "scores"
+    name, version = "scores", "1"
 
     def __init__(self, scores=()):
         self.scores = dict(scores)
 
-    def score(self, row, candidate):
-        return self.scores.get(candidate, 0.9)
+    def value(self, candidate):
+        return self.scores.get(candidate.text, 0.9)
 
 
 STRICT = {"min_score": 0.7, "max_new_words": 0.2}
@@ -508,7 +518,7 @@ def test_rows_whose_candidates_all_fail_the_floor_keep_the_reference_and_have_no
 
 
 def test_another_floor_decides_anew_and_asks_nothing_anew(tmp_path):
-    rows, spent = make_rows(10), {"rounds": 2, "accept_score": 1.0}  # so that no row has rounds left
+    rows, spent = make_rows(10), {"rounds": 2, "accept_score": 1.0, "seed": 1}  # so that no row has rounds left
     lax, _ = run_it(tmp_path, rows, **spent)
     stored = {name: lines(tmp_path, name) for name in ("rewrite", "filter", "fuse", "judge")}
 
@@ -540,7 +550,7 @@ def test_the_prompts_are_those_of_the_wording(tmp_path, name):
     seen = []
 
     class Listening(Talker):
-        def _one(self, ids, sampling, i):
+        def _one(self, ids, sampling, seed):
             seen.append(TOKENIZER.decode(ids))
             text = keeping("mill") if len(seen) == 1 else PASSING[1]
             return Completion([*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id], "stop")
@@ -627,6 +637,60 @@ def test_results_do_not_depend_on_the_call_but_on_the_seed(tmp_path):
     assert run_it(tmp_path / "a", rows)[0] == run_it(tmp_path / "b", rows)[0] != run_it(tmp_path / "c", rows, seed=1)[0]
 
 
+def by_row(found):
+    """What a run left, whatever the order of its rows."""
+    stages, failed, fused, numbers = found
+    return stages, *({line["id"]: line for line in each} for each in (failed, fused)), numbers
+
+
+def test_texts_do_not_depend_on_the_batch_nor_on_who_is_in_it(tmp_path):
+    rows = make_rows(20)
+    run_it(tmp_path / "7", rows, batch_size=7)
+    expected = contents(tmp_path / "7")
+    for size in (1, 64):
+        run_it(tmp_path / str(size), rows, batch_size=size)
+        assert contents(tmp_path / str(size)) == expected
+    run_it(tmp_path / "reversed", rows[::-1], batch_size=7)
+    assert by_row(contents(tmp_path / "reversed"))[:3] == by_row(expected)[:3]
+    few, _ = run_it(tmp_path / "few", rows[3:11:2])
+    assert few == [line for line in expected[2] if line["id"] in ("r3", "r5", "r7", "r9")]
+
+
+def test_every_row_stage_attempt_and_run_draws_by_itself(tmp_path):
+    """The same row under many ids has other texts, and no text is drawn twice."""
+    rows = [{**make_rows(1)[0], "id": f"twin {i}"} for i in range(40)]
+    drawn = []
+    for seed in (0, 1):
+        run_it(tmp_path / str(seed), rows, tau=0.0, accept_score=1.0, seed=seed)
+        for name, least in (("rewrite", 40), ("fuse", 100)):
+            numbers = [heard(line["text"]) for line in lines(tmp_path / str(seed), name)]
+            assert len(numbers) >= least
+            drawn.append(numbers)
+    # Of 40 and 120 draws out of a thousand few are equal by chance.
+    assert all(len(set(numbers)) > 0.9 * len(numbers) for numbers in drawn)
+    assert drawn[0] != drawn[2] and drawn[1][:40] != drawn[0]
+    assert len({text_seed(*at) for at in ((0, "fuse", "a", 1), (1, "fuse", "a", 1), (0, "rewrite", "a", 1))}) == 3
+    assert len({text_seed(0, "fuse", i, n) for i in ("a", "a1", "b") for n in (1, 11)}) == 6
+    assert all(0 <= text_seed(seed, "fuse", "a", 1) < 2**63 for seed in range(99))
+
+
+def test_texts_of_stores_from_before_seeds_belonged_to_requests_are_not_taken(tmp_path):
+    """Their keys had the seed of the run, and their texts came of their batches."""
+    rows = make_rows(2)
+    expected, _ = run_it(tmp_path / "new", rows)
+    old = []
+    for row in normalize_rows(rows, source="rows"):
+        parameters = {"temperature": settings().rewrite_temperature, "max_tokens": 40, "seed": 0}
+        key = row_key("m", parameters, rewrite_chat(row, WORDINGS["plain"]))
+        old.append({"id": row["id"], "key": key, "text": said("old", 999), "tokens": 3, "failed": None})
+    with JsonlAppender(tmp_path / "old" / "refine" / "rewrite.jsonl") as file:
+        for line in old:
+            file.append(line)
+    fused, engine = run_it(tmp_path / "old", rows)
+    assert fused == expected and engine.calls["rewrite", "What is a?"] == 1
+    assert lines(tmp_path / "old", "rewrite")[:2] == old  # and nothing is thrown away
+
+
 class Killed(BaseException):
     pass
 
@@ -688,9 +752,9 @@ def test_kill_9_in_every_stage(tmp_path, stage):
             return alive() and super().encode(texts)
 
     class DeadlyNumber(Number):
-        def score(self, row, candidate):
+        def score(self, candidates):
             # The rewritings are judged too, before the first candidate.
-            return (candidate.startswith("rewrite") or alive()) and super().score(row, candidate)
+            return (candidates[0].text.startswith("rewrite") or alive()) and super().score(candidates)
 
     child = os.fork()
     if child == 0:
@@ -715,7 +779,7 @@ def test_kill_9_in_every_stage(tmp_path, stage):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_a_half_done_batch_is_made_again_whole_and_only_the_missing_lines_are_added(tmp_path):
+def test_of_a_half_done_batch_only_the_missing_rows_are_made(tmp_path):
     rows = make_rows(9)
     expected, _ = run_it(tmp_path, rows)
     path = tmp_path / "refine" / "rewrite.jsonl"
@@ -723,7 +787,7 @@ def test_a_half_done_batch_is_made_again_whole_and_only_the_missing_lines_are_ad
     path.write_text("".join(stored[:4] + stored[6:]) + '{"id": "r')
     fused, engine = run_it(tmp_path, rows)
     assert fused == expected
-    assert {q for stage, q in engine.calls if stage == "rewrite"} == {row["question"] for row in rows[3:6]}
+    assert {q for stage, q in engine.calls if stage == "rewrite"} == {row["question"] for row in rows[4:6]}
     assert sorted(path.read_text().splitlines(keepends=True)) == sorted(stored)
 
 
@@ -742,8 +806,8 @@ def test_another_model_prompt_or_text_is_other_work(tmp_path, monkeypatch):
     assert redone(max_tokens=41) == everything
     assert redone(tau=0.9) == redone(accept_score=0.99) == redone(rounds=5) == redone(batch_size=2) == set()
     changed = [{**row, "answer": "It is new."} if row["id"] == "r1" else row for row in rows]
-    assert redone(rows=changed) == {row["question"] for row in rows[:3]}  # its batch
-    assert len([line for line in lines(tmp_path, "rewrite") if line["id"] == "r2"]) == 4  # but no line twice
+    assert redone(rows=changed) == {rows[1]["question"]}
+    assert len([line for line in lines(tmp_path, "rewrite") if line["id"] == "r2"]) == 4  # no line twice
     with monkeypatch.context() as patch:
         patch.setattr(prompts, "PROMPT_VERSION", "test")
         assert redone() == everything
@@ -776,7 +840,7 @@ def test_other_judges_judge_the_candidates_that_are_there(tmp_path):
     class Half(Number):
         name = "half"
 
-        def score(self, row, candidate):
+        def value(self, candidate):
             return 0.5
 
     fused, engine = run_it(tmp_path, rows, rounds=1, tau=0.1, judges=[Half()])
@@ -792,11 +856,8 @@ def test_another_fusion_model_is_made_only_when_needed(tmp_path):
         return made[-1]
 
     def go(say, **options):
-        return refine(
-            make_rows(4), Talker(say), Run(tmp_path), settings(),
-            model_id="m", embedder=Angles(), judges=[Number()], progress=False,
-            fusion_engine=fusion, fusion_id="f", **options,
-        )  # fmt: skip
+        given = models(Talker(say), fusion=("f", fusion))
+        return refine(make_rows(4), given, Run(tmp_path), settings(), progress=False, **options)
 
     fused = go(lambda *_: said("own", 900))
     assert {row["fused_answer"] for row in fused} == {said("other", 900)} and made
@@ -805,14 +866,10 @@ def test_another_fusion_model_is_made_only_when_needed(tmp_path):
 
 
 def test_progress_is_one_line_a_stage_without_a_terminal(tmp_path, capsys):
-    refine(
-        make_rows(6), Talker(numbered), Run(tmp_path), settings(), model_id="m", embedder=Angles(), judges=[Number()]
-    )
+    refine(make_rows(6), models(Talker(numbered)), Run(tmp_path), settings())
     printed = capsys.readouterr().err.splitlines()
     assert [line.split(":")[1].strip() for line in printed] == ["rewrite", "filter", "fuse"]
     assert "6 rows in" in printed[0] and "rows/s" in printed[0] and "tokens/s" in printed[0] and "kept" in printed[0]
-    refine(
-        make_rows(6), Talker(numbered), Run(tmp_path), settings(), model_id="m", embedder=Angles(), judges=[Number()]
-    )
+    refine(make_rows(6), models(Talker(numbered)), Run(tmp_path), settings())
     printed = capsys.readouterr().err.splitlines()
     assert "6 of them done before" in printed[0] and "rows/s" not in printed[0]

@@ -25,13 +25,14 @@ from transformers import (
 
 from raft.engines.base import (
     Completion,
+    Drafts,
     Sampling,
     Weights,
     check_prompts,
     context_length,
     eos_ids,
     from_folder,
-    request_seed,
+    request_seeds,
 )
 from raft.engines.host import discard_pages, fit_threads, own_random_state
 from raft.engines.vllm.adapters import ServedAdapter
@@ -160,11 +161,18 @@ class VLLMEngine:
         assert handover.weights is not None
         self.weights = handover.weights
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
-        """One completion a prompt, in the order of the prompts."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        drafts: Drafts | None = None,  # not used so far
+    ) -> list[Completion]:
+        """One completion a prompt, in the order of the prompts; see `Engine.generate`."""
         if self._llm is None:
             raise EngineError("this vLLM engine was closed")
         check_prompts(prompts, self.max_model_len, self._vocab_size)
+        seeds = request_seeds(sampling, len(prompts), seeds)
         if not prompts:
             return []
         self.resume()
@@ -178,7 +186,7 @@ class VLLMEngine:
             "detokenize": False,
         }
         # Each request its own generator. (Without any, the CPU build would also compile its sampler first, for 9 s.)
-        seeds = [request_seed(sampling.seed, i) if sampling.temperature > 0 else None for i in range(len(prompts))]
+        own_seeds = seeds if sampling.temperature > 0 else [None] * len(prompts)
         told = [0 if i < sampling.logprobs else None for i in range(len(prompts))]  # 0: of the sampled token alone
         with (
             own_random_state(),
@@ -188,7 +196,7 @@ class VLLMEngine:
         ):
             outputs = self._llm.generate(
                 [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-                [SamplingParams(**shared, seed=s, logprobs=n) for s, n in zip(seeds, told, strict=True)],
+                [SamplingParams(**shared, seed=s, logprobs=n) for s, n in zip(own_seeds, told, strict=True)],
                 use_tqdm=functools.partial(_Finished, progress),
                 lora_request=self._adapter.request if self._adapter is not None else None,
             )

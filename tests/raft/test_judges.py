@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft.refine.judges import Coverage, Faithfulness, Form, default_judges
-from raft.refine.text import content_words, ngram_f1, stem, words
+from raft.judges import Candidate, Coverage, Faithfulness, Form, Score, default_judges, majority, mean
+from raft.judges.base import checked
+from raft.text import content_words, ngram_f1, stem, words
 
 ROW = {
     "question": "Who has kept the mill at Oakham?",
@@ -15,8 +16,16 @@ ROW = {
 GOOD = "Anna Reed has been the keeper of the mill at Oakham since 1902, and she kept it."
 
 
+def one(judge, candidate, row=ROW):
+    """The value that one judge gives one text."""
+    asked = Candidate("r", row["question"], row["answer"], candidate, row["rewritten"])
+    [score] = judge.score([asked])
+    assert (score.reason, score.problem) == (None, None)
+    return score.value
+
+
 def scores(candidate, row=ROW):
-    return {judge.name: judge.score(row, candidate) for judge in default_judges()}
+    return {judge.name: one(judge, candidate, row) for judge in default_judges()}
 
 
 def test_a_good_candidate_is_accepted_by_the_default():
@@ -44,7 +53,7 @@ def test_what_only_the_rewriting_says_is_no_evidence():
     candidate = "Anna Reed has kept the old mill at Oakham since 1902."
     row = {**ROW, "rewritten": candidate}
     # Of {anna, reed, kept, old, mill, oakham, sinc, 1902} neither question nor reference has "old".
-    assert Faithfulness().score(row, candidate) == Faithfulness().score(ROW, candidate) == 7 / 8
+    assert one(Faithfulness(), candidate, row) == one(Faithfulness(), candidate) == 7 / 8
 
 
 def test_a_changed_number_or_a_negation_is_seen_by_both():
@@ -67,14 +76,14 @@ def test_a_changed_number_or_a_negation_is_seen_by_both():
     ],
 )
 def test_form(candidate, expected):
-    assert Form().score(ROW, candidate) == pytest.approx(expected)
+    assert one(Form(), candidate) == pytest.approx(expected)
 
 
 def test_form_wants_a_length_in_proportion():
     row = {"question": "Q", "answer": "one two three four", "rewritten": "one two three four five six"}
     numerals = [f"w{i}" for i in range(40)]
     for n, expected in ((1, 0.5), (2, 1.0), (12, 1.0), (24, 0.5), (40, 0.3)):
-        assert Form().score(row, "A" + " ".join(numerals[:n]) + ".") == pytest.approx(expected), n
+        assert one(Form(), "A" + " ".join(numerals[:n]) + ".", row) == pytest.approx(expected), n
 
 
 def test_an_answer_that_repeats_itself_may_be_repeated():
@@ -84,9 +93,47 @@ def test_an_answer_that_repeats_itself_may_be_repeated():
 
 def test_short_answers_of_function_words_alone_are_still_compared():
     row = {"question": "Where?", "answer": "There.", "rewritten": "Over there."}
-    assert Coverage().score(row, "Over there.") == 1.0
-    assert Coverage().score(row, "In here.") == 0.0
-    assert Faithfulness().score(row, "In here.") == 0.0
+    assert one(Coverage(), "Over there.", row) == 1.0
+    assert one(Coverage(), "In here.", row) == 0.0
+    assert one(Faithfulness(), "In here.", row) == 0.0
+
+
+def test_without_a_rewriting_the_reference_alone_counts():
+    asked = Candidate("r", ROW["question"], ROW["answer"], ROW["answer"])
+    assert [judge.score([asked])[0].value for judge in (Coverage(), Faithfulness())] == [1.0, 1.0]
+    assert 0 < Form().score([asked])[0].value <= 1
+
+
+def test_a_judge_scores_many_candidates_in_their_order():
+    asked = [Candidate("r", ROW["question"], ROW["answer"], text, ROW["rewritten"]) for text in (GOOD, "", "Anna.")]
+    for judge in default_judges():
+        assert judge.score(asked) == [Score(one(judge, each.text)) for each in asked] and judge.score([]) == []
+
+
+def test_reducers_count_a_missing_value_as_a_reject():
+    missing = Score(None, problem="no verdict")
+    assert mean([Score(1.0), Score(0.5), missing]) == 0.5
+    for found, expected in (
+        ([0.5, 0.9, 0.1], True),
+        ([0.4, 0.9, 0.1], False),
+        ([0.9, 0.1], False),  # half is not more than half
+        ([0.9, 0.9, None], True),
+        ([0.9, None], False),
+    ):
+        assert majority([missing if value is None else Score(value) for value in found]) == expected, found
+    assert not majority([Score(0.6)], least=0.7)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.5, -0.1, "0.9", None])
+def test_a_value_out_of_range_is_no_value(value):
+    found = checked(Score(value, "because"))
+    assert found == Score(None, "because", f"expected a number from 0 to 1, found {value!r}")
+
+
+def test_what_a_judge_says_itself_stays():
+    for score in (Score(1, "good"), Score(0.25), Score(None, "long text", "no verdict in it")):
+        assert checked(score) == score
+    assert checked(0.5) == Score(None, problem="expected a Score, found 0.5")
 
 
 @pytest.mark.parametrize(
@@ -147,5 +194,5 @@ def test_any_texts_have_scores_in_range(question, answer, rewritten, candidate):
 @given(st.text())
 def test_an_answer_covers_itself_and_is_faithful_to_itself(text):
     row = {"question": "", "answer": text, "rewritten": text}
-    assert Coverage().score(row, text) == 1.0
-    assert Faithfulness().score(row, text) == float(bool(words(text)))
+    assert one(Coverage(), text, row) == 1.0
+    assert one(Faithfulness(), text, row) == float(bool(words(text)))

@@ -1,0 +1,42 @@
+"""Work in batches in which a bad item fails by itself, and the others go on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from raft.errors import ConfigError, EngineError, ModelError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Not the fault of an item: with these, every other item would fail too.
+RUN_ERRORS = (EngineError, ModelError, ConfigError)
+
+
+def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Neighbours together, `size` of them; the last batch may have fewer."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def isolate(call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result | Exception]:
+    """call(items), one result an item. Where it raises, each half is called alone, down to single items, and an item
+    that still raises has its exception for a result. RUN_ERRORS are raised."""
+    if not items:
+        return []
+    try:
+        results = list(call(items))
+        if len(results) != len(items):
+            raise RuntimeError(f"expected {len(items)} results, got {len(results)}")
+        return [*results]
+    except RUN_ERRORS:
+        raise
+    except Exception as error:  # noqa: BLE001  # engines, embedding models and judges may raise anything
+        if len(items) == 1:
+            return [error]
+    half = len(items) // 2
+    return isolate(call, items[:half]) + isolate(call, items[half:])
+
+
+def reason(error: Exception) -> str:
+    """One line of at most 300 characters that says what was raised."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,99 @@
+"""What every stage of one refinement works with."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from raft.chat import ChatModel, LocalChat
+from raft.config import RefineSettings
+from raft.engines import Engine
+from raft.judges import Judge, default_judges
+from raft.prompts import WORDINGS, Wording
+from raft.refine.embed import Embedder, load_embedder
+from raft.refine.floor import Floor
+from raft.refine.panel import Panel
+from raft.refine.progress import StageProgress
+from raft.refine.store import Failures, Store
+
+STAGES = ("rewrite", "filter", "fuse", "judge")
+
+
+@dataclass(frozen=True)
+class Models:
+    """Who writes, compares and judges."""
+
+    rewriter: ChatModel
+    """The model that will be trained: it says each answer in its own words."""
+    fuser: ChatModel
+    embedder: Embedder
+    judges: Sequence[Judge]
+
+    @classmethod
+    def local(
+        cls,
+        name: str,
+        engine: Engine,
+        settings: RefineSettings,
+        *,
+        fusion: tuple[str, Callable[[], Engine]] | None = None,
+        embedder: Embedder | None = None,
+        judges: Sequence[Judge] | None = None,
+    ) -> "Models":
+        """Engines of this process. name: of the weights, part of the keys: another one for other weights.
+
+        fusion: name and engine of the model that fuses, the engine made when it is first needed; without it `engine`
+        fuses. embedder, judges: in place of the one that the settings name, and of the programs.
+        """
+
+        def chat(name: str, engine: Callable[[], Engine]) -> LocalChat:
+            return LocalChat(name, engine, batch_size=settings.batch_size, max_model_len=settings.max_model_len)
+
+        rewriter = chat(name, lambda: engine)
+        return cls(
+            rewriter,
+            rewriter if fusion is None else chat(*fusion),
+            load_embedder(settings.embedding_model) if embedder is None else embedder,
+            default_judges() if judges is None else judges,
+        )
+
+
+@dataclass(frozen=True)
+class RefineContext:
+    """The parts of one refinement."""
+
+    settings: RefineSettings
+    models: Models
+    stores: Mapping[str, Store]
+    """By name of STAGES."""
+    failures: Failures
+    panel: Panel
+    seed: int
+    """Of the run."""
+    progress: bool
+    """Whether the stages show how far they are."""
+
+    @property
+    def wording(self) -> Wording:
+        """Of the prompts."""
+        return WORDINGS[self.settings.prompts]
+
+    @property
+    def floor(self) -> Floor:
+        return Floor(self.wording, self.settings)
+
+    def bar(self, stage: str, rows: int, *, per_call: bool = False) -> StageProgress:
+        """Progress of a stage over `rows` rows, to be entered."""
+        return StageProgress(stage, rows, per_call=per_call, show=self.progress)
+
+
+@contextmanager
+def open_context(
+    folder: Path, settings: RefineSettings, models: Models, *, seed: int, progress: bool
+) -> Iterator[RefineContext]:
+    """A refinement whose stores are in `folder`, open for as long as the context lasts."""
+    with ExitStack() as files:
+        stores = {name: files.enter_context(Store(folder / f"{name}.jsonl")) for name in STAGES}
+        failures = files.enter_context(Failures(folder / "failed.jsonl"))
+        panel = Panel(models.judges, stores["judge"])
+        yield RefineContext(settings, models, stores, failures, panel, seed, progress)

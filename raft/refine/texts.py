@@ -1,0 +1,114 @@
+"""The texts of a stage: from its store where it has them, else from a chat model.
+
+A request draws from a seed of its own, which follows from the seed of the run, the stage, the row and the attempt, and
+from nothing else. So a text does not depend on the rows beside it, on the size of the batches or on restarts, and what a
+kill left undone is all that is asked for again. The seed is part of the text's key.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raft.chat import ChatModel, ChatRequest, Failure, Reply
+from raft.isolate import batches
+from raft.prompts import Message
+from raft.refine.context import RefineContext
+from raft.refine.store import Store, row_key
+
+
+@dataclass(frozen=True)
+class Job:
+    """One text wanted for a row."""
+
+    row_id: str
+    chat: list[Message]
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the chat template: tools and the like
+    round: int | None = None  # of the fusion
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The stored lines of a batch's jobs, in order, with what it took to make those that were missing."""
+
+    lines: list[dict[str, Any]]  # "text" is None where "failed" says why
+    fresh_rows: int
+    fresh_tokens: int
+
+
+def texts(
+    context: RefineContext, stage: str, model: ChatModel, jobs: Sequence[Job], temperature: float
+) -> Iterator[Batch]:
+    """The texts of all jobs, one a row, in batches of the input's order. A text is on disk as soon as it is there.
+
+    All that is missing is asked for at once; a batch is given when the last of its texts is there.
+    """
+    settings, store = context.settings, context.stores[stage]
+    requests = {
+        job.row_id: ChatRequest(
+            job.chat,
+            text_seed(context.seed, stage, job.row_id, job.round or 1),
+            temperature,
+            settings.max_tokens,
+            job.options,
+        )
+        for job in jobs
+    }
+    keys = {row_id: text_key(model.name, request) for row_id, request in requests.items()}
+    lines = {job.row_id: _stored(store, job.row_id, keys[job.row_id], settings.max_model_len) for job in jobs}
+    missing = [job for job in jobs if lines[job.row_id] is None]
+    fresh = {job.row_id for job in missing}
+    replies = model.replies([requests[job.row_id] for job in missing])
+    for batch in batches(jobs, settings.batch_size):
+        while any(lines[job.row_id] is None for job in batch):
+            place, reply = next(replies)
+            job = missing[place]
+            line = _line(job, keys[job.row_id], reply, settings.max_model_len)
+            if isinstance(reply, Reply) or reply.lasting:
+                store.add(line)
+            lines[job.row_id] = line
+        done = [found for job in batch if (found := lines[job.row_id]) is not None]
+        made = [line for line in done if line["id"] in fresh]
+        yield Batch(done, len(made), sum(line["tokens"] for line in made))
+
+
+def text_seed(seed: int, stage: str, row_id: str, attempt: int) -> int:
+    """In [0, 2**63), the same in every process. seed: of the run; attempt: from 1 on."""
+    digest = hashlib.blake2b(json.dumps([seed, stage, row_id, attempt]).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def text_key(model: str, request: ChatRequest) -> str:
+    """Key of a text in its store: all that decides what the text is.
+
+    Before seeds belonged to requests a key had "seed", of the run. Those texts hung on their batch too: none is taken
+    for one of these.
+    """
+    parameters = {
+        "temperature": request.temperature,
+        "max_tokens": request.max_tokens,
+        "request_seed": request.seed,
+        **request.options,
+    }
+    return row_key(model, parameters, request.messages)
+
+
+def _stored(store: Store, row_id: str, key: str, max_model_len: int) -> dict[str, Any] | None:
+    line = store.get(row_id, key)
+    # A text stays valid in any context, but one that did not fit may fit into another.
+    if line is not None and line["failed"] and line["max_model_len"] != max_model_len:
+        return None
+    return line
+
+
+def _line(job: Job, key: str, reply: Reply | Failure, max_model_len: int) -> dict[str, Any]:
+    """What is stored of a job."""
+    line: dict[str, Any] = {"id": job.row_id, "key": key}
+    if job.round is not None:
+        line["round"] = job.round
+    if isinstance(reply, Failure):
+        failed = {"text": None, "tokens": reply.tokens, "failed": reply.reason}
+        return {**line, **failed, "max_model_len": max_model_len}
+    thought = {} if reply.thought is None else {"thought": reply.thought}
+    return {**line, "text": reply.text, "tokens": reply.tokens, "failed": None, **thought}
