@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raft.config import RefineSettings
 from raft.refine.embed import Embedder
 from raft.refine.floor import Floor
 from raft.refine.generate import batches, isolate, reason
@@ -15,6 +14,7 @@ from raft.refine.judges import Panel
 from raft.refine.progress import StageProgress
 from raft.refine.store import Failures, Store, row_key
 from raft.rows import Row
+from raft.settings import RefineSettings
 
 # Embeddings are float32 and depend on their batch's padding in the last digits; a similarity is good to six.
 DIGITS = 6

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raft.config import RefineSettings
 from raft.prompts import Wording
 from raft.refine.facts import (
     amount_words,
@@ -24,6 +23,7 @@ from raft.refine.facts import (
     unmatched,
 )
 from raft.refine.text import content_words, distinct, ngrams, words
+from raft.settings import RefineSettings
 
 # Reason -> what it says of a text, as the report shows it.
 REASONS = {

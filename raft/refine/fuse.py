@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raft.config import RefineSettings
 from raft.engines import Engine, Sampling
 from raft.prompts import WORDINGS, Message, Wording
 from raft.refine.embed import Embedder
@@ -16,6 +15,7 @@ from raft.refine.progress import StageProgress
 from raft.refine.rewrite import in_chat, template_options
 from raft.refine.store import Failures, Store, row_key
 from raft.rows import Row
+from raft.settings import RefineSettings
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from raft.config import RefineSettings
 from raft.engines import Engine
 from raft.errors import InputError
 from raft.prompts import WORDINGS
@@ -20,6 +19,7 @@ from raft.refine.rewrite import rewrite
 from raft.refine.store import Failures, Store, write_lines
 from raft.rows import Row, normalize_rows
 from raft.runs import Run, write_json
+from raft.settings import RefineSettings
 
 log = logging.getLogger(__name__)
 

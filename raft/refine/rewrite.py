@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from raft.config import RefineSettings
 from raft.engines import Engine, Sampling
 from raft.prompts import WORDINGS, Message, Wording
 from raft.refine.generate import Job, Limits, outputs
@@ -11,6 +10,7 @@ from raft.refine.progress import StageProgress
 from raft.refine.store import Failures, Store, row_key
 from raft.rendering import chat_options
 from raft.rows import Row
+from raft.settings import RefineSettings
 
 
 def rewrite(

@@ -6,28 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raft.config import Config, save_config
-from raft.errors import ConfigError, InputError
+from raft.errors import InputError
 from raft.prompts import WORDINGS, Message, Wording
-from raft.rows import Row, read_rows
+from raft.rows import Row
 from raft.runs import Run, read_jsonl
+from raft.settings import Plan, save_config
 
 log = logging.getLogger(__name__)
 
 
-def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0) -> None:
-    """Refines `config.data` with `config.model` into `run.refine_dir`; with `preview` shows that many rows and writes nothing.
+def refine_run(plan: Plan, preview: int = 0) -> None:
+    """Refines the plan's rows into `run.refine_dir`; with `preview` shows that many rows and writes nothing.
 
-    The settings go to config.yaml of the run. `resume` changes nothing here: what is on disk and still fits is always used.
+    The settings go to config.yaml of the run. What an earlier refinement left there and still fits is used.
     """
-    if config.model is None or config.data is None:
-        raise ConfigError(f"refine: expected a model and data, found model {config.model!r} and data {config.data!r}")
+    config, run, rows = plan.config, plan.run, plan.rows
     fusion_model = config.refine.fusion_model
-    if "://" in fusion_model:
-        raise ConfigError(
-            f'refine.fusion_model: expected "local" or the folder or name of a model, found {fusion_model!r}'
-        )
-    rows = read_rows(config.data)
 
     import torch
 
@@ -42,10 +36,10 @@ def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0)
     fusion: dict[str, Any] = {}
     if fusion_model != "local":
         fusion["fusion_id"] = fingerprint(check_model(fusion_model))
-    tokenizer = load_tokenizer(config.model)
-    _check_template(rows, tokenizer, WORDINGS[settings.prompts], config.data)
+    tokenizer = load_tokenizer(plan.model)
+    _check_template(rows, tokenizer, WORDINGS[settings.prompts], plan.data)
     embedder = load_embedder(settings.embedding_model)
-    model = load_model(config.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = load_model(plan.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     engine = make_engine(settings.engine, model, tokenizer, max_model_len=settings.max_model_len)
     engines = [engine]
 
@@ -64,7 +58,7 @@ def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0)
 
     if fusion:
         fusion["fusion_engine"] = fusion_engine
-    common = {"model_id": fingerprint(config.model), "embedder": embedder, "seed": config.seed, **fusion}
+    common = {"model_id": fingerprint(plan.model), "embedder": embedder, "seed": config.seed, **fusion}
     try:
         if preview:
             with tempfile.TemporaryDirectory(prefix="raft-preview-") as folder:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from raft import prompts
-from raft.config import RefineSettings
 from raft.engines import Completion, request_seed
 from raft.errors import ConfigError, EngineError, InputError
 from raft.prompts import WORDINGS
@@ -26,6 +25,7 @@ from raft.refine.judges import default_judges
 from raft.refine.run import preview_text
 from raft.rows import normalize_rows, read_rows
 from raft.runs import JsonlAppender, Run, read_json, read_jsonl
+from raft.settings import RefineSettings
 from tests.tiny import tokenizer as make_tokenizer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tests fork

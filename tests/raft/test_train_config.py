@@ -60,7 +60,7 @@ def test_every_field_of_its_own_has_a_docstring():
     ("settings", "message"),
     [
         ({"method": "dpo"}, r"method: expected one of raft, sft, sdft, on_policy, fapm, found 'dpo'"),
-        ({"target": "best"}, r"target: expected one of None, fused, raw, rewritten, found 'best'"),
+        ({"target": "best"}, r"target: expected one of fused, raw, rewritten or null, found 'best'"),
         ({"top_k": 0}, r"top_k: expected a whole number of at least 1, found 0"),
         ({"top_k": 2.5}, r"top_k: .* found 2.5"),
         ({"temperature": 0.0}, r"temperature: expected a number above 0, found 0.0"),
