@@ -84,15 +84,7 @@ def real(args: argparse.Namespace) -> None:
     seeds = ",".join(map(str, args.seeds))
     command = f"raft real --model {Path(model).name} --data-dir DIR --seeds {seeds}"
     command += (f" --jobs {args.jobs}" if args.jobs > 1 else "") + (" --quick" if args.quick else "")
-    run_real(
-        run,
-        model=model,
-        data_dir=data,
-        seeds=args.seeds,
-        settings=settings,
-        command=command,
-        at_once=args.jobs,
-    )
+    run_real(run, model=model, data_dir=data, seeds=args.seeds, settings=settings, command=command, at_once=args.jobs)
 
 
 def _has_gpu() -> bool:

@@ -16,12 +16,7 @@ from raft.settings.check import check, expected, unknown
 from raft.settings.schema import NAMES, SECTIONS, Config
 
 
-def load_config(
-    path: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    *,
-    section: str | None = None,
-) -> Config:
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *, section: str | None = None) -> Config:
     """Settings from a YAML file (None: the defaults), then `overrides` such as "refine.tau=0.7", the last one winning.
 
     `section` is tried first for names without a dot: within "refine", "tau=0.7" is "refine.tau=0.7".

@@ -218,15 +218,11 @@ class RAFTConfig(TrainingArguments):
                 f"method: expected no fsdp or deepspeed beside {self.method!r}, which ranks the entries of whole "
                 "weights"
             )
-        if method.distills and self.max_length <= self.rollout_max_tokens:
-            raise ConfigError(
-                f"max_length: expected more than rollout_max_tokens={self.rollout_max_tokens}, found {self.max_length}"
-            )
-        if method.distills and self.teacher_length <= self.rollout_max_tokens:
-            raise ConfigError(
-                f"teacher_max_length: expected more than rollout_max_tokens={self.rollout_max_tokens}, found "
-                f"{self.teacher_length}"
-            )
+        for name, length in (("max_length", self.max_length), ("teacher_max_length", self.teacher_length)):
+            if method.distills and length <= self.rollout_max_tokens:
+                raise ConfigError(
+                    f"{name}: expected more than rollout_max_tokens={self.rollout_max_tokens}, found {length}"
+                )
         for name, (needed, why) in _NEEDED.items():
             found = getattr(self, name)
             if found != needed:

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import inspect
 import itertools
+from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
@@ -117,6 +118,13 @@ def test_wrong_settings_end_in_one_line(settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
         RAFTConfig(output_dir="out", use_cpu=True, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_values_that_transformers_takes_are_taken():
+    from transformers.trainer_utils import SaveStrategy
+
+    args = RAFTConfig(output_dir=Path("out"), use_cpu=True, save_strategy=SaveStrategy.NO, learning_rate=1, top_k=1e2)
+    assert (args.save_strategy, args.learning_rate, args.top_k) == (SaveStrategy.NO, 1.0, 100)
 
 
 @pytest.mark.parametrize(
