@@ -1,28 +1,33 @@
-"""raft demo | real | refine | train | eval | report.
+"""raft demo | real | refine | train | eval | report | config.
 
-What can be checked from files alone (settings, rows, the model's folder, the run folder) is checked before torch is
-imported, and torch is imported only inside the commands. Every error that a user can mend is one line on stderr and
-exit code 2.
+Each command reads its settings and rows once and checks them, into a `Plan`, before any work. What can be checked from
+files alone (settings, rows, the model's folder, the run folder) is checked before torch is imported. Every error that a
+user can mend is one line on stderr and exit code 2.
 """
 
 import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import MISSING, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from raft import __version__
-from raft.config import Config, EvalSettings, RefineSettings, check_train, load_config
 from raft.cpu import share_cpu
-from raft.errors import ConfigError, Interrupted, RaftError, RunFolderError
+from raft.errors import ConfigError, Interrupted, ModelError, RaftError, RunFolderError
 from raft.folder import REPORTS, add_to_run, check_run, open_run
 from raft.models import check_model, check_top_k
 from raft.progress import say
 from raft.rows import read_rows
 from raft.runs import Run, stop_on_signals
+from raft.settings.files import load_config
+from raft.settings.plan import Plan
+from raft.settings.schema import SECTIONS, Config, EngineKind
+
+if TYPE_CHECKING:
+    from raft.train.run import TrainingPlan
 
 DEMO_RUN = "runs/out/demo"
 REAL_RUN = "runs/out/real"
@@ -79,15 +84,7 @@ def real(args: argparse.Namespace) -> None:
     seeds = ",".join(map(str, args.seeds))
     command = f"raft real --model {Path(model).name} --data-dir DIR --seeds {seeds}"
     command += (f" --jobs {args.jobs}" if args.jobs > 1 else "") + (" --quick" if args.quick else "")
-    run_real(
-        run,
-        model=model,
-        data_dir=data,
-        seeds=args.seeds,
-        settings=settings,
-        command=command,
-        at_once=args.jobs,
-    )
+    run_real(run, model=model, data_dir=data, seeds=args.seeds, settings=settings, command=command, at_once=args.jobs)
 
 
 def _has_gpu() -> bool:
@@ -98,38 +95,54 @@ def _has_gpu() -> bool:
 
 def refine(args: argparse.Namespace) -> None:
     config = _settings(args, "refine", None if args.overwrite else "config.yaml")
-    path, model, data = _need(config.run, "run"), _need(config.model, "model"), _need(config.data, "data")
-    read_rows(data)
-    check_model(model)
-    if args.preview:
-        run = Run(path)  # a preview only shows, the folder stays as it is
-    else:
+    plan = plan_refinement(config, Run(_need(config.run, "run")))
+    if not args.preview:  # which only shows: the folder stays as it is
         inputs = _inputs_of(config, args)
-        run = open_run(path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
+        open_run(plan.run.path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
     from raft.refine.run import refine_run
 
-    refine_run(config, run, resume=args.resume, preview=args.preview or 0)
+    refine_run(plan, preview=args.preview or 0)
+
+
+def plan_refinement(config: Config, run: Run) -> Plan:
+    model, data = _need(config.model, "model"), _need(config.data, "data")
+    fusion_model = config.refine.fusion_model
+    if "://" in fusion_model:
+        raise ConfigError(
+            f'refine.fusion_model: expected "local" or the folder or name of a model, found {fusion_model!r}'
+        )
+    rows = read_rows(data)
+    check_model(model)
+    return Plan(config, run, model, data, rows)
 
 
 def train(args: argparse.Namespace) -> None:
     config = _settings(args, "train", "config.yaml")
-    path, model = _need(config.run, "run"), _need(config.model, "model")
     if args.method is not None:
         config.train["method"] = args.method
-    refined = Run(path).refine_dir / "fused.jsonl"
-    read_rows(config.data or (refined if refined.exists() else _need(None, "data")))
+    folder = {"resume": args.resume, "overwrite": args.overwrite, "inputs": _inputs_of(config, args)}
+    run = Run(_need(config.run, "run"))
+    check_run(run.path, "train", **folder)
+    plan = plan_training(config, run)
+    open_run(run.path, "train", **folder)
+    from raft.train.run import train as train_run
+
+    train_run(plan, resume=args.resume)
+
+
+def plan_training(config: Config, run: Run) -> "TrainingPlan":
+    model = _need(config.model, "model")
+    refined = run.refine_dir / "fused.jsonl"
+    data = config.data or (str(refined) if refined.exists() else _need(None, "data"))
+    rows = read_rows(data)
     check_model(model)
-    inputs = _inputs_of(config, args)
-    check_run(path, "train", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
+    from raft.train.config import check_train
+    from raft.train.run import TrainingPlan, with_refinement
+
     arguments = check_train(config)
     if arguments.preset.distills:
         check_top_k(model, arguments.top_k)
-    from raft.train.run import check_refined
-    from raft.train.run import train as train_run
-
-    check_refined(Run(path), arguments)
-    run = open_run(path, "train", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
-    train_run(config, run, resume=args.resume)
+    return TrainingPlan(config, run, model, data, with_refinement(rows, data, run, arguments), arguments)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -144,23 +157,30 @@ def evaluate(args: argparse.Namespace) -> None:
     result = run.eval_dir / f"{name}.json"
     if result.exists() and not args.overwrite:
         raise RunFolderError(f"{result}: exists; give --overwrite to replace it or --name NAME to write another")
-    model = args.model or run.model_dir
-    if args.model or run.model_dir.is_dir():  # else `evaluate_run` refuses
-        read_rows(data, need_answer=False)
-        for each in filter(None, (model, args.base)):
-            check_model(each)
-        names = [f"eval/{name}.json", *(("eval/base.json", "eval/weight_distance.json") if args.base else ())]
-        inputs = {"--data": data, "--model": model, **({"--base": args.base} if args.base else {})}
-        add_to_run(run.path, "eval", names, inputs)
+    plan = plan_evaluation(config, run, args.model, data)
+    if args.base:
+        check_model(args.base)
+    names = [f"eval/{name}.json", *(("eval/base.json", "eval/weight_distance.json") if args.base else ())]
+    inputs = {"--data": data, "--model": plan.model, **({"--base": args.base} if args.base else {})}
+    add_to_run(run.path, "eval", names, inputs)
     from raft.evaluate.run import evaluate_run
 
-    evaluate_run(config, run, model=args.model, data_path=data, name=name, base=args.base)
+    evaluate_run(plan, name, base=args.base)
+
+
+def plan_evaluation(config: Config, run: Run, model: str | Path | None, data: str | Path) -> Plan:
+    """model: None is the one that the run trained."""
+    if model is None and not run.model_dir.is_dir():
+        raise ModelError(f"{run.model_dir}: no model in the run folder, expected a trained run or a model to evaluate")
+    rows = read_rows(data, need_answer=False)
+    return Plan(config, run, check_model(model or run.model_dir), str(data), rows)
 
 
 def show_config(args: argparse.Namespace) -> None:
-    from raft.listing import listing
+    from raft.settings.listing import listing
+    from raft.train.config import RAFTConfig
 
-    print(listing(), end="")
+    print(listing(RAFTConfig), end="")
 
 
 def report(args: argparse.Namespace) -> None:
@@ -250,63 +270,42 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
 
     command = _command(commands, "demo", demo, "refine, train and compare on the built-in micro-world")
-    command.add_argument("--run", metavar="DIR", default=DEMO_RUN, help=f"run folder (default: {DEMO_RUN})")
-    command.add_argument(
-        "--seed", metavar="N", type=_seed, default=0, help="seed of the world and of the training (default: 0)"
-    )
-    command.add_argument("--domain", metavar="NAME", help="domain of the micro-world to learn")
-    command.add_argument(
-        "--engine", choices=("auto", "vllm", "hf"), default="auto", help="generation engine (default: auto)"
-    )
+    add = command.add_argument
+    add("--run", metavar="DIR", default=DEMO_RUN, help=f"run folder (default: {DEMO_RUN})")
+    add("--seed", metavar="N", type=_whole(0), default=0, help="seed of the world and of the training (default: 0)")
+    add("--domain", metavar="NAME", help="domain of the micro-world to learn")
+    add("--engine", choices=get_args(EngineKind), default="auto", help="generation engine (default: auto)")
     _continuation(command)
 
     command = _command(commands, "real", real, "compare SFT and RAFT on a real model and MedQuAD")
-    command.add_argument("--run", metavar="DIR", default=REAL_RUN, help=f"run folder (default: {REAL_RUN})")
-    command.add_argument("--model", metavar="M", help="folder of the model (default: RAFT_REAL_MODEL)")
-    command.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: RAFT_DATA_DIR)")
-    command.add_argument(
-        "--seeds", metavar="N,N", type=_seeds, default=[0], help="seeds, one after the other (default: 0)"
-    )
-    command.add_argument(
-        "--jobs",
-        metavar="N",
-        type=_count,
-        default=1,
-        help="stages side by side, each with its own model; on a GPU generated by transformers (default: 1)",
-    )
-    command.add_argument("--quick", action="store_true", help="a few rows: that it runs, in minutes")
+    add = command.add_argument
+    add("--run", metavar="DIR", default=REAL_RUN, help=f"run folder (default: {REAL_RUN})")
+    add("--model", metavar="M", help="folder of the model (default: RAFT_REAL_MODEL)")
+    add("--data-dir", metavar="DIR", help="folder of the data (default: RAFT_DATA_DIR)")
+    add("--seeds", metavar="N,N", type=_seeds, default=[0], help="seeds, one after the other (default: 0)")
+    jobs = "stages side by side, each with its own model; on a GPU generated by transformers (default: 1)"
+    add("--jobs", metavar="N", type=_whole(1), default=1, help=jobs)
+    add("--quick", action="store_true", help="a few rows: that it runs, in minutes")
     _continuation(command)
 
-    command = _command(
-        commands, "refine", refine, "stage 1: rewrite, filter and fuse the answers", RefineSettings, "refine"
-    )
+    command = _command(commands, "refine", refine, "stage 1: rewrite, filter and fuse the answers", "refine")
     _inputs(command)
-    command.add_argument("--preview", metavar="N", type=_count, help="show the refinement of N rows and stop")
+    command.add_argument("--preview", metavar="N", type=_whole(1), help="show the refinement of N rows and stop")
     _continuation(command)
 
     command = _command(commands, "train", train, "stage 2: train with answer-conditioned on-policy distillation")
     command.epilog = "settings (train.key=value): `raft config` lists them with their defaults"
     _inputs(command, data="the rows (default: DIR/refine/fused.jsonl)")
-    command.add_argument(
-        "--method", metavar="NAME", help="raft, sft, sdft, on_policy, fapm or l2sp (short for train.method=NAME)"
-    )
+    command.add_argument("--method", metavar="NAME", help="such as raft or sft (short for train.method=NAME)")
     _continuation(command)
 
-    command = _command(
-        commands, "eval", evaluate, "answer the items of a file and score the answers", EvalSettings, "evaluate"
-    )
-    _inputs(
-        command,
-        model="model to evaluate (default: DIR/model)",
-        data="items with answers or checks (default: DIR/data/test.jsonl)",
-    )
-    command.add_argument(
-        "--name", metavar="NAME", help="writes DIR/eval/NAME.json (default: the method, or the model's name)"
-    )
-    command.add_argument(
-        "--base", metavar="M", help="model to compare with: writes DIR/eval/base.json and the retention"
-    )
-    command.add_argument("--overwrite", action="store_true", help="replace DIR/eval/NAME.json")
+    command = _command(commands, "eval", evaluate, "answer the items of a file and score the answers", "evaluate")
+    add = command.add_argument
+    items = "items with answers or checks (default: DIR/data/test.jsonl)"
+    _inputs(command, model="model to evaluate (default: DIR/model)", data=items)
+    add("--name", metavar="NAME", help="writes DIR/eval/NAME.json (default: the method, or the model's name)")
+    add("--base", metavar="M", help="model to compare with: writes DIR/eval/base.json and the retention")
+    add("--overwrite", action="store_true", help="replace DIR/eval/NAME.json")
 
     command = _command(commands, "merge", merge, "make one model of a base and trained ones, tensor by tensor on disk")
     command.add_argument("rule", metavar="RULE", help="fapm, lines, soup or wise_ft")
@@ -317,34 +316,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the merged model")
     command.add_argument("settings", metavar="key=value", nargs="*", help="options of the rule, such as alpha=0.5")
 
-    command = _command(commands, "config", show_config, "list every setting with its default, as YAML")
+    _command(commands, "config", show_config, "list every setting with its default, as YAML")
 
     command = _command(commands, "report", report, "write report.html and report.md of a run")
     command.add_argument("--run", metavar="DIR", required=True, help="run folder")
-    command.add_argument(
-        "--beside",
-        metavar="DIR",
-        nargs="+",
-        default=[],
-        help="further runs, of other seeds or methods: means, spread and intervals over all of them",
-    )
+    others = "further runs, of other seeds or methods: means, spread and intervals over all of them"
+    command.add_argument("--beside", metavar="DIR", nargs="+", default=[], help=others)
     return parser
 
 
 def _command(
-    commands: Any, name: str, function: Any, summary: str, settings: type | None = None, prefix: str = ""
+    commands: Any, name: str, function: Callable[[argparse.Namespace], None], summary: str, section: str = ""
 ) -> argparse.ArgumentParser:
-    listed = "settings (key=value), with their defaults:\n" + _defaults(settings, prefix) if settings else None
-    command = commands.add_parser(
-        name, help=summary, description=summary, epilog=listed, formatter_class=argparse.RawDescriptionHelpFormatter
+    """section: of the settings that the command's help lists."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    if section:
+        defaults = [f"  {section}.{f.name}={f.default}" for f in fields(SECTIONS[section])]
+        command.epilog = "\n".join(["settings (key=value), with their defaults:", *defaults])
     command.set_defaults(command=function)
     return command
-
-
-def _defaults(settings: type, prefix: str) -> str:
-    defaults = [(f.name, f.default) for f in fields(settings) if f.default is not MISSING]
-    return "\n".join(f"  {prefix}.{name}={default}" for name, default in defaults)
 
 
 def _inputs(
@@ -352,46 +344,35 @@ def _inputs(
     model: str = "instruction model: a folder or a name on the Hub",
     data: str = "the rows",
 ) -> None:
-    command.add_argument("--model", metavar="M", help=model)
-    command.add_argument("--data", metavar="FILE", help=f"{data}, .jsonl or .parquet")
-    command.add_argument("--run", metavar="DIR", help="run folder")
-    command.add_argument(
-        "--config", metavar="FILE", help="YAML with settings (default: DIR/config.yaml where it exists)"
-    )
-    command.add_argument("settings", metavar="key=value", nargs="*", help="settings that win over the file's")
+    add = command.add_argument
+    add("--model", metavar="M", help=model)
+    add("--data", metavar="FILE", help=f"{data}, .jsonl or .parquet")
+    add("--run", metavar="DIR", help="run folder")
+    add("--config", metavar="FILE", help="YAML with settings (default: DIR/config.yaml where it exists)")
+    add("settings", metavar="key=value", nargs="*", help="settings that win over the file's")
 
 
 def _continuation(command: argparse.ArgumentParser) -> None:
     group = command.add_mutually_exclusive_group()
     group.add_argument("--resume", action="store_true", help="go on with the run in DIR")
-    group.add_argument(
-        "--overwrite", action="store_true", help="replace what this command wrote in DIR, and what was made from it"
-    )
+    replaced = "replace what this command wrote in DIR, and what was made from it"
+    group.add_argument("--overwrite", action="store_true", help=replaced)
 
 
-def _seed(text: str) -> int:
-    return _whole(text, 0)
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+        return int(text)
+
+    return parse
 
 
 def _seeds(text: str) -> list[int]:
-    found = [_whole(part, 0) for part in text.split(",")]
+    found = [_whole(0)(part) for part in text.split(",")]
     if len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"expected each seed once, found {text!r}")
     return found
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _whole(text: str, least: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
-    return number
 
 
 def _quiet_libraries() -> None:

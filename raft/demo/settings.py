@@ -4,7 +4,7 @@ of seed 0 (results/microworld_grid.json); every seed uses them, and no test item
 from dataclasses import dataclass
 from pathlib import Path
 
-from raft.config import RefineSettings
+from raft.settings import RefineSettings
 
 BASE_MODEL = Path(__file__).parent / "base"
 DOMAIN = "open_science"

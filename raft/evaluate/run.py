@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raft.config import Config
 from raft.digest import json_digest
 from raft.errors import ConfigError, InputError, ModelError
 from raft.evaluate.kept import kept_result
@@ -17,36 +16,25 @@ from raft.models import check_model, load_tokenizer
 from raft.models.fingerprint import fingerprint
 from raft.rows import Row, read_rows
 from raft.runs import Run, read_json, write_json
+from raft.settings import Config, Plan
 
 log = logging.getLogger(__name__)
 
 
-def evaluate_run(
-    config: Config,
-    run: Run,
-    model: str | Path | None = None,
-    data_path: str | Path | None = None,
-    name: str = "model",
-    *,
-    base: str | Path | None = None,
-) -> dict[str, Any]:
-    """Answer and score the rows of `data_path` (default config.data) with `model` (default the run's own).
+def evaluate_run(plan: Plan, name: str = "model", *, base: str | Path | None = None) -> dict[str, Any]:
+    """Answers and scores the plan's rows with its model.
 
     Writes eval/NAME.json: the result of `evaluate`, and the model, data, settings and seconds behind it. With `base`, a
     model to compare with, the same goes into eval/base.json, the retention into the result, and the distance of both
     models' weights into eval/weight_distance.json; a base that was evaluated before on the same items with the same
     settings is not evaluated again. Prints the table of scores and returns the result.
     """
+    config, run, path, data_path, items = plan.config, plan.run, plan.model, plan.data, plan.rows
     if not re.fullmatch(r"\w[\w.-]*", name) or name == "weight_distance":
         raise ConfigError(f"name: expected letters, digits, '.', '-' or '_', found {name!r}")
     if base is not None and name == "base":
         raise ConfigError("name: 'base' is the name of the base model's own result, choose another")
-    data_path = data_path or config.data
-    if data_path is None:
-        raise ConfigError("data: expected a .jsonl or .parquet file with the rows to evaluate, found none")
-    items = read_rows(data_path, need_answer=False)
-    check_items(items, str(data_path))
-    path = check_model(_own_model(run) if model is None else model)
+    check_items(items, data_path)
     base_path = None if base is None else check_model(base)
 
     if name == "base":
@@ -91,12 +79,6 @@ def score_table(results: dict[str, Any]) -> str:
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     )
-
-
-def _own_model(run: Run) -> Path:
-    if not run.model_dir.is_dir():
-        raise ModelError(f"{run.model_dir}: no model in the run folder, expected a trained run or a model to evaluate")
-    return run.model_dir
 
 
 # What is asked of an item, and how it is scored.

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raft.chat import ChatModel, LocalChat
-from raft.config import RefineSettings
 from raft.engines import Engine
 from raft.judges import Judge, default_judges
 from raft.prompts import WORDINGS, Wording
@@ -15,6 +14,7 @@ from raft.refine.floor import Floor
 from raft.refine.panel import Panel
 from raft.refine.progress import StageProgress
 from raft.refine.store import Failures, Store
+from raft.settings import RefineSettings
 
 STAGES = ("rewrite", "filter", "fuse", "judge")
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raft.config import RefineSettings
 from raft.prompts import Wording
 from raft.refine.facts import (
     amount_words,
@@ -23,6 +22,7 @@ from raft.refine.facts import (
     numbers,
     unmatched,
 )
+from raft.settings import RefineSettings
 from raft.text import content_words, distinct, ngrams, words
 
 # Reason -> what it says of a text, as the report shows it.

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raft.config import RefineSettings
 from raft.errors import InputError
 from raft.judges import check_judges
 from raft.refine.context import Models, open_context
@@ -16,6 +15,7 @@ from raft.refine.rewrite import rewrite
 from raft.refine.store import Failures, write_lines
 from raft.rows import Row, normalize_rows
 from raft.runs import Run, write_json
+from raft.settings import RefineSettings
 
 log = logging.getLogger(__name__)
 

@@ -5,29 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raft.config import Config, RefineSettings, save_config
-from raft.errors import ConfigError, InputError
+from raft.errors import InputError
 from raft.prompts import WORDINGS, Message, Wording
-from raft.rows import Row, read_rows
+from raft.rows import Row
 from raft.runs import Run, read_jsonl
+from raft.settings import Plan, RefineSettings, save_config
 
 if TYPE_CHECKING:
     from raft.engines import Engine
 
 
-def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0) -> None:
-    """Refines `config.data` with `config.model` into `run.refine_dir`; with `preview` shows that many rows and writes nothing.
+def refine_run(plan: Plan, preview: int = 0) -> None:
+    """Refines the plan's rows into `run.refine_dir`; with `preview` shows that many rows and writes nothing.
 
-    The settings go to config.yaml of the run. `resume` changes nothing here: what is on disk and still fits is always used.
+    The settings go to config.yaml of the run. What an earlier refinement left there and still fits is used.
     """
-    if config.model is None or config.data is None:
-        raise ConfigError(f"refine: expected a model and data, found model {config.model!r} and data {config.data!r}")
-    settings = config.refine
-    if "://" in settings.fusion_model:
-        raise ConfigError(
-            f'refine.fusion_model: expected "local" or the folder or name of a model, found {settings.fusion_model!r}'
-        )
-    rows = read_rows(config.data)
+    config, run, rows = plan.config, plan.run, plan.rows
 
     import torch
 
@@ -37,14 +30,15 @@ def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0)
     from raft.refine.embed import load_embedder
     from raft.refine.pipeline import refine
 
+    settings = config.refine
     fusion_id = None if settings.fusion_model == "local" else fingerprint(check_model(settings.fusion_model))
-    tokenizer = load_tokenizer(config.model)
-    _check_template(rows, tokenizer, WORDINGS[settings.prompts], config.data)
+    tokenizer = load_tokenizer(plan.model)
+    _check_template(rows, tokenizer, WORDINGS[settings.prompts], plan.data)
     embedder = load_embedder(settings.embedding_model)
-    model = load_model(config.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = load_model(plan.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     engines = _Engines(settings, model, tokenizer)
     models = Models.local(
-        fingerprint(config.model),
+        fingerprint(plan.model),
         engines.own,
         settings,
         fusion=None if fusion_id is None else (fusion_id, engines.fusion),

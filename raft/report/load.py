@@ -6,11 +6,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from raft.errors import InputError, RunFolderError
 from raft.evaluate.retention import retention
 from raft.runs import Run, read_json, read_jsonl
+from raft.settings.files import read_yaml
 
 # The models that a report compares, in the order of its tables. Others (a plain run's "model") follow by name.
 KNOWN = ("base", "sft", "raft")
@@ -210,10 +209,5 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    value = read_yaml(path) if path.exists() else {}
     return value if isinstance(value, dict) else {}

@@ -5,6 +5,7 @@ Late is after the models are loaded, or in the middle of the training.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,35 +13,36 @@ from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
 from raft.errors import ConfigError
-from raft.train.ranges import number, one_of, whole
+from raft.settings.check import check_fields
+from raft.settings.schema import Count, CountOrZero, Decay, NotNegative, Positive, Seed
 
-_LARGEST_SEED = 2**32 - 1  # numpy's
+_RANGES: dict[str, Any] = {
+    "per_device_eval_batch_size": Count,
+    "gradient_accumulation_steps": Count,
+    "dataloader_num_workers": CountOrZero,
+    "seed": Seed,
+    "data_seed": Seed | None,
+    "adam_epsilon": NotNegative,
+    "adam_beta1": Decay,
+    "adam_beta2": Decay,
+    "max_grad_norm": NotNegative,
+    # The others read lengths off a column of token ids, which rows that the trainer renders itself do not have.
+    "train_sampling_strategy": Literal["random", "sequential"],
+}
 _UNLISTED = ("azure_ml", "flyte")  # reports that transformers does not always name among the installed ones
 _LOW_RANK = ("galore", "apollo")  # optimizers that look for their target modules in the model
 
 
 def check_values(args: TrainingArguments) -> None:
     """Checks the settings as they were given, before transformers derives others from them."""
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        whole(name, getattr(args, name), 1)
-    whole("dataloader_num_workers", args.dataloader_num_workers, 0)
-    whole("seed", args.seed, 0, _LARGEST_SEED)
-    if args.data_seed is not None:
-        whole("data_seed", args.data_seed, 0, _LARGEST_SEED)
+    check_fields(args, _RANGES)
     if args.max_steps == -1:
-        number("num_train_epochs", args.num_train_epochs, low=0.0, open_low=True)
+        check_fields(args, {"num_train_epochs": Positive})
     else:
-        whole("max_steps", args.max_steps, 1)
-    for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm"):
-        number(name, getattr(args, name), low=0.0)
-    for name in ("adam_beta1", "adam_beta2"):
-        number(name, getattr(args, name), low=0.0, high=1.0, open_high=True)
-    for kind in ("logging", "eval", "save"):
-        steps = getattr(args, f"{kind}_steps")
-        if getattr(args, f"{kind}_strategy") == "steps" and steps is not None:
-            number(f"{kind}_steps", steps, low=0.0)
-    # The others read lengths off a column of token ids, which rows that the trainer renders itself do not have.
-    one_of("train_sampling_strategy", args.train_sampling_strategy, ("random", "sequential"))
+        check_fields(args, {"max_steps": Count})
+    for kind in ("eval", "save"):  # logging_steps is a field of RAFTConfig
+        if getattr(args, f"{kind}_strategy") == "steps":
+            check_fields(args, {f"{kind}_steps": NotNegative | None})
 
 
 def check_parts(args: TrainingArguments) -> None:

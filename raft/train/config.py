@@ -1,15 +1,28 @@
 """Settings of the trainer: those of transformers.TrainingArguments, some with other defaults, and RAFT's own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from transformers import TrainingArguments
 
 from raft.errors import ConfigError
 from raft.methods import BLIND_LAMBDA_MAX, Method, Target, TeacherContext, get_method
+from raft.settings.check import check, check_fields, field_hints, unknown
+from raft.settings.schema import (
+    Config,
+    Count,
+    CountOrZero,
+    Decay,
+    EngineKind,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Share,
+)
 from raft.train.arguments import check_parts, check_values
-from raft.train.ranges import number, one_of, whole
 
 
 @dataclass
@@ -37,13 +50,13 @@ class RAFTConfig(TrainingArguments):
     """How the teacher is shown question and answer (`raft.prompts.TEACHER_PROMPTS`): paper as in its App. H, chat in
     words that an instruction model does not repeat."""
 
-    top_k: int = 512
+    top_k: Count = 512
     """K: the teacher's most probable tokens that the distributions are cut to (Eq. 9), at most the vocabulary."""
-    temperature: float = 1.5
+    temperature: Positive = 1.5
     """T of both distributions (Eq. 8)."""
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
     """forward is KL(teacher || student), as in the paper."""
-    jsd_beta: float = 0.5
+    jsd_beta: Annotated[float, Gt(0), Lt(1)] = 0.5
     """Weight of the teacher in the mixture of jsd, between 0 and 1. Not the beta of Eq. 11, which is ema_beta."""
     tail: Literal["renormalize", "bucket"] = "renormalize"
     """What becomes of the mass outside the K tokens: renormalised away (the paper), or kept as one more class."""
@@ -52,69 +65,69 @@ class RAFTConfig(TrainingArguments):
     """Where lambda comes from: ema (Eqs. 11-12, which make the two losses equal), gradient (the same averages of the
     norms of the losses' gradients at the hidden states before the head, `raft.train.balance`), or fixed (fixed_lambda).
     None: fixed if that is given, else ema."""
-    ema_beta: float = 0.9
+    ema_beta: Decay = 0.9
     """beta of the moving averages of both losses (Eq. 11), or of both norms."""
-    ema_eps: float = 1e-8
+    ema_eps: Positive = 1e-8
     """Added to the average of L_KL, or of its norm, before the division (Eq. 12)."""
-    lambda_min: float | None = None
+    lambda_min: NotNegative | None = None
     """Lower bound of lambda, off by default. Eq. 12 lets lambda fall with L_SFT once the answers are memorised."""
-    lambda_max: float | None = None
+    lambda_max: NotNegative | None = None
     """Upper bound of lambda under ema and gradient. None: 10 where the teacher does not see the answer, else none.
     Such a teacher equals the student at the start, L_KL begins at 0, and Eq. 12 divides by it
     (`raft.methods.BLIND_LAMBDA_MAX`)."""
-    fixed_lambda: float | None = None
+    fixed_lambda: NotNegative | None = None
     """A constant lambda instead of Eqs. 11-12. None beside balance fixed: 1, the plain sum of both losses."""
 
-    fapm_sparsity: float = 0.9
+    fapm_sparsity: Share = 0.9
     """Share of each tensor's entries that method fapm puts back to the original weights after training."""
 
-    rollouts_per_prompt: int = 1
+    rollouts_per_prompt: Count = 1
     """Trajectories drawn for each prompt (Eq. 6)."""
-    rollout_max_tokens: int = 512
+    rollout_max_tokens: Count = 512
     """Length of a rollout at most. Longer ones are cut and marked with finish_reason "length"."""
-    rollout_temperature: float = 1.0
+    rollout_temperature: NotNegative = 1.0
     """Sampling temperature of the rollouts."""
-    rollout_top_p: float = 1.0
+    rollout_top_p: PositiveShare = 1.0
     """Nucleus of the rollouts' sampling; 1.0 samples from the student itself."""
     mask_truncated: bool = False
     """Leave rollouts that hit the length limit out of L_KL. The paper is silent; by default they count like others."""
-    steps_per_refresh: int = 1
+    steps_per_refresh: Count = 1
     """Optimizer steps that one call of the rollout engine feeds. 1 is strictly on-policy."""
-    rollout_engine: Literal["auto", "vllm", "hf"] = "auto"
+    rollout_engine: EngineKind = "auto"
     """What generates the rollouts; auto is vLLM where it is installed."""
-    engine_weights: str = "auto"
+    engine_weights: Literal["auto", "shared", "copied"] = "auto"
     """How the engine sees the student's weights: auto, shared or copied (`raft.engines.vllm`)."""
-    max_tokens_per_micro_batch: int | None = None
+    max_tokens_per_micro_batch: Count | None = None
     """Tokens in one forward of training at most, and of the teacher unless one sequence alone is longer. The rows of an
     optimizer step, per_device_train_batch_size * gradient_accumulation_steps of them, are then split by tokens and no
     longer by rows. None: the rows of a micro-batch."""
     teacher_offload: bool = False
     """Keep the teacher in CPU memory. It is on the GPU only to score the rollouts of a refresh, all of them at once."""
-    peak_tflops: float | None = None
+    peak_tflops: Positive | None = None
     """Dense TFLOP/s of one device in the precision of training, for the MFU. None: from a table, by the GPU's name."""
-    vllm_gpu_memory_utilization: float = 0.3
+    vllm_gpu_memory_utilization: PositiveShare = 0.3
     """Share of the GPU for vLLM: the weights, which are the student's own where they are shared, and the KV cache."""
     release_cache: bool = True
     """Free the memory of the engine's KV cache while the model is trained. On a GPU that takes vLLM 0.31 or later."""
 
-    max_length: int = 2048
+    max_length: Count = 2048
     """Tokens of prompt and answer, or prompt and rollout, at most. Longer answers are cut, longer prompts refused."""
-    teacher_max_length: int | None = None
+    teacher_max_length: Count | None = None
     """The same for the teacher, whose prompt holds the answer too: that answer is cut, never the question. None:
     max_length."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the parameters of a model given by its path. bf16 ones (those of a model given as it is too) get
     fp32 master weights in the optimizer, take half the memory, and let a bf16 engine share them."""
-    log_rollouts: int = 8
+    log_rollouts: Annotated[int, Ge(-1)] = 8
     """Rollouts written to rollouts.jsonl, per optimizer step; -1 writes all."""
-    log_gradient_parts: int = 0
+    log_gradient_parts: CountOrZero = 0
     """Every so many optimizer steps the norms of the gradients of L_SFT and lambda * L_KL at the hidden states before
     the head are logged, as gradient_sft and gradient_kl. 0: never. Under balance gradient they always are."""
 
-    per_device_train_batch_size: int = 16
-    learning_rate: float = 5e-6
-    weight_decay: float = 0.01
-    logging_steps: float = 1
+    per_device_train_batch_size: Count = 16
+    learning_rate: NotNegative = 5e-6
+    weight_decay: NotNegative = 0.01
+    logging_steps: NotNegative = 1
     save_strategy: str = "epoch"
     save_total_limit: int | None = 2
     remove_unused_columns: bool | None = False
@@ -184,44 +197,16 @@ class RAFTConfig(TrainingArguments):
             )
 
     def _check_raft(self) -> None:
+        check_fields(self, {name: hint for name, hint in field_hints(RAFTConfig).items() if name in _OWN})
         method = get_method(self.method)
         method.check_options(self.method_options or {})
-        one_of("target", self.target, (None, "fused", "raw", "rewritten"))
-        one_of("assistant_turns", self.assistant_turns, ("last", "all"))
-        one_of("teacher_context", self.teacher_context, (None, "answer", "none"))
-        one_of("balance", self.balance, ("ema", "gradient", "fixed"))
-        one_of("divergence", self.divergence, ("forward", "reverse", "jsd"))
-        one_of("tail", self.tail, ("renormalize", "bucket"))
-        one_of("param_dtype", self.param_dtype, ("float32", "bfloat16"))
-        one_of("rollout_engine", self.rollout_engine, ("auto", "vllm", "hf"))
-        one_of("engine_weights", self.engine_weights, ("auto", "shared", "copied"))
         if self.rollout_engine == "hf" and self.engine_weights != "auto":
             raise ConfigError(
                 "engine_weights: expected auto beside rollout_engine='hf', which is the model itself, found "
                 f"{self.engine_weights!r}"
             )
-        for name in ("top_k", "rollouts_per_prompt", "rollout_max_tokens", "steps_per_refresh", "max_length"):
-            whole(name, getattr(self, name), 1)
-        for name in ("teacher_max_length", "max_tokens_per_micro_batch"):
-            if getattr(self, name) is not None:
-                whole(name, getattr(self, name), 1)
-        number("vllm_gpu_memory_utilization", self.vllm_gpu_memory_utilization, low=0.0, high=1.0, open_low=True)
-        if self.peak_tflops is not None:
-            number("peak_tflops", self.peak_tflops, low=0.0, open_low=True)
         if self.deepspeed:
             self.check_deepspeed()
-        whole("log_rollouts", self.log_rollouts, -1)
-        whole("log_gradient_parts", self.log_gradient_parts, 0)
-        number("temperature", self.temperature, low=0.0, open_low=True)
-        number("jsd_beta", self.jsd_beta, low=0.0, high=1.0, open_low=True, open_high=True)
-        number("fapm_sparsity", self.fapm_sparsity, low=0.0, high=1.0)
-        number("ema_beta", self.ema_beta, low=0.0, high=1.0, open_high=True)
-        number("ema_eps", self.ema_eps, low=0.0, open_low=True)
-        number("rollout_temperature", self.rollout_temperature, low=0.0)
-        number("rollout_top_p", self.rollout_top_p, low=0.0, high=1.0, open_low=True)
-        for name in ("lambda_min", "lambda_max", "fixed_lambda"):
-            if getattr(self, name) is not None:
-                number(name, getattr(self, name), low=0.0)
         if self.balance != "fixed" and self.fixed_lambda is not None:
             raise ConfigError(f"fixed_lambda: expected none beside balance={self.balance}, found {self.fixed_lambda}")
         if self.fixed_lambda is not None and (self.lambda_min is not None or self.lambda_max is not None):
@@ -231,25 +216,52 @@ class RAFTConfig(TrainingArguments):
         bound = self.lambda_bound
         if self.lambda_min is not None and bound is not None and self.lambda_min > bound:
             raise ConfigError(f"lambda_min: expected at most lambda_max={bound}, found {self.lambda_min}")
-        if method.distills and self.max_length <= self.rollout_max_tokens:
+        for name, length in (("max_length", self.max_length), ("teacher_max_length", self.teacher_length)):
+            if method.distills and length <= self.rollout_max_tokens:
+                raise ConfigError(
+                    f"{name}: expected more than rollout_max_tokens={self.rollout_max_tokens}, found {length}"
+                )
+        for name, (needed, why) in _NEEDED.items():
+            found = getattr(self, name)
+            if found != needed:
+                raise ConfigError(f"{name}: expected {str(needed).lower()}, found {found}: {why}")
+
+
+_OWN = RAFTConfig.__annotations__
+_NEEDED: dict[str, tuple[Any, str]] = {
+    "remove_unused_columns": (False, "the trainer renders the rows itself"),
+    "auto_find_batch_size": (False, "a restarted step would count twice in the balance of the losses"),
+    "torch_compile": (False, "every step packs another number of tokens"),
+    "label_smoothing_factor": (0, "L_SFT is the plain cross-entropy"),
+}
+
+
+def check_train_keys(train: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings below `train`, with names, types and ranges checked."""
+    hints = field_hints(RAFTConfig)
+    if "hub_token" in train:
+        raise ConfigError(
+            "train.hub_token: a secret does not belong into settings that are written to disk, set HF_TOKEN instead"
+        )
+    for name in train:
+        if name not in hints:
+            raise ConfigError(unknown(f"train.{name}", [f"train.{known}" for known in sorted(hints)]))
+    return {name: check(hints[name], value, f"train.{name}") for name, value in train.items()}
+
+
+def check_train(config: Config) -> RAFTConfig:
+    """The RAFTConfig of these settings; whatever it or `raft train` refuses is a one-line `ConfigError`."""
+    given = {"seed": config.seed, "output_dir": config.run, **check_train_keys(config.train)}
+    try:
+        arguments = RAFTConfig(**given)
+    except ConfigError as error:
+        raise ConfigError(f"train.{error}") from error
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"train: {' '.join(str(error).split())}") from error
+    for name, without in (("eval_strategy", "no"), ("eval_on_start", False)):
+        if getattr(arguments, name) != without:
             raise ConfigError(
-                f"max_length: expected more than rollout_max_tokens={self.rollout_max_tokens}, found {self.max_length}"
+                f"train.{name}: expected {str(without).lower()}, `raft train` has no rows to evaluate on (RAFTTrainer "
+                f"takes them as eval_dataset), found {config.train[name]!r}"
             )
-        if method.distills and self.teacher_length <= self.rollout_max_tokens:
-            raise ConfigError(
-                f"teacher_max_length: expected more than rollout_max_tokens={self.rollout_max_tokens}, found "
-                f"{self.teacher_length}"
-            )
-        if self.remove_unused_columns:
-            raise ConfigError("remove_unused_columns: expected false, the trainer renders the rows itself")
-        if self.auto_find_batch_size:
-            raise ConfigError(
-                "auto_find_batch_size: expected false, a restarted step would count twice in the balance of the losses"
-            )
-        if self.torch_compile:
-            raise ConfigError("torch_compile: expected false, every step packs another number of tokens")
-        if self.label_smoothing_factor:
-            raise ConfigError(
-                f"label_smoothing_factor: expected 0, found {self.label_smoothing_factor}: L_SFT is the plain "
-                "cross-entropy"
-            )
+    return arguments

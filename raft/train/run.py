@@ -3,15 +3,15 @@
 import logging
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raft.config import Config, check_train, load_config, save_config
-from raft.errors import ConfigError, InputError, RunFolderError
+from raft.errors import InputError, RunFolderError
 from raft.models import load_tokenizer
-from raft.rows import Row, read_rows
+from raft.rows import Row
 from raft.runs import Run, read_jsonl
+from raft.settings import Config, Plan, load_config, save_config
 from raft.train.checkpoint import last_checkpoint
 from raft.train.config import RAFTConfig
 from raft.train.interrupt import StopAtStepEnd
@@ -21,30 +21,35 @@ from raft.train.trainer import RAFTTrainer
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, run: Run, resume: bool = False) -> None:
-    """Trains as `config` says: checkpoints and records go to train/ of the run, the model to model/.
+@dataclass(frozen=True)
+class TrainingPlan(Plan):
+    """A `Plan` whose rows have what refinement made of them."""
+
+    arguments: RAFTConfig
+
+
+def train(plan: TrainingPlan, resume: bool = False) -> None:
+    """Trains as planned: checkpoints and records go to train/ of the run, the model to model/.
 
     The settings go to config.yaml once they are known to fit model and data. resume: from the last whole checkpoint,
     with the settings that the training was started with (`raft.train.started`), or from the start if a kill came before
     the first one.
     """
-    if config.model is None:
-        raise ConfigError("model: expected the instruction model to train, found none")
-    args: RAFTConfig = check_train(config)
+    config, run, rows = plan.config, plan.run, plan.rows
+    args = plan.arguments
     args.output_dir = str(run.train_dir)
-    rows = training_rows(config, run, args)
     checkpoint = last_checkpoint(run.train_dir) if resume else None
     if checkpoint is not None:
         check_started(run, config, rows)
     try:
         trainer = RAFTTrainer(
-            model=config.model,
+            model=plan.model,
             args=args,
             train_dataset=rows,
-            processing_class=load_tokenizer(config.model),
+            processing_class=load_tokenizer(plan.model),
         )
     except InputError as error:  # of a row, which is known by its id alone there
-        raise InputError(f"{config.data or run.refine_dir / 'fused.jsonl'}, {error}") from error
+        raise InputError(f"{plan.data}, {error}") from error
     if trainer.is_world_process_zero():
         if checkpoint is None:
             write_started(run, config, rows)
@@ -74,19 +79,16 @@ def check_refined(run: Run, args: RAFTConfig) -> None:
         )
 
 
-def training_rows(config: Config, run: Run, args: RAFTConfig) -> list[Row]:
-    """The rows of `data`, with what the run's refinement made of each; without `data`, the refined rows themselves."""
+def with_refinement(rows: list[Row], data: str, run: Run, args: RAFTConfig) -> list[Row]:
+    """The rows of the file `data`, with what the run's refinement made of each where the training reads that."""
     check_refined(run, args)
     refined = run.refine_dir / "fused.jsonl"
-    if config.data is None and not refined.exists():
-        raise ConfigError(f"data: expected the rows to train on, found none, and no {refined}")
-    rows = read_rows(config.data if config.data is not None else refined)
     if args.answer_target != "raw" and refined.exists():
         made = {line["id"]: line for line in read_jsonl(refined)}
         for row in rows:
             line = made.get(row["id"])
             if line is None or (line["question"], line["answer"]) != (row["question"], row["answer"]):
-                raise InputError(f"{refined}: has no line for row {row['id']} of {config.data}; refine that file first")
+                raise InputError(f"{refined}: has no line for row {row['id']} of {data}; refine that file first")
             fields = {name: line.get(name) for name in ("fused_answer", "rewritten", "kept")}
             known: Any = {name: value for name, value in fields.items() if value is not None}
             row.update(known)

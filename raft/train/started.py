@@ -10,13 +10,13 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from raft.config import Config, check_train_keys, load_config
 from raft.digest import json_digest
 from raft.errors import RunFolderError
 from raft.models.fingerprint import fingerprint
 from raft.rows import Row
 from raft.runs import Run, read_json, write_json
-from raft.train.config import RAFTConfig
+from raft.settings import Config, load_config
+from raft.train.config import RAFTConfig, check_train_keys
 
 _FREE_KINDS = ("log_", "logging_", "save_", "hub_", "trackio_", "gradient_checkpointing")
 _FREE = (

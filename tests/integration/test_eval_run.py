@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from raft.cli import main
-from raft.config import Config, EvalSettings
+from raft.cli import main, plan_evaluation
 from raft.engines import HFEngine, Sampling
 from raft.errors import ConfigError, InputError, ModelError
 from raft.evaluate import evaluate, weight_distance
 from raft.evaluate.checks import score
 from raft.evaluate.run import evaluate_run
 from raft.runs import Run
+from raft.settings import Config, EvalSettings
 from tests import tiny
 
 ITEMS = [
@@ -89,7 +89,7 @@ def test_another_suite_field(engine):
 
 def test_evaluate_run_writes_scores_retention_and_distance(models, data, tmp_path, capsys):
     run = Run(tmp_path / "run")
-    result = evaluate_run(config(seed=1), run, models["other"], data, "other", base=models["base"])
+    result = evaluate_run(plan_evaluation(config(seed=1), run, models["other"], data), "other", base=models["base"])
     written = json.loads((run.eval_dir / "other.json").read_text())
     base = json.loads((run.eval_dir / "base.json").read_text())
     assert written == result
@@ -106,38 +106,38 @@ def test_evaluate_run_writes_scores_retention_and_distance(models, data, tmp_pat
 def test_bad_input_fails_before_a_model_is_loaded(models, data, tmp_path):
     run = Run(tmp_path / "run")
     with pytest.raises(ModelError, match="no model in the run folder"):
-        evaluate_run(config(), run, None, data)
+        evaluate_run(plan_evaluation(config(), run, None, data))
     with pytest.raises(ConfigError, match="name: expected letters"):
-        evaluate_run(config(), run, models["base"], data, "../out")
+        evaluate_run(plan_evaluation(config(), run, models["base"], data), "../out")
     with pytest.raises(ConfigError, match="'base' is the name"):
-        evaluate_run(config(), run, models["other"], data, "base", base=models["base"])
+        evaluate_run(plan_evaluation(config(), run, models["other"], data), "base", base=models["base"])
     data.write_text(json.dumps({"id": "x", "question": "q", "check": {"kind": "shout"}}) + "\n")
     with pytest.raises(InputError, match=r"items\.jsonl, item 'x', field \"check\": unknown kind 'shout'"):
-        evaluate_run(config(), run, models["base"], data)
+        evaluate_run(plan_evaluation(config(), run, models["base"], data))
     data.write_text(json.dumps({"id": "x", "question": "q"}) + "\n")
     with pytest.raises(InputError, match=r"item 'x', field \"answer\""):
-        evaluate_run(config(), run, models["base"], data)
+        evaluate_run(plan_evaluation(config(), run, models["base"], data))
     data.write_text(json.dumps({"id": "long", "question": "q " * 400, "answer": "a"}) + "\n")
     with pytest.raises(InputError, match=r"item 'long': .* tokens"):
-        evaluate_run(config(), run, models["base"], data)
+        evaluate_run(plan_evaluation(config(), run, models["base"], data))
     assert not run.path.exists()
 
 
 def test_a_base_is_evaluated_once_for_the_same_items_and_settings(models, data, tmp_path, caplog):
     run = Run(tmp_path / "run")
-    evaluate_run(config(seed=1), run, models["other"], data, "one", base=models["base"])
+    evaluate_run(plan_evaluation(config(seed=1), run, models["other"], data), "one", base=models["base"])
     file = run.eval_dir / "base.json"
     before = json.loads(file.read_text())
     file.write_text(json.dumps({**before, "marked": True}))
     with caplog.at_level("INFO", "raft"):
-        result = evaluate_run(config(seed=1), run, models["other"], data, "two", base=models["base"])
+        result = evaluate_run(plan_evaluation(config(seed=1), run, models["other"], data), "two", base=models["base"])
     assert json.loads(file.read_text())["marked"] and "evaluated before" in caplog.text
     assert result["retention"] == json.loads((run.eval_dir / "one.json").read_text())["retention"]
-    evaluate_run(config(seed=2), run, models["other"], data, "three", base=models["base"])
+    evaluate_run(plan_evaluation(config(seed=2), run, models["other"], data), "three", base=models["base"])
     assert "marked" not in json.loads(file.read_text())
     file.write_text(json.dumps({**before, "marked": True}))
     data.write_text("".join(json.dumps(item) + "\n" for item in ITEMS[:3]))
-    evaluate_run(config(seed=1), run, models["other"], data, "four", base=models["base"])
+    evaluate_run(plan_evaluation(config(seed=1), run, models["other"], data), "four", base=models["base"])
     assert "marked" not in json.loads(file.read_text())
 
 
@@ -145,16 +145,16 @@ def test_items_of_the_training_rows_are_named(models, data, tmp_path, caplog):
     rows = tmp_path / "train.jsonl"
     rows.write_text(json.dumps({"question": ITEMS[1]["question"], "answer": "kl"}) + "\n")
     run = Run(tmp_path / "run")
-    result = evaluate_run(config(data=str(rows)), run, models["other"], data, "tuned")
+    result = evaluate_run(plan_evaluation(config(data=str(rows)), run, models["other"], data), "tuned")
     assert result["trained_items"] == ["d2"] and "1 of 4 items ask what the training rows ask" in caplog.text
-    assert "trained_items" not in evaluate_run(config(), run, models["other"], data, "again")
+    assert "trained_items" not in evaluate_run(plan_evaluation(config(), run, models["other"], data), "again")
 
 
 def test_base_is_the_model_that_the_run_starts_from(models, data, tmp_path):
     run = Run(tmp_path / "run")
     with pytest.raises(ConfigError, match="name: 'base' is the name of the model that the run starts from"):
-        evaluate_run(config(model=str(models["base"])), run, models["other"], data, "base")
-    assert evaluate_run(config(model=str(models["base"])), run, models["base"], data, "base")["n"]
+        evaluate_run(plan_evaluation(config(model=str(models["base"])), run, models["other"], data), "base")
+    assert evaluate_run(plan_evaluation(config(model=str(models["base"])), run, models["base"], data), "base")["n"]
 
 
 def test_command_line_eval_then_report(models, data, tmp_path, capsys):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from raft.config import Config, RefineSettings
+from raft.cli import plan_refinement
 from raft.engines import HFEngine
 from raft.errors import ConfigError
 from raft.models import load_model, load_tokenizer
@@ -26,6 +26,7 @@ from raft.refine.similarity import pair_similarities
 from raft.rendering import chat_ids
 from raft.rows import read_rows
 from raft.runs import Run, read_json, read_jsonl
+from raft.settings import Config, RefineSettings
 from tests.tiny import build
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,7 @@ def model_path(tmp_path_factory, data):
 def whole(tmp_path_factory, model_path, data):
     """An uninterrupted run of `raft refine`."""
     run = Run(tmp_path_factory.mktemp("whole"))
-    refine_run(config(model_path, data), run)
+    refine_run(plan_refinement(config(model_path, data), run))
     return run
 
 
@@ -192,10 +193,12 @@ def append(self, value):
         os.kill(os.getpid(), signal.SIGKILL)
     whole(self, value)
 JsonlAppender.append = append
-from raft.config import Config, RefineSettings
+from raft.cli import plan_refinement
+from raft.settings import Config, RefineSettings
 from raft.refine.run import refine_run
 settings = RefineSettings(**{SETTINGS!r})
-refine_run(Config(model={str(model_path)!r}, data={str(data)!r}, seed=3, refine=settings), Run({str(tmp_path)!r}))
+config = Config(model={str(model_path)!r}, data={str(data)!r}, seed=3, refine=settings)
+refine_run(plan_refinement(config, Run({str(tmp_path)!r})))
 """
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -213,7 +216,7 @@ refine_run(Config(model={str(model_path)!r}, data={str(data)!r}, seed=3, refine=
     ]
     assert len(torn) == 1
     before = {name: read_jsonl(run.refine_dir / f"{name}.jsonl") for name in STAGES}
-    refine_run(config(model_path, data), run, resume=True)
+    refine_run(plan_refinement(config(model_path, data), run))
     for name in STAGES:
         found = read_jsonl(run.refine_dir / f"{name}.jsonl")
         assert found[: len(before[name])] == before[name]
@@ -223,7 +226,7 @@ refine_run(Config(model={str(model_path)!r}, data={str(data)!r}, seed=3, refine=
 
 
 def test_preview_shows_prompts_and_outputs_and_writes_nothing(model_path, data, tmp_path, capsys):
-    refine_run(config(model_path, data), Run(tmp_path / "run"), preview=3)
+    refine_run(plan_refinement(config(model_path, data), Run(tmp_path / "run")), preview=3)
     shown = capsys.readouterr().out
     assert shown.count("=== row ") == 3 and shown.count("--- rewrite, prompt") == 3
     first = read_rows(data)[0]
@@ -235,12 +238,12 @@ def test_preview_shows_prompts_and_outputs_and_writes_nothing(model_path, data, 
 
 def test_another_model_fuses(model_path, data, tmp_path, capsys):
     other = build("qwen3", tmp_path / "other", seed=1)
-    refine_run(config(model_path, data, rounds=1, fusion_model=str(other)), Run(tmp_path / "run"))
+    refine_run(plan_refinement(config(model_path, data, rounds=1, fusion_model=str(other)), Run(tmp_path / "run")))
     assert "refined 8 rows" in capsys.readouterr().out
     fuse_lines = tmp_path / "run" / "refine" / "fuse.jsonl"
     first = {line["key"] for line in read_jsonl(fuse_lines)}
     assert len(first) == 5
-    refine_run(config(model_path, data, rounds=1), Run(tmp_path / "run"), resume=True)
+    refine_run(plan_refinement(config(model_path, data, rounds=1), Run(tmp_path / "run")))
     assert len({line["key"] for line in read_jsonl(fuse_lines)} - first) == 5
 
 
@@ -249,7 +252,7 @@ def test_another_model_fuses(model_path, data, tmp_path, capsys):
 )
 def test_settings_that_cannot_work_are_refused(model_path, data, tmp_path, changes, words):
     with pytest.raises(ConfigError, match=words):
-        refine_run(config(model_path, data, **changes), Run(tmp_path))
+        refine_run(plan_refinement(config(model_path, data, **changes), Run(tmp_path)))
 
 
 VARIANTS = ("Anna Reed keeps the {}.", "Anna Reed is keeping the {}.", "The keeper of the {} is Anna Reed.")

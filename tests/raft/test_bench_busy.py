@@ -8,7 +8,8 @@ import pytest
 
 from bench import busy
 from raft import cli
-from raft.config import check_train, load_config
+from raft.settings import load_config
+from raft.train.config import check_train
 
 RECORD = {
     "task": "demo",

@@ -75,19 +75,35 @@ def test_an_error_of_the_real_process(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+HEAVY = ("torch", "transformers", "datasets", "vllm", "sentence_transformers")
+
+
+def without_importing(modules: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess:
+    """`raft` with these arguments; fails if it imported one of the modules."""
+    code = (
+        "import sys; from raft.cli import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        f"imported = set({modules!r}) & set(sys.modules); assert not imported, imported; sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+
+
 def test_bad_input_is_refused_without_importing_torch(data, broken, tmp_path):
     (broken / "tokenizer.json").unlink()
-    code = (
-        "import sys; from raft.cli import main; code = main(sys.argv[1:]); "
-        "heavy = {'torch', 'transformers', 'vllm', 'sentence_transformers'} & set(sys.modules); "
-        "assert not heavy, heavy; sys.exit(code)"
-    )
     for command in ("refine", "train"):
-        arguments = [command, "--model", broken, "--data", data, "--run", tmp_path / "run"]
-        shown = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)], check=False, capture_output=True, text=True, cwd=ROOT
-        )
+        shown = without_importing(HEAVY, command, "--model", broken, "--data", data, "--run", tmp_path / "run")
         assert shown.returncode == 2 and "has no tokenizer" in shown.stderr, shown.stderr
+
+
+def test_what_checks_no_setting_does_not_import_pydantic_either(tmp_path):
+    assert without_importing((*HEAVY, "pydantic"), "refine", "--help").returncode == 0
+    for arguments in (["--modle", "x"], ["--model", "m", "--data", tmp_path / "none.jsonl", "--run", tmp_path / "run"]):
+        shown = without_importing((*HEAVY, "pydantic"), "refine", *arguments)
+        assert shown.returncode == 2 and shown.stderr.startswith("raft: error: "), shown.stderr
+    shown = without_importing(HEAVY, "refine", "tau=2", "--run", tmp_path / "run")
+    assert shown.returncode == 2 and "refine.tau: expected a number from 0 to 1, found 2" in shown.stderr
 
 
 @pytest.mark.parametrize(

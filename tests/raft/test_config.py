@@ -1,25 +1,26 @@
-"""Settings: YAML and key=value in, one checked tree out; whatever is wrong names the place and the nearest known name."""
+"""Settings: YAML and key=value in, one checked tree out; an error names the place and the nearest known name."""
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
-from raft.config import (
+from raft.errors import ConfigError
+from raft.prompts import TEACHER_PROMPTS, WORDINGS
+from raft.settings import (
     Config,
     EvalSettings,
-    PromptWording,
     RefineSettings,
-    check_train,
-    check_train_keys,
     load_config,
     save_config,
 )
-from raft.errors import ConfigError
-from raft.prompts import TEACHER_PROMPTS, WORDINGS
+from raft.settings.check import check, field_hints
+from raft.settings.schema import PromptWording
+from raft.train.config import RAFTConfig, check_train, check_train_keys
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -108,6 +109,96 @@ def test_saved_settings_read_back_the_same(tmp_path_factory, train):
 
 
 @pytest.mark.parametrize(
+    "value", ["no", "on", "y", "1:30", "2026-11-20", "5e-6", "0o7", "~", "=", "<<", "", 5e-6, 1e20]
+)
+def test_readers_of_yaml_1_1_read_the_same(tmp_path, value):
+    save_config(Config(train={"x": value}), tmp_path / "c.yaml")
+    reader = YAML(typ="safe", pure=True)
+    reader.version = (1, 1)
+    assert reader.load(tmp_path / "c.yaml")["train"] == {"x": value}
+
+
+# What save_config of commit e272999 wrote, and that of the commit before this file's settings moved to raft.settings.
+FIRST = """\
+model: Qwen/Qwen3-0.6B
+data: data/2026.jsonl
+seed: 3
+run: runs/law
+refine:
+  embedding_model: minilm
+  tau: 0.75
+  rounds: 2
+  accept_score: 0.8
+  rewrite_temperature: 0.7
+  fuse_temperature: 0.7
+  max_tokens: 512
+  batch_size: 64
+  engine: auto
+  fusion_model: local
+  max_model_len: 2048
+train:
+  method: raft
+  learning_rate: 5.0e-06
+  num_train_epochs: 3
+  save_strategy: 'no'
+  report_to: []
+  lr_scheduler_type: cosine_with_min_lr
+  lr_scheduler_kwargs:
+    min_lr: 1.0e-07
+  release_cache: true
+  run_name: '2026-11-20'
+  bf16: true
+  lambda_max: null
+  optim_target_modules:
+  - q_proj
+  - 'on'
+evaluate:
+  batch_size: 64
+  max_tokens: 64
+  engine: auto
+  temperature: 0.0
+  max_model_len: 2048
+"""
+LATER = FIRST.replace(
+    "  rounds: 2\n", "  min_score: 0.8\n  max_new_words: 0.0\n  max_lost_words: 0.0\n  prompts: chat\n  rounds: 2\n"
+)
+
+
+@pytest.mark.parametrize("text", [FIRST, LATER])
+def test_settings_of_earlier_versions_load(tmp_path, text):
+    config = load_config(yaml(tmp_path, text))
+    assert (config.model, config.data, config.seed, config.run) == ("Qwen/Qwen3-0.6B", "data/2026.jsonl", 3, "runs/law")
+    same = {"tau": 0.75, "rounds": 2, "rewrite_temperature": 0.7, "fuse_temperature": 0.7}
+    assert config.refine == RefineSettings(**same) and config.evaluate == EvalSettings(max_tokens=64)
+    assert check_train_keys(config.train) == {
+        "method": "raft",
+        "learning_rate": 5e-6,
+        "num_train_epochs": 3.0,
+        "save_strategy": "no",
+        "report_to": [],
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": 1e-7},
+        "release_cache": True,
+        "run_name": "2026-11-20",
+        "bf16": True,
+        "lambda_max": None,
+        "optim_target_modules": ["q_proj", "on"],
+    }
+
+
+def test_a_null_that_commit_e272999_took_is_refused_in_one_line(tmp_path):
+    config = load_config(yaml(tmp_path, FIRST.replace("release_cache: true", "release_cache: null")))
+    assert error_of(check_train, config) == "train.release_cache: expected true or false, found None"
+
+
+@pytest.mark.parametrize("settings", [RefineSettings, EvalSettings, RAFTConfig])
+def test_defaults_are_such_as_may_be_given(settings):
+    for f in fields(settings):
+        if f.init and f.default is not MISSING and f.name in settings.__annotations__:
+            assert check(field_hints(settings)[f.name], f.default, f.name) == f.default
+
+
+@pytest.mark.parametrize(
     ("setting", "parts"),
     [
         ("refine.tau=1.5", ["refine.tau", "from 0 to 1", "1.5"]),
@@ -160,6 +251,7 @@ def test_a_bad_override_is_named(setting, parts):
         ("- model\n", ["line 1", "`name: value`"]),
         ("model\n", ["line 1", "`name: value`"]),
         ("refine: 3\n", ["line 1", "refine", "a mapping of settings", "3"]),
+        ("train:\n  x: {a: 1, a: 2}\n", ["line 2", "not valid YAML", 'duplicate key "a"']),
         ("seed: *x\n", ["not valid YAML"]),
         ("seed: !!python/object:os.system {}\n", ["line 1", "not valid YAML"]),
     ],

@@ -3,13 +3,14 @@
 from dataclasses import asdict, fields
 
 import pytest
-import yaml
 from transformers import TrainingArguments
 
 from raft.cli import main
-from raft.config import SECTIONS, Config, check_train, load_config
-from raft.listing import listing
-from raft.train.config import RAFTConfig
+from raft.settings import Config, load_config
+from raft.settings.files import read_yaml
+from raft.settings.listing import listing
+from raft.settings.schema import SECTIONS
+from raft.train.config import RAFTConfig, check_train
 
 TOLD_BY_TRANSFORMERS = (
     *("per_device_train_batch_size", "learning_rate", "weight_decay", "logging_steps"),
@@ -19,11 +20,12 @@ TOLD_BY_TRANSFORMERS = (
 
 @pytest.fixture(scope="module")
 def text():
-    return listing()
+    return listing(RAFTConfig)
 
 
-def test_every_setting_is_listed_with_its_default(text):
-    found = yaml.safe_load(text)
+def test_every_setting_is_listed_with_its_default(text, tmp_path):
+    (tmp_path / "all.yaml").write_text(text)
+    found = read_yaml(tmp_path / "all.yaml")
     plain = asdict(Config())
     for name in SECTIONS:
         assert found[name] == plain[name]

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from raft.config import RefineSettings
 from raft.errors import ConfigError
 from raft.models.fingerprint import fingerprint
 from raft.prompts import WORDINGS
@@ -18,6 +17,7 @@ from raft.refine.floor import Floor
 from raft.refine.similarity import cosines, measured, pair_similarities
 from raft.refine.store import Store
 from raft.runs import read_jsonl
+from raft.settings import RefineSettings
 
 # Zero or of a size whose square is a number: an embedding is no 1e-200.
 coordinates = st.one_of(st.just(0.0), st.floats(1e-3, 1e3), st.floats(-1e3, -1e-3))

@@ -2,10 +2,10 @@
 
 import pytest
 
-from raft.config import RefineSettings
 from raft.prompts import WORDINGS
 from raft.refine.facts import Number, asserted, hedges, in_order, missing_numbers, names, negations, numbers, unmatched
 from raft.refine.floor import REASONS, Floor
+from raft.settings import RefineSettings
 
 FLOOR = Floor(WORDINGS["chat"], RefineSettings(tau=0.8, min_score=0.7, max_new_words=0.2, max_lost_words=0.2))
 QUESTION = "How should the lamp oil be kept?"

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from raft import prompts
-from raft.config import RefineSettings
 from raft.engines import Completion
 from raft.errors import ConfigError, EngineError, InputError
 from raft.judges import Program, default_judges
@@ -30,6 +29,7 @@ from raft.refine.store import row_key
 from raft.refine.texts import text_seed
 from raft.rows import normalize_rows, read_rows
 from raft.runs import JsonlAppender, Run, read_json, read_jsonl
+from raft.settings import RefineSettings
 from tests.tiny import tokenizer as make_tokenizer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tests fork

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import inspect
 import itertools
+from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
@@ -60,7 +61,7 @@ def test_every_field_of_its_own_has_a_docstring():
     ("settings", "message"),
     [
         ({"method": "dpo"}, r"method: expected one of fapm, l2sp, on_policy, raft, sdft, sft, found 'dpo'"),
-        ({"target": "best"}, r"target: expected one of None, fused, raw, rewritten, found 'best'"),
+        ({"target": "best"}, r"target: expected one of fused, raw, rewritten or null, found 'best'"),
         ({"top_k": 0}, r"top_k: expected a whole number of at least 1, found 0"),
         ({"top_k": 2.5}, r"top_k: .* found 2.5"),
         ({"temperature": 0.0}, r"temperature: expected a number above 0, found 0.0"),
@@ -117,6 +118,13 @@ def test_wrong_settings_end_in_one_line(settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
         RAFTConfig(output_dir="out", use_cpu=True, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_values_that_transformers_takes_are_taken():
+    from transformers.trainer_utils import SaveStrategy
+
+    args = RAFTConfig(output_dir=Path("out"), use_cpu=True, save_strategy=SaveStrategy.NO, learning_rate=1, top_k=1e2)
+    assert (args.save_strategy, args.learning_rate, args.top_k) == (SaveStrategy.NO, 1.0, 100)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from raft.config import Config, check_train, load_config
+from raft.cli import plan_training
 from raft.errors import ConfigError
 from raft.merging.fapm import kept_entries
 from raft.methods import METHODS, fapm
 from raft.runs import Run
+from raft.settings import Config, load_config
+from raft.train.config import check_train
 from raft.train.run import train
 from raft.train.trainer import RAFTTrainer
 from tests.golden.training import Recorder, checkpoint, config, lines, load, rows, trainer
@@ -318,14 +320,14 @@ def run_of(folder, **settings):
 
 def test_a_run_of_fapm_saves_the_pruned_model_and_does_so_again_after_a_kill_before_the_save(tmp_path):
     config, run = run_of(tmp_path / "run", save_strategy="epoch", fapm_sparsity=0.5)
-    train(config, run)
+    train(plan_training(config, run))
     start = load()[0].state_dict()
     saved = load_file(run.model_dir / "model.safetensors")
     for name, tensor in saved.items():
         assert 0 < int((tensor != start[name]).sum()) <= tensor.numel() // 2, name
     (run.model_dir / "model.safetensors").unlink()
     run.model_dir.rename(Path(tmp_path / "lost"))
-    train(config, run, resume=True)
+    train(plan_training(config, run), resume=True)
     again = load_file(run.model_dir / "model.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in saved.items())
 
@@ -487,14 +489,14 @@ def test_balance_is_moving_averages_or_a_constant(tmp_path, overrides, expected)
             ["balance=fixed", "lambda_max=2"],
             "train.fixed_lambda: expected no lambda_min or lambda_max beside it, found",
         ),
-        (["balance=fixed", "fixed_lambda=-1"], "train.fixed_lambda: expected a number of at least 0, found -1.0"),
+        (["balance=fixed", "fixed_lambda=-1"], "train.fixed_lambda: expected a number of at least 0 or null, found -1"),
         (["teacher_context=none", "lambda_min=20"], "train.lambda_min: expected at most lambda_max=10.0, found 20.0"),
-        (["fapm_sparsity=1.5"], "train.fapm_sparsity: expected a number of at least 0 and at most 1, found 1.5"),
-        (["fapm_sparsity=90%"], "train.fapm_sparsity: expected a number, found '90%'"),
-        (["jsd_beta=1"], "train.jsd_beta: expected a number above 0 and below 1, found 1.0"),
+        (["fapm_sparsity=1.5"], "train.fapm_sparsity: expected a number from 0 to 1, found 1.5"),
+        (["fapm_sparsity=90%"], "train.fapm_sparsity: expected a number from 0 to 1, found '90%'"),
+        (["jsd_beta=1"], "train.jsd_beta: expected a number above 0 and below 1, found 1"),
         (["tail=drop"], "train.tail: expected one of renormalize, bucket, found 'drop'"),
         (["divergence=kl"], "train.divergence: expected one of forward, reverse, jsd, found 'kl'"),
-        (["top_k=half"], "train.top_k: expected a whole number, found 'half'"),
+        (["top_k=half"], "train.top_k: expected a whole number of at least 1, found 'half'"),
         (["teacher_contex=none"], "unknown setting 'train.teacher_contex', did you mean 'train.teacher_context'?"),
     ],
 )

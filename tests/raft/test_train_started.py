@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from raft.cli import plan_training
 from raft.errors import RunFolderError
 from raft.runs import Run, read_json
-from raft.train.run import train, training_rows
+from raft.train.run import train
 from raft.train.started import check_started, write_started
 from raft.train.targets import targets
 from tests.golden.training import config, lines, rows
-from tests.raft.test_train_validation import refined, run_config
+from tests.raft.test_train_validation import refined, run_config, training_rows
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_another_model_is_refused_at_resume(tmp_path, settings, started):
 
 
 def test_of_an_earlier_version_s_training_config_yaml_is_compared(tmp_path, settings, started):
-    from raft.config import save_config
+    from raft.settings import save_config
 
     run, found = started
     (run.train_dir / "started.json").unlink()
@@ -91,21 +92,21 @@ def test_of_an_earlier_version_s_training_config_yaml_is_compared(tmp_path, sett
 
 def test_a_refused_resume_leaves_the_run_as_it_was_and_more_steps_go_on(tmp_path, settings):
     run = Run(tmp_path / "run")
-    train(settings, run)
+    train(plan_training(settings, run))
     before = run.config_path.read_text(), lines(run.train_dir / "metrics.jsonl")
     with pytest.raises(RunFolderError, match="train.method was 'raft'"):
-        train(changed(settings, method="sft"), run, resume=True)
+        train(plan_training(changed(settings, method="sft"), run), resume=True)
     assert before == (run.config_path.read_text(), lines(run.train_dir / "metrics.jsonl"))
-    train(changed(settings, max_steps=3), run, resume=True)
+    train(plan_training(changed(settings, max_steps=3), run), resume=True)
     assert [line["step"] for line in lines(run.train_dir / "metrics.jsonl")] == [1, 2, 3]
     assert read_json(run.train_dir / "started.json")["settings"]["max_steps"] == 2  # the least that may be asked for
-    train(settings, run, resume=True)  # done already
+    train(plan_training(settings, run), resume=True)  # done already
 
 
 def test_a_refused_training_leaves_no_settings_for_the_next_one(tmp_path, settings):
     run = Run(tmp_path / "run")
     with pytest.raises(Exception, match="max_length"):
-        train(changed(settings, max_length=12), run)
+        train(plan_training(changed(settings, max_length=12), run))
     assert not run.config_path.exists() and not (run.train_dir / "started.json").exists()
 
 
@@ -141,5 +142,5 @@ def test_a_training_says_how_many_rows_were_kept(tmp_path, settings, capsys):
     made = [json.loads(line) for line in (run.refine_dir / "fused.jsonl").read_text().splitlines()]
     made[0] |= {"kept": False, "fused_answer": made[0]["answer"]}
     (run.refine_dir / "fused.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
-    train(changed(settings, max_steps=1), run)
+    train(plan_training(changed(settings, max_steps=1), run))
     assert "3 of 4 rows kept a fused one, 1 fall back to the reference" in capsys.readouterr().err

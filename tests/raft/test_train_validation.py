@@ -7,11 +7,13 @@ import signal
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from raft.config import Config
+from raft.cli import plan_training
 from raft.errors import ConfigError, InputError, Interrupted
+from raft.rows import read_rows
 from raft.runs import Run
+from raft.settings import Config
 from raft.train.interrupt import StopAtStepEnd
-from raft.train.run import train, training_rows
+from raft.train.run import train, with_refinement
 from raft.train.validation import ValidationCallback
 from tests.golden.training import checkpoint, config, exact, lines, rows, trainer
 
@@ -108,6 +110,12 @@ def run_config(tmp_path, **settings):
     return Config(model=str(checkpoint()), data=str(data), seed=3, run=str(tmp_path / "run"), train=chosen)
 
 
+def training_rows(settings, run, args):
+    """As `raft train` reads them."""
+    data = settings.data or str(run.refine_dir / "fused.jsonl")
+    return with_refinement(read_rows(data), data, run, args)
+
+
 def refined(run):
     run.refine_dir.mkdir(parents=True)
     with open(run.refine_dir / "fused.jsonl", "w") as file:
@@ -123,14 +131,14 @@ def test_raft_train_fills_the_run_folder(tmp_path, method):
     run = Run(tmp_path / "run")
     refined(run)
     settings = run_config(tmp_path, method=method)
-    train(settings, run)
+    train(plan_training(settings, run))
     assert len(lines(run.train_dir / "metrics.jsonl")) == 2
     AutoModelForCausalLM.from_pretrained(run.model_dir), AutoTokenizer.from_pretrained(run.model_dir)
     assert not (run.model_dir / "training_args.bin").exists()
     if method == "raft":
         assert "fused r" in lines(run.train_dir / "rollouts.jsonl")[0]["teacher_prompt"]
     before = exact(run.train_dir / "metrics.jsonl")
-    train(settings, run, resume=True)  # it was done already
+    train(plan_training(settings, run), resume=True)  # it was done already
     assert exact(run.train_dir / "metrics.jsonl") == before
 
 
@@ -146,8 +154,8 @@ def test_rows_meet_what_refinement_made_of_them(tmp_path):
     assert "fused_answer" not in training_rows(settings, run, config(tmp_path, method="sft"))[0]
     settings.data = None
     assert training_rows(settings, run, config(tmp_path))[0]["fused_answer"] == "fused r0"
-    with pytest.raises(ConfigError, match="data: expected the rows to train on"):
-        training_rows(settings, Run(tmp_path / "other"), config(tmp_path))
+    with pytest.raises(ConfigError, match="no data given: add --data"):
+        plan_training(settings, Run(tmp_path / "other"))
     more = tmp_path / "more.jsonl"
     more.write_text(json.dumps({"id": "new", "question": "q", "answer": "a"}) + "\n")
     settings.data = str(more)
@@ -156,5 +164,5 @@ def test_rows_meet_what_refinement_made_of_them(tmp_path):
 
 
 def test_no_model_no_training(tmp_path):
-    with pytest.raises(ConfigError, match="model: expected the instruction model"):
-        train(Config(), Run(tmp_path))
+    with pytest.raises(ConfigError, match="no model given: add --model"):
+        plan_training(Config(), Run(tmp_path))

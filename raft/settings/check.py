@@ -1,0 +1,107 @@
+"""The one check of settings: a value against the annotation of its field, such as Annotated[int, Ge(1)].
+
+pydantic does the checking. It takes a fifth of a second to import, so it is imported at the first check.
+"""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, fields
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from raft.errors import ConfigError
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "null",
+}
+
+
+_NO_DEFAULT = object()
+
+
+def check(hint: Any, value: Any, name: str) -> Any:
+    """`value` as `hint` wants it: 1 as 1.0 for a float, 1e3 as 1000 for an int, nothing else is converted.
+
+    ConfigError otherwise: the name, what was expected, what was found.
+    """
+    from pydantic import ValidationError
+
+    whole = isinstance(value, float) and value.is_integer()
+    for candidate in (value, int(value)) if whole else (value,):
+        try:
+            return _adapter(hint).validate_python(candidate)
+        except ValidationError:
+            pass
+    raise ConfigError(f"{name}: expected {expected(hint)}, found {value!r}")
+
+
+def check_fields(settings: Any, hints: Mapping[str, Any], prefix: str = "") -> None:
+    """Checks attributes in place, each by its annotation in `hints`; errors name them with `prefix`.
+
+    Defaults of the class are not checked again, so that settings without a change need no pydantic.
+    """
+    for name, hint in hints.items():
+        value = getattr(settings, name)
+        if value is not getattr(type(settings), name, _NO_DEFAULT):
+            setattr(settings, name, check(hint, value, prefix + name))
+
+
+@cache
+def field_hints(settings: type) -> Mapping[str, Any]:
+    """Name -> annotation, with its range, of each field of a dataclass that can be given."""
+    hints = get_type_hints(settings, include_extras=True)
+    return {f.name: hints[f.name] for f in fields(settings) if f.init}
+
+
+def expected(hint: Any) -> str:
+    """What a value may be, in words: "a number from 0 to 1 or null"."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return expected(inner[0]) + _range(inner[1:])
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(expected, inner)))
+    kind = origin or hint
+    return _WORDS.get(kind, f"a {kind.__name__}")
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The refusal of an unknown setting, with the nearest known one: the same last part, or a similar name."""
+    known = list(known)
+    last = {k: k.rpartition(".")[2] for k in known}
+    own = name.rpartition(".")[2]
+    nearest = [k for k in known if last[k] == own] or difflib.get_close_matches(name, known, 1, 0.5)
+    if not nearest:
+        close = difflib.get_close_matches(own, last.values(), 1, 0.6)
+        nearest = [k for k in known if last[k] in close]
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known[:20])}"
+    return f"unknown setting {name!r}, {hint}"
+
+
+@cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    return TypeAdapter(hint, config=strict)
+
+
+def _range(limits: tuple[Any, ...]) -> str:
+    match limits:
+        case (Ge(low), Le(high)):
+            return f" from {low} to {high}"
+        case (limit, *others):
+            words = {Ge: "of at least", Gt: "above", Le: "at most", Lt: "below"}
+            (bound,) = astuple(limit)
+            return f" {words[type(limit)]} {bound}{' and' * bool(others)}{_range(tuple(others))}"
+    return ""
