@@ -78,7 +78,7 @@ def real(args: argparse.Namespace) -> None:
     inputs = {"--model": model, "--data-dir": data}
     settings = QUICK if args.quick else RealSettings()
     if args.jobs > 1 and _has_gpu():
-        # Each vLLM would want its share of the one GPU, and the fourth would find none.
+        # Each stage would start a vLLM engine of its own, and one GPU has no room for several.
         settings = replace(settings, engine="hf")
     run = open_run(args.run, "real", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
     seeds = ",".join(map(str, args.seeds))
@@ -211,7 +211,7 @@ def _settings(args: argparse.Namespace, section: str, own: str | None, files: bo
 
 
 def _inputs_of(config: Config, args: argparse.Namespace) -> dict[str, str]:
-    """The files and folders that refinement and training read, by setting. What names none does no harm."""
+    """The files and folders that refinement and training read, by setting. A value that names none does no harm."""
     inputs = {
         "--config": args.config,
         "--model": config.model,
@@ -235,7 +235,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes positionals in one place only; key=value may stand anywhere between the options."""
+    """The arguments, with key=value anywhere between the options; argparse takes positionals in one place only."""
     args, rest = _parser().parse_known_args(argv)
     unknown = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "settings")]
     if unknown:
@@ -277,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "train", train, "stage 2: train with answer-conditioned on-policy distillation")
     command.epilog = "settings (train.key=value): `raft config` lists them with their defaults"
     _inputs(command, data="the rows (default: DIR/refine/fused.jsonl)")
-    command.add_argument("--method", metavar="NAME", help="such as raft or sft (short for train.method=NAME)")
+    command.add_argument("--method", metavar="NAME", help="method, such as raft or sft (short for train.method=NAME)")
     _continuation(command)
 
     command = _command(commands, "eval", evaluate, "answer the items of a file and score the answers", "evaluate")
