@@ -94,11 +94,10 @@ def _has_gpu() -> bool:
 
 
 def refine(args: argparse.Namespace) -> None:
-    config = _settings(args, "refine", None if args.overwrite else "config.yaml")
-    plan = plan_refinement(config, Run(_need(config.run, "run")))
-    if not args.preview:  # which only shows: the folder stays as it is
-        inputs = _inputs_of(config, args)
-        open_run(plan.run.path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
+    config, run = _settings(args, "refine", None if args.overwrite else "config.yaml")
+    plan = plan_refinement(config, run)
+    if not args.preview:  # a preview leaves the folder as it is
+        open_run(run.path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=_inputs_of(config, args))
     from raft.refine.run import refine_run
 
     refine_run(plan, preview=args.preview or 0)
@@ -117,11 +116,10 @@ def plan_refinement(config: Config, run: Run) -> Plan:
 
 
 def train(args: argparse.Namespace) -> None:
-    config = _settings(args, "train", "config.yaml")
+    config, run = _settings(args, "train", "config.yaml")
     if args.method is not None:
         config.train["method"] = args.method
     folder = {"resume": args.resume, "overwrite": args.overwrite, "inputs": _inputs_of(config, args)}
-    run = Run(_need(config.run, "run"))
     check_run(run.path, "train", **folder)
     plan = plan_training(config, run)
     open_run(run.path, "train", **folder)
@@ -146,8 +144,7 @@ def plan_training(config: Config, run: Run) -> "TrainingPlan":
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    config = _settings(args, "evaluate", "config.yaml", files=False)
-    run = Run(_need(config.run, "run"))
+    config, run = _settings(args, "evaluate", "config.yaml", files=False)
     if run.path.is_file():
         raise RunFolderError(f"{run.path}: expected a run folder, found a file")
     data = args.data or str(run.path / "data" / "test.jsonl")
@@ -195,8 +192,8 @@ def report(args: argparse.Namespace) -> None:
     print(write_report(path, args.beside))
 
 
-def _settings(args: argparse.Namespace, section: str, own: str | None, files: bool = True) -> Config:
-    """The settings of a command: --config or else the file `own` of the run, then key=value, then the options.
+def _settings(args: argparse.Namespace, section: str, own: str | None, files: bool = True) -> tuple[Config, Run]:
+    """The settings and the run of a command: --config or else the run's file `own`, then key=value, then the options.
 
     `files` False: --model and --data name something else than the run's own model and data.
     """
@@ -207,7 +204,7 @@ def _settings(args: argparse.Namespace, section: str, own: str | None, files: bo
     if files:
         config.model = args.model or config.model
         config.data = args.data or config.data
-    return config
+    return config, Run(_need(config.run, "run"))
 
 
 def _inputs_of(config: Config, args: argparse.Namespace) -> dict[str, str]:
