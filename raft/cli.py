@@ -78,7 +78,7 @@ def real(args: argparse.Namespace) -> None:
     inputs = {"--model": model, "--data-dir": data}
     settings = QUICK if args.quick else RealSettings()
     if args.jobs > 1 and _has_gpu():
-        # Each vLLM would want its share of the one GPU, and the fourth would find none.
+        # Each stage would start a vLLM engine of its own, and one GPU has no room for several.
         settings = replace(settings, engine="hf")
     run = open_run(args.run, "real", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
     seeds = ",".join(map(str, args.seeds))
@@ -94,11 +94,10 @@ def _has_gpu() -> bool:
 
 
 def refine(args: argparse.Namespace) -> None:
-    config = _settings(args, "refine", None if args.overwrite else "config.yaml")
-    plan = plan_refinement(config, Run(_need(config.run, "run")))
-    if not args.preview:  # which only shows: the folder stays as it is
-        inputs = _inputs_of(config, args)
-        open_run(plan.run.path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
+    config, run = _settings(args, "refine", None if args.overwrite else "config.yaml")
+    plan = plan_refinement(config, run)
+    if not args.preview:  # a preview leaves the folder as it is
+        open_run(run.path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=_inputs_of(config, args))
     from raft.refine.run import refine_run
 
     refine_run(plan, preview=args.preview or 0)
@@ -117,11 +116,10 @@ def plan_refinement(config: Config, run: Run) -> Plan:
 
 
 def train(args: argparse.Namespace) -> None:
-    config = _settings(args, "train", "config.yaml")
+    config, run = _settings(args, "train", "config.yaml")
     if args.method is not None:
         config.train["method"] = args.method
     folder = {"resume": args.resume, "overwrite": args.overwrite, "inputs": _inputs_of(config, args)}
-    run = Run(_need(config.run, "run"))
     check_run(run.path, "train", **folder)
     plan = plan_training(config, run)
     open_run(run.path, "train", **folder)
@@ -146,8 +144,7 @@ def plan_training(config: Config, run: Run) -> "TrainingPlan":
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    config = _settings(args, "evaluate", "config.yaml", files=False)
-    run = Run(_need(config.run, "run"))
+    config, run = _settings(args, "evaluate", "config.yaml", files=False)
     if run.path.is_file():
         raise RunFolderError(f"{run.path}: expected a run folder, found a file")
     data = args.data or str(run.path / "data" / "test.jsonl")
@@ -214,8 +211,8 @@ def _option(text: str) -> tuple[str, float]:
     raise ConfigError(f"merge: expected option=number, found {text!r}")
 
 
-def _settings(args: argparse.Namespace, section: str, own: str | None, files: bool = True) -> Config:
-    """The settings of a command: --config or else the file `own` of the run, then key=value, then the options.
+def _settings(args: argparse.Namespace, section: str, own: str | None, files: bool = True) -> tuple[Config, Run]:
+    """The settings and the run of a command: --config or else the run's file `own`, then key=value, then the options.
 
     `files` False: --model and --data name something else than the run's own model and data.
     """
@@ -226,11 +223,11 @@ def _settings(args: argparse.Namespace, section: str, own: str | None, files: bo
     if files:
         config.model = args.model or config.model
         config.data = args.data or config.data
-    return config
+    return config, Run(_need(config.run, "run"))
 
 
 def _inputs_of(config: Config, args: argparse.Namespace) -> dict[str, str]:
-    """The files and folders that refinement and training read, by setting. What names none does no harm."""
+    """The files and folders that refinement and training read, by setting. A value that names none does no harm."""
     inputs = {
         "--config": args.config,
         "--model": config.model,
@@ -254,7 +251,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes positionals in one place only; key=value may stand anywhere between the options."""
+    """The arguments, with key=value anywhere between the options; argparse takes positionals in one place only."""
     args, rest = _parser().parse_known_args(argv)
     unknown = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "settings")]
     if unknown:
@@ -296,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "train", train, "stage 2: train with answer-conditioned on-policy distillation")
     command.epilog = "settings (train.key=value): `raft config` lists them with their defaults"
     _inputs(command, data="the rows (default: DIR/refine/fused.jsonl)")
-    command.add_argument("--method", metavar="NAME", help="such as raft or sft (short for train.method=NAME)")
+    command.add_argument("--method", metavar="NAME", help="method, such as raft or sft (short for train.method=NAME)")
     _continuation(command)
 
     command = _command(commands, "eval", evaluate, "answer the items of a file and score the answers", "evaluate")

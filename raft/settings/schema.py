@@ -1,7 +1,8 @@
 """Every setting of a run: its type, its range, its default, and below it what it is for.
 
 A setting is added here, by a field with a docstring, and nowhere else. Settings of the training are the fields of
-`raft.train.config.RAFTConfig`, which need torch: `train` holds those that were given, and `check_train` checks them.
+`raft.train.config.RAFTConfig`, which needs torch: `train` holds those that were given, and `check_train` checks them.
+Both are plain dataclasses, which cost no import of pydantic, and `raft.settings.check` checks both.
 """
 
 from dataclasses import dataclass, field

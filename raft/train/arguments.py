@@ -1,6 +1,6 @@
-"""Settings of transformers.TrainingArguments, as far as transformers itself refuses them late or follows them wrongly.
+"""Checks of those settings of transformers.TrainingArguments that transformers refuses too late or follows wrongly.
 
-Late is after the models are loaded, or in the middle of the training.
+Too late is after the models are loaded, or in the middle of the training.
 """
 
 from collections.abc import Iterator

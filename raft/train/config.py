@@ -30,8 +30,8 @@ class RAFTConfig(TrainingArguments):
     """Settings of `RAFTTrainer`. What is not listed here is documented by transformers.TrainingArguments.
 
     Defaults are the paper's where it states them: 3 epochs, batch 16, lr 5e-6, AdamW with weight decay 0.01, K = 512,
-    T = 1.5, beta = 0.9. It is silent on the schedule (here: linear to zero, as transformers has it), on warm-up (none)
-    and on the rollouts' temperature, length and number (here: 1.0, 512, 1).
+    T = 1.5, beta = 0.9. It does not state the schedule (here: linear to zero, the default of transformers), the warm-up
+    (here: none) and the rollouts' temperature, length and number (here: 1.0, 512, 1).
     """
 
     method: str = "raft"
@@ -90,7 +90,7 @@ class RAFTConfig(TrainingArguments):
     rollout_top_p: PositiveShare = 1.0
     """Nucleus of the rollouts' sampling; 1.0 samples from the student itself."""
     mask_truncated: bool = False
-    """Leave rollouts that hit the length limit out of L_KL. The paper is silent; by default they count like others."""
+    """Leave rollouts that hit the length limit out of L_KL. The paper names no rule; by default they count too."""
     steps_per_refresh: Count = 1
     """Optimizer steps that one call of the rollout engine feeds. 1 is strictly on-policy."""
     rollout_engine: EngineKind = "auto"
@@ -132,7 +132,7 @@ class RAFTConfig(TrainingArguments):
     save_total_limit: int | None = 2
     remove_unused_columns: bool | None = False
     logging_nan_inf_filter: bool = False
-    """transformers' True looks at every loss, for which the host has to wait in every step."""
+    """With transformers' True the host reads every loss, and so waits for the GPU in every step."""
     bf16: bool | None = None
     """Mixed precision. None: where a GPU supports it. The parameters, and so the optimizer's state, keep their own
     precision."""
@@ -150,7 +150,7 @@ class RAFTConfig(TrainingArguments):
             )
         super().__post_init__()
         if self.device.type == "cpu":
-            self.dataloader_pin_memory = False  # there is nothing to pin it for, and torch says so for every loader
+            self.dataloader_pin_memory = False  # only a GPU reads pinned memory, and torch warns for every loader
         if self.n_gpu > 1:
             raise ConfigError(
                 f"found {self.n_gpu} GPUs in one process: start one process for each, with torchrun or "

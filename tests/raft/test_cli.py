@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -358,6 +359,19 @@ def test_an_evaluation_needs_a_model(capsys, tmp_path, data):
 def test_a_report_needs_a_run(capsys, tmp_path):
     assert "no such run folder" in error_of(capsys, "report", "--run", tmp_path / "none")
     assert "raft: error: " in error_of(capsys, "report", "--run", tmp_path)
+
+
+def test_a_training_reads_its_rows_once(model, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    os.mkfifo(rows)  # what is read of it is gone
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    writer = threading.Thread(target=rows.write_text, args=[text])
+    writer.start()
+    settings = ["method=sft", "max_steps=1", "use_cpu=true", "report_to=none", "per_device_train_batch_size=3"]
+    folder = tmp_path / "run"
+    assert main(["train", "--model", str(model), "--data", str(rows), "--run", str(folder), *settings]) == 0
+    writer.join()
+    assert (folder / "model" / "config.json").exists()
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
