@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .checks import check_choice, check_linear, check_positive
-from .head import Head, accumulate_dtype, logsumexp_, operand_dtype, walk
-from .head_dense import backpropagate
+from .head import Head, accumulate_dtype, logsumexp_, operand_dtype
 from .parallel import gathered
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -41,7 +40,7 @@ def _chunked(
     loss = hidden.new_empty((hidden.shape[0],), dtype=head.dtype)
     partition = torch.empty_like(loss)
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows, buffer in walk(hidden.shape[0], head.vocab, hidden, head.dtype):
+        for rows, buffer in head.walk(hidden):
             z = head.logits_(buffer, hidden[rows])
             at_label = z.gather(1, labels[rows].unsqueeze(1)).squeeze(1)
             partition[rows] = logsumexp_(z)
@@ -74,13 +73,13 @@ def _chunked_backward(
     grad_weight = hidden.new_zeros(weight.shape, dtype=head.dtype) if need_weight else None
     grad_bias = hidden.new_zeros(weight.shape[:1], dtype=head.dtype) if need_bias else None
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows, buffer in walk(hidden.shape[0], head.vocab, hidden, head.dtype):
+        for rows, buffer in head.walk(hidden):
             x, upstream = hidden[rows], grad_loss[rows].to(head.dtype).unsqueeze(1)
             z = head.logits_(buffer, x)
             slope = head.slope(z)
             d = z.sub_(partition[rows].unsqueeze(1)).exp_()
             d.scatter_add_(1, labels[rows].unsqueeze(1), torch.full_like(upstream, -1.0))
-            dx = backpropagate(head, d.mul_(upstream).mul_(slope), x, need_hidden, grad_weight, grad_bias)
+            dx = head.backpropagate(d.mul_(upstream).mul_(slope), x, need_hidden, grad_weight, grad_bias)
             if grad_hidden is not None and dx is not None:
                 grad_hidden[rows] = dx
     grads = zip((grad_hidden, grad_weight, grad_bias), (hidden, weight, bias), strict=True)
@@ -113,13 +112,6 @@ def _backward(ctx, grad_loss, _grad_partition):
 _chunked.register_autograd(_backward, setup_context=_setup_context)
 
 
-# Tokens of a chunk, at least: with fewer the products, and adding up the head's gradient, cost more than they should (a CPU, 256
-# tokens, V = 151936: 1.19 times plain torch's time in chunks of 65, 0.97 in chunks of 128).
-TOKENS = 128
-# Elements of the rows of logits that are turned into a gradient at once: they stay in a core's cache.
-CACHED = 1 << 19
-
-
 def _to_gradient_(
     head: Head,
     z: Tensor,  # (n, V) logits: become dloss/dy, y before scale and soft-cap
@@ -127,7 +119,7 @@ def _to_gradient_(
     keep: Tensor | None,  # (n,) of z's dtype, 1 where a token counts, else 0
 ) -> Tensor:  # (n,) loss
     loss = z.new_empty(len(z))
-    step = max(1, CACHED // z.shape[1]) if z.device.type == "cpu" else len(z)
+    step = max(1, head.budgets.cpu_cache // z.shape[1]) if z.device.type == "cpu" else len(z)
     for first in range(0, len(z), step):
         rows = slice(first, first + step)
         part, label = z[rows], labels[rows].unsqueeze(1)
@@ -163,11 +155,11 @@ def _sum_and_gradients(
     grad_bias = hidden.new_zeros(weight.shape[:1], dtype=head.dtype) if need_bias else None
     kept = None if keep is None else keep.to(head.dtype)
     total = hidden.new_zeros((), dtype=head.dtype)
-    for rows, buffer in walk(n, head.vocab, hidden, head.dtype, least=TOKENS):
+    for rows, buffer in head.walk(hidden, least=head.budgets.cross_entropy_tokens):
         x = hidden[rows]
         z = head.logits_(buffer, x)
         total += _to_gradient_(head, z, labels[rows], None if kept is None else kept[rows]).sum()
-        dx = backpropagate(head, z, x, need_hidden, grad_weight, grad_bias, add=rows.start > 0)
+        dx = head.backpropagate(z, x, need_hidden, grad_weight, grad_bias, add=rows.start > 0)
         if grad_hidden is not None and dx is not None:
             grad_hidden[rows] = dx
     if not n and grad_weight is not None:

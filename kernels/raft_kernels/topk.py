@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from .checks import check_linear, check_positive, flat_mask, vocabulary
 from .dispatch import choose_backend
-from .head import Head, accumulate_dtype, masked, operand_dtype, walk
+from .head import Head, accumulate_dtype, masked, operand_dtype
 from .parallel import combine_topk, gathered, shard
 from .select import block_size, select_blocked
 
@@ -68,7 +68,7 @@ def _select_in_torch(
     log_partition: Tensor,  # (N or 0,): written
 ) -> None:
     block = block_size(head.vocab, k)
-    for rows, buffer in walk(len(hidden), -(-head.vocab // block) * block, hidden, head.dtype):
+    for rows, buffer in head.walk(hidden, -(-head.vocab // block) * block):
         buffer[:, head.vocab :] = -torch.inf
         z = head.logits_(buffer[:, : head.vocab], masked(hidden, mask, rows))
         ids = select_blocked(buffer, k, block)

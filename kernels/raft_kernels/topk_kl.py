@@ -1,6 +1,6 @@
 """topk_kl: the divergence between teacher and student on the teacher's K tokens, per token, with its gradient.
 
-    z = student's logits at the K ids of the set S                                                       (selected.py)
+    z = student's logits at the K ids of the set S                                                    (student/op.py)
     loss = T^2 D(softmax_S(t / T_teacher), softmax_S(z / T))                               (Eqs. 8-10; divergence.py)
 With tail="bucket" both sides have one more class with the rest of the mass: z_rest = T logsumexp_{v not in S} z_v / T.
 """
@@ -14,7 +14,7 @@ from .dispatch import choose_backend
 from .divergence import DIVERGENCES, topk_divergence
 from .head import operand_dtype
 from .parallel import copied, gathered, own_ids, shard, summed
-from .selected import selected_logits
+from .student.op import student_logits
 from .topk import TopK
 
 TAILS = ("renormalize", "bucket")
@@ -104,7 +104,7 @@ def topk_kl(
     x, ids = hidden.reshape(-1, hidden.shape[-1]), indices.detach().reshape(-1, k).to(torch.int32)
     if part is not None:
         x, (ids, own) = copied(x, part), own_ids(part, ids)
-    z = selected_logits(
+    z = student_logits(
         x,
         weight,
         bias,

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import launch
+from .tiles import DivergenceConfig
 
-# Classes that one program holds; more go to torch.
+# Classes that one program holds; rows of more are computed by torch operations.
 MAX_CLASSES = 8192
 
 
@@ -94,6 +94,6 @@ def divergence_and_gradient(
             scale,
             DIVERGENCE=divergence,
             LANES=lanes,
-            **launch("divergence", lanes=lanes),
+            **vars(DivergenceConfig.of_lanes(lanes)),
         )
     return loss, gradient

@@ -14,13 +14,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..head import Head
 from . import select
-from .configs import capability, launch
 from .select import order_key
-from .selected import as_operand
-
-# Compute capabilities on which it was measured to beat cuBLAS and a pass over the buffer, by `python -m bench tune`
-# (bench/LOG.md).
-FASTER_ON = {90}
+from .student import as_operand
+from .tiles import ProjectConfig, choose, has_fused_product
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -78,7 +74,7 @@ def suits(head: Head, hidden: Tensor, k: int, log_partition_at: float | None) ->
     """Half-precision operands of one dtype, laid out as tensor descriptors need them, groups to take maxima of, and no
     soft-cap: Triton has no tanh that is exact for small logits."""
     half = head.operands in (torch.bfloat16, torch.float16)
-    if not half or capability() not in FASTER_ON or log_partition_at is not None or head.softcap is not None:
+    if not half or not has_fused_product() or log_partition_at is not None or head.softcap is not None:
         return False
     g = select.group_size(head.vocab, k)
     aligned = all(
@@ -101,15 +97,14 @@ def logits_and_maxima(
     n, h = x.shape
     groups = -(-head.vocab // g)
     maxima = z.new_empty((n, groups), dtype=torch.int32)
-    config = launch("project", head.operands)
-    block_n, block_v, block_h = config["BLOCK_N"], config["BLOCK_V"], config["BLOCK_H"]
-    tiles = triton.cdiv(n, block_n) * triton.cdiv(head.vocab, block_v)
-    chip = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
-    programs = min(chip, tiles)
+    config = choose(ProjectConfig, head.operands)
+    tiles = triton.cdiv(n, config.BLOCK_N) * triton.cdiv(head.vocab, config.BLOCK_V)
+    multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
+    programs = min(multiprocessors, tiles)
     if n:
         project_kernel[(programs,)](
-            TensorDescriptor.from_tensor(x, [block_n, block_h]),
-            TensorDescriptor.from_tensor(head.weight, [block_v, block_h]),
+            TensorDescriptor.from_tensor(x, [config.BLOCK_N, config.BLOCK_H]),
+            TensorDescriptor.from_tensor(head.weight, [config.BLOCK_V, config.BLOCK_H]),
             head.bias if head.bias is not None else z,
             z,
             maxima,
@@ -122,6 +117,6 @@ def logits_and_maxima(
             BIAS=head.bias is not None,
             G=g,
             PROGRAMS=programs,
-            **config,
+            **vars(config),
         )
     return maxima

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import launch
+from .tiles import PickColumnsConfig, ScatterColumnsConfig, ScatterTilesConfig
 
 
 @triton.jit
@@ -115,7 +115,7 @@ def pick_columns(
 ) -> None:
     n, k = columns.shape
     if n:
-        config = launch("pick_columns")
+        config = vars(PickColumnsConfig())
         given = columns if mask is None else mask
         pick_columns_kernel[(n,)](y, columns, given, found, k, capacity, y.stride(0), MASK=mask is not None, **config)
 
@@ -131,7 +131,7 @@ def scatter_columns(
 ) -> None:
     n, k = columns.shape
     if n:
-        config = launch("scatter_columns")
+        config = vars(ScatterColumnsConfig())
         scatter_columns_kernel[(n,)](
             columns, dy, d, sizes, k, capacity, d.stride(0), TILE=tile, BLOCK_U=block_u, **config
         )
@@ -147,5 +147,5 @@ def scatter_tiles(
 ) -> None:
     n, k = places.shape
     if n:
-        config = launch("scatter_tiles")
+        config = vars(ScatterTilesConfig())
         scatter_tiles_kernel[(n,)](places, dy, d, used, n, k, first, d.stride(0), BLOCK_V=tile, **config)

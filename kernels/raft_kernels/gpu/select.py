@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..select import select_blocked
-from .configs import launch
+from .tiles import CandidatesConfig, ChooseConfig, GroupMaximaConfig
 
 # Lanes of one program. A row of more groups or candidates goes to torch: k of several thousand only.
 MAX_LANES = 32768
@@ -159,8 +159,8 @@ def group_maxima(
     maxima: bool = True,
 ) -> tuple[Tensor, Tensor | None]:  # (n, groups) int32, and the log-partition (n,)
     n, groups = z.shape[0], -(-vocab // g)
-    config = launch("group_maxima")
-    block = max(1, config.pop("ELEMENTS") // g)
+    config = GroupMaximaConfig()
+    block = max(1, config.ELEMENTS // g)
     blocks = triton.cdiv(groups, block)
     keys = z.new_empty((n, groups if maxima else 0), dtype=torch.int32)
     partial = z.new_empty((n, blocks if log_partition_at is not None else 0))
@@ -178,7 +178,7 @@ def group_maxima(
             BLOCK_G=block,
             MAXIMA=maxima,
             PARTITION=log_partition_at is not None,
-            **config,
+            num_warps=config.num_warps,
         )
     return keys, None if log_partition_at is None else torch.logsumexp(partial, -1)
 
@@ -198,9 +198,9 @@ def choose(
     if g > 1:
         groups, keys = torch.empty_like(ids), ids.new_empty((n, k * g))
         _choose(maxima, groups, z, groups, logits, 1, final=False)
-        config = launch("candidates")
-        blocks = triton.cdiv(k, config["BLOCK_K"])
-        candidates_kernel[(n * blocks,)](z, groups, keys, z.stride(0), vocab, k, blocks, G=g, **config)
+        config = CandidatesConfig()
+        blocks = triton.cdiv(k, config.BLOCK_K)
+        candidates_kernel[(n * blocks,)](z, groups, keys, z.stride(0), vocab, k, blocks, G=g, **vars(config))
     _choose(keys, ids, z, groups, logits, g, final=True)
 
 
@@ -220,7 +220,7 @@ def _choose(keys: Tensor, chosen: Tensor, z: Tensor, groups: Tensor, logits: Ten
         G=g,
         FINAL=final,
         LANES=lanes,
-        **launch("choose", lanes=lanes),
+        **vars(ChooseConfig.of_lanes(lanes)),
     )
 
 

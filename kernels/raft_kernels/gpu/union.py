@@ -16,10 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import launch
-
-# (tile, id) pairs that are counted at once: lists are built in some 20 bytes a pair.
-BUDGET = 1 << 24
+from .tiles import CompactConfig
 
 
 class Lists(NamedTuple):
@@ -71,7 +68,7 @@ def compact(
     found = sizes.new_empty((tiles, m + 1) if places else (0,))
     if tiles:
         compact_kernel[(tiles,)](
-            used, members, sizes, found, m, used.stride(0), members.stride(0), PLACES=places, **launch("compact")
+            used, members, sizes, found, m, used.stride(0), members.stride(0), PLACES=places, **vars(CompactConfig())
         )
     return found
 
@@ -93,11 +90,12 @@ def of_tokens(
     live: Tensor | None,  # (N, K) bool: the entries in use; none: all
     vocab: int,
     tile: int,
+    pairs: int,
 ) -> Lists:
-    """The ids in use by each tile of `tile` neighbouring tokens."""
+    """The ids in use by each tile of `tile` neighbouring tokens. `pairs`: (tile, id) pairs that are counted at once."""
     lists = empty(indices, vocab, tile)
     lists.members.zero_()
-    step = max(1, BUDGET // vocab)
+    step = max(1, pairs // vocab)
     for first in range(0, len(lists.sizes), step):
         tiles = slice(first, first + step)
         rows = slice(first * tile, (first + step) * tile)

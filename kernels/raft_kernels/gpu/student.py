@@ -19,13 +19,10 @@ from torch import Tensor
 from ..dispatch import INTERPRETED
 from ..head import Gradients, Head, masked_ids
 from . import union
-from .configs import launch
 from .scatter import pick_columns, scatter_columns, scatter_tiles
+from .tiles import HiddenGradientConfig, StudentProductConfig, WeightGradientConfig, choose
 
 TRITON_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-# Elements of the [tokens, union] and [tokens, ids] workspaces.
-BUDGET = 1 << 27
-
 # The interpreter holds bf16 as integers and multiplies those; bf16 products in fp32 are the same numbers.
 WIDEN = tl.constexpr(INTERPRETED)
 
@@ -190,10 +187,10 @@ def weight_gradient_kernel(
     tl.store(dw + ids[:, None] * h + i[None, :], acc.to(dw.dtype.element_ty), mask=mask)
 
 
-def _tokens(width: int, tile: int) -> int:
-    """Tokens of a chunk: whole tiles in a workspace of a bounded number of elements. Four tiles or a multiple, where they
+def _tokens(width: int, tile: int, budget: int) -> int:
+    """Tokens of a chunk: whole tiles in a workspace of at most `budget` elements. Four tiles or a multiple, where they
     fit: every chunk's part of the lists then starts at 16 bytes, and Triton compiles the kernels once."""
-    tiles = max(1, BUDGET // (width * tile))
+    tiles = max(1, budget // (width * tile))
     return (tiles // 4 * 4 or tiles) * tile
 
 
@@ -227,7 +224,7 @@ def forward(
     lists: list[Tensor],  # the fields of union.Lists
 ) -> Tensor:  # (N, K) fp32
     ids = masked_ids(indices, mask, head.vocab)
-    y = selected_products(head, hidden, union.Lists(*lists), mask)
+    y = products_at_ids(head, hidden, union.Lists(*lists), mask)
     return head.transform_(y if head.bias is None else y.add_(head.bias[ids]))
 
 
@@ -257,10 +254,10 @@ def backward(
 
 def token_tile(operands: torch.dtype, wide: bool) -> int:
     """How many neighbouring tokens share a list of ids in the forward product."""
-    return launch("product", operands, wide=wide)["BLOCK_N"]
+    return choose(StudentProductConfig, operands, wide=wide).BLOCK_N
 
 
-def selected_products(
+def products_at_ids(
     head: Head,
     hidden: Tensor,  # (N, H)
     lists: union.Lists,
@@ -269,11 +266,11 @@ def selected_products(
     n, k = lists.columns.shape
     h = hidden.shape[1]
     y = hidden.new_empty((n, k), dtype=torch.float32)
-    config = launch("product", head.operands, wide=_wide(head.operands, hidden, head.weight))
-    tile, block = config["BLOCK_N"], config["BLOCK_U"]
+    config = choose(StudentProductConfig, head.operands, wide=_wide(head.operands, hidden, head.weight))
+    tile, block = config.BLOCK_N, config.BLOCK_U
     capacity = lists.members.shape[1]
     width = triton.cdiv(capacity, block) * block
-    step = _tokens(width, tile)
+    step = _tokens(width, tile, head.budgets.union_workspace)
     workspace = hidden.new_empty((min(n, step), width), dtype=torch.float32)
     for rows in _chunks(n, step):
         x = hidden[rows]
@@ -293,9 +290,9 @@ def selected_products(
             *x.stride(),
             *head.weight.stride(),
             OPERAND=TRITON_DTYPE[head.operands],
-            EVEN_H=h % config["BLOCK_H"] == 0,
+            EVEN_H=h % config.BLOCK_H == 0,
             LONG=_long(x, head.weight),
-            **config,
+            **vars(config),
         )
         pick_columns(workspace, lists.columns[rows], None if mask is None else mask[rows], y[rows], capacity)
     return y
@@ -317,13 +314,13 @@ def hidden_gradient(
     n, h = hidden.shape
     dx = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     operand, precision = gradient_operand(head.operands)
-    config = launch("hidden_gradient", operand, precision, wide=_wide(operand, head.weight))
-    tile, block = config["BLOCK_N"], config["BLOCK_U"]
+    config = choose(HiddenGradientConfig, operand, precision, wide=_wide(operand, head.weight))
+    tile, block = config.BLOCK_N, config.BLOCK_U
     if lists is None or tile != token_tile(head.operands, _wide(head.operands, hidden, head.weight)):
-        lists = union.of_tokens(indices, dy != 0, head.vocab, tile)
+        lists = union.of_tokens(indices, dy != 0, head.vocab, tile, head.budgets.union_pairs)
     capacity = lists.members.shape[1]
     width = triton.cdiv(capacity, block) * block
-    step = _tokens(width, tile)
+    step = _tokens(width, tile, head.budgets.union_workspace)
     dy = dy.contiguous()
     workspace = dy.new_empty((min(n, step), width), dtype=operand)
     for rows in _chunks(n, step):
@@ -332,7 +329,7 @@ def hidden_gradient(
         tiles = len(sizes)
         d = workspace[: len(part)]
         scatter_columns(lists.columns[rows], dy[rows], sizes, d, capacity, tile, block)
-        hidden_gradient_kernel[(tiles * triton.cdiv(h, config["BLOCK_H"]),)](
+        hidden_gradient_kernel[(tiles * triton.cdiv(h, config.BLOCK_H),)](
             d,
             head.weight,
             members,
@@ -347,7 +344,7 @@ def hidden_gradient(
             OPERAND=TRITON_DTYPE[operand],
             PRECISION=precision,
             LONG=_long(head.weight),
-            **config,
+            **vars(config),
         )
     return dx
 
@@ -366,11 +363,11 @@ def weight_gradient(
     dw = torch.empty_like(head.weight, memory_format=torch.contiguous_format) if need_weight else None
     db = dy.new_zeros((vocab,)) if need_bias else None
     operand, precision = gradient_operand(head.operands)
-    config = launch("weight_gradient", operand, precision, wide=_wide(operand, hidden))
-    tile = config["BLOCK_V"]
+    config = choose(WeightGradientConfig, operand, precision, wide=_wide(operand, hidden))
+    tile = config.BLOCK_V
     order, places = union.by_use(indices, vocab)
     places = places[indices]
-    step = max(1, BUDGET // max(1, n) // tile)  # tiles at a time
+    step = max(1, head.budgets.union_workspace // max(1, n) // tile)  # tiles at a time
     most = min(step, triton.cdiv(vocab, tile))
     members, sizes = order.new_empty((most, n)), order.new_empty((most,))
     workspace = dy.new_empty(n * most * tile, dtype=operand)
@@ -388,7 +385,7 @@ def weight_gradient(
         if dw is None:
             continue
         union.compact(used, n, members, sizes)
-        weight_gradient_kernel[(tiles * triton.cdiv(h, config["BLOCK_H"]),)](
+        weight_gradient_kernel[(tiles * triton.cdiv(h, config.BLOCK_H),)](
             d,
             hidden,
             members,
@@ -404,6 +401,6 @@ def weight_gradient(
             OPERAND=TRITON_DTYPE[operand],
             PRECISION=precision,
             LONG=_long(hidden),
-            **config,
+            **vars(config),
         )
     return dw, db
