@@ -6,9 +6,10 @@ python -m bench tune --list               the space itself; needs no GPU
 TRITON_INTERPRET=1 python -m bench tune --quick --device cpu    that it runs: one configuration each, interpreted
 
 Each row is a whole operation with one kernel's configuration changed, as a ratio to the shipped one in the same run. A
-configuration counts only if its result is right: in the norm over all elements, against float64. What wins by more than the
-noise (`winners`; `bench kernels --tuned` times them together) goes into kernels/raft_kernels/gpu/tiles.py by hand, with
-a line in LOG.md: a configuration that changed by itself would change the bits of a result from one run to the next.
+configuration counts only if its result is right: in the norm over all elements, against float64. What wins by more than
+the noise (`winners`; `bench kernels --tuned` times them together) goes into kernels/raft_kernels/gpu/tiles.py by hand,
+with a line in LOG.md: a configuration that changed by itself would change the bits of a result from one run to the
+next.
 """
 
 import argparse
@@ -85,8 +86,8 @@ SPACE: dict[str, list[ProductConfig]] = {
 }
 
 QUICK = cases.Case(16, 32, 512, 16, "bfloat16", "randn")
-# Of the norm of the exact result. Operands are rounded to bf16 once, and so is the result: 0.3 % in all. The interpreter
-# truncates instead.
+# Of the norm of the exact result. Operands are rounded to bf16 once, and so is the result: 0.3 % in all. The
+# interpreter truncates instead.
 TOLERANCE, INTERPRETED_TOLERANCE = 1e-2, 3e-2
 # A winner is faster than what ships by this share, over both regimes: less is noise.
 MARGIN = 0.02
@@ -212,8 +213,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def tuned(
     kernel: str, x: Inputs, expected: Tensor, args: argparse.Namespace, found: Sequence[dict]
 ) -> Iterator[dict[str, Any]]:
-    """Rows by configuration: the shipped one (for `project` on chips where it does not ship: cuBLAS and a pass over the logits), and
-    those of the space. One that is wrong, or too much for the chip, says so in `failed`; neither ends the run."""
+    """Rows by configuration: the shipped one (for `project` on chips where it does not ship: cuBLAS and a pass over the
+    logits), and those of the space. One that is wrong, or too large for the chip, says so in `failed`; neither ends the
+    run."""
     from raft_kernels import use_backend
 
     tolerance = TOLERANCE if args.device == "cuda" else INTERPRETED_TOLERANCE
@@ -256,8 +258,8 @@ def tuned(
 
 def winners(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Kernel -> the configuration that is fastest over all regimes, by the geometric mean of its times to the shipped
-    one's, where it wins by MARGIN. One that failed in any regime is none. Each is tuned alone: whether they gain together
-    (tiles of tokens of different sizes need lists of their own) is what `bench kernels --tuned` measures."""
+    one's, if it wins by MARGIN. One that failed in any regime does not count. Each is tuned alone: whether they gain
+    together (tiles of tokens of different sizes need lists of their own) is what `bench kernels --tuned` measures."""
     times: dict[str, dict[str, list[float]]] = {}
     for r in found:
         if "ms_p50" in r:

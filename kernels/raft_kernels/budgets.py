@@ -1,7 +1,7 @@
 """How much the operations hold at once beyond their inputs and results.
 
-Work on more than a budget is done in chunks that share one buffer. Other chunks add up in another order: results may then differ
-by rounding, and by nothing else.
+Work on more than a budget is done in chunks that share one buffer. With other budgets sums over chunks are made in
+another order, so that results differ by rounding, and by nothing else.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ class Budgets:
     cuda_logits: int = 1 << 27
     """The same on a GPU: 512 MiB in fp32, enough tokens to keep all multiprocessors busy."""
     cuda_teacher_logits: int = 1 << 28
-    """The teacher's on a GPU, 1 GiB: half as many chunks read the head half as often, and the buffer is freed before the
-    student's backward pass takes more."""
+    """The teacher's on a GPU, 1 GiB: with half as many chunks the head is read half as often, and the buffer is freed
+    before the student's backward pass takes more memory than that."""
     cpu_cast: int = 1 << 22
     """A slice of the head that is being converted to fp32 on a CPU."""
     cuda_cast: int = 1 << 27
@@ -31,9 +31,9 @@ class Budgets:
     cpu_cache: int = 1 << 19
     """Logits that cross-entropy turns into a gradient at once on a CPU: they stay in a core's cache."""
     cross_entropy_tokens: int = 128
-    """Tokens of a chunk of cross-entropy, at least, even if that exceeds `cpu_logits`. With fewer the products, and adding up the
-    head's gradient, cost more than they should (a CPU, 256 tokens, V = 151936: 1.19 times plain torch's time in chunks of 65
-    tokens, 0.97 in chunks of 128)."""
+    """The fewest tokens of a chunk of cross-entropy, even if they exceed `cpu_logits`. Shorter chunks make the
+    products and the sum of the head's gradient slow (a CPU, 256 tokens, V = 151936: 1.19 times plain torch's time in
+    chunks of 65 tokens, 0.97 in chunks of 128)."""
     union_workspace: int = 1 << 27
     """The [tokens, union] and [tokens, ids] workspaces of the Triton kernels."""
     union_pairs: int = 1 << 24
@@ -54,7 +54,7 @@ def current() -> Budgets:
 
 @contextmanager
 def use_budgets(**changes: int) -> Iterator[None]:
-    """Every call inside the block, and every backward pass that runs inside it, has these fields of `Budgets` changed."""
+    """Changes these fields of `Budgets` for every call, and every backward pass, inside the block."""
     global _current
     previous, _current = _current, replace(_current, **changes)
     try:

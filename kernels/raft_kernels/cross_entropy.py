@@ -4,11 +4,11 @@
 
 Chunks of tokens share one buffer of logits. Three ways:
 - on CUDA with Liger installed: Liger's fused linear cross-entropy;
-- for a sum or a mean the gradients are made in the forward pass, while a chunk's logits are there: three products in all, as many
-  as on materialised logits, and the backward pass only scales them;
-- per token (reduction="none") and under torch.compile the backward pass makes the logits again: four products.
-torch's own F.linear_cross_entropy takes as long, but two to three times the memory of the second way; its default chunks are up to
-eleven times slower at real vocabularies; it adds up bf16 in bf16 and knows no soft-cap (bench/LOG.md).
+- for a sum or a mean the forward pass also computes the gradients, while it holds a chunk's logits: three products in
+  all, as many as on materialised logits, and the backward pass only scales them;
+- per token (reduction="none") and under torch.compile the backward pass computes the logits again: four products.
+torch's own F.linear_cross_entropy takes as long, but two to three times the memory of the second way; with its default
+chunks it is up to eleven times slower at real vocabularies; it sums bf16 in bf16 and has no soft-cap (bench/LOG.md).
 """
 
 import functools
@@ -167,9 +167,9 @@ def _sum_and_gradients(
     return total, [grad_hidden, grad_weight, grad_bias]
 
 
-class _Sum(torch.autograd.Function):
-    """The gradients wait for the one number that they are scaled by, and are given away: a second backward pass through
-    the same graph makes them again."""
+class _SummedLoss(torch.autograd.Function):
+    """The forward pass computes the gradients; the backward pass scales them by the upstream gradient, in place, and
+    returns them. A second backward pass through the same graph computes them again."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels, keep, softcap, operands):
@@ -203,13 +203,13 @@ def choose_provider(
     bias: Tensor | None,  # (V,)
     reduction: str,
 ) -> str:
-    """One of "liger", "forward" (gradients are made there) and "recompute"."""
+    """One of "liger", "forward" (the forward pass computes the gradients) and "recompute"."""
     if torch.compiler.is_compiling():
         return "recompute"
     params = [weight] if bias is None else [weight, bias]
     if hidden.device.type == "cuda" and _has_liger():
         one_dtype = all(p.dtype == hidden.dtype for p in params) and operand_dtype(hidden, weight) == hidden.dtype
-        # Liger computes gradients of the head only along with that of hidden.
+        # Liger computes the head's gradient only together with that of hidden.
         follows = hidden.requires_grad or not any(p.requires_grad for p in params)
         if one_dtype and follows and hidden.dtype != torch.float64:
             return "liger"
@@ -227,13 +227,13 @@ def _liger(
 ) -> Tensor:
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    # Without accum_dtype, gradients of bf16 weights would be summed over chunks in bf16. Its mean over no label is 0.
+    # Without accum_dtype, gradients of bf16 weights would be summed over chunks in bf16. Liger's mean of nothing is 0.
     options = {"softcap": softcap, "reduction": reduction, "accum_dtype": torch.float32}
     return liger_fused_linear_cross_entropy(hidden, weight, labels, bias, **options)
 
 
 def may_look(x: Tensor) -> bool:
-    """Whether values can be read without waiting for a device."""
+    """Whether the host can read values without waiting for a device."""
     return x.device.type == "cpu"
 
 
@@ -249,8 +249,8 @@ def linear_cross_entropy(
 ) -> Tensor:  # () or (...), fp32 (fp64 for fp64)
     """F.cross_entropy(softcap(hidden @ weight.T + bias), labels), in chunks.
 
-    The mean is over labels that are not `ignore_index`; where there is none it is 0, attached to the graph. An ignored
-    position has loss 0 and gradient 0, whatever its hidden state holds.
+    The mean is over labels that are not `ignore_index`; if all are, it is 0, with a gradient of 0. An ignored position
+    has loss 0 and gradient 0, whatever its hidden state holds.
     """
     op = "linear_cross_entropy"
     weight, bias = gathered(weight, bias)
@@ -269,23 +269,23 @@ def linear_cross_entropy(
     operands = operand_dtype(hidden, weight)
     keep = flat != ignore_index
     if provider == "forward" and may_look(x):
-        # Ignored positions, those of prompts say, may be most.
+        # Most positions may be ignored: those of prompts, for example.
         live = keep.nonzero().squeeze(1)
         if len(live) < len(flat):
             x, flat = x[live], flat[live]
-        loss = _Sum.apply(x, weight, bias, flat, None, softcap, operands)
+        loss = _SummedLoss.apply(x, weight, bias, flat, None, softcap, operands)
     else:
-        # Whatever an ignored position holds (NaN too), it must not reach a sum over tokens.
+        # What an ignored position holds (NaN too) must not reach a sum over tokens.
         x, safe = x.masked_fill(~keep.unsqueeze(1), 0), flat.masked_fill(~keep, 0)
         if provider == "liger":
             loss = _liger(x, weight, bias, flat.masked_fill(~keep, -100), softcap, reduction)
             return loss.view(labels.shape) if reduction == "none" else loss
         if provider == "forward":
-            loss = _Sum.apply(x, weight, bias, safe, keep, softcap, operands)
+            loss = _SummedLoss.apply(x, weight, bias, safe, keep, softcap, operands)
         else:
             loss = _chunked(x, weight, bias, safe, softcap, operands)[0].masked_fill(~keep, 0)
             loss = loss if reduction == "none" else loss.sum()
     if reduction == "mean":
-        # No label at all: 0 / 1, not 0 / 0.
+        # Without any label the mean is 0 / 1, not 0 / 0.
         return loss / keep.sum().clamp_min(1)
     return loss.view(labels.shape) if reduction == "none" else loss

@@ -15,8 +15,8 @@ BACKENDS = ("torch", "triton")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-# How many times larger than K the vocabulary has to be before reading the rows that are needed beats a product with the whole head:
-# single rows on a CPU, the union of a tile's rows in Triton.
+# How many times K the vocabulary has to be before reading only the rows that are needed is faster than a product with
+# the whole head: single rows on a CPU, the union of the rows of neighbouring tokens in Triton.
 SPARSE_RATIO = 4
 UNION_RATIO = 8
 
@@ -79,8 +79,8 @@ def use_backend(backend: str | None) -> Iterator[None]:
 
 @contextmanager
 def use_dense(dense: bool | None) -> Iterator[None]:
-    """Every call inside the block computes the student's logits by products with the whole head (True), from the rows that are
-    needed where that is possible (False), or as K and the vocabulary decide (None); for tests and benchmarks."""
+    """Every call inside the block computes the student's logits by products with the whole head (True), from the rows
+    that it needs where that is possible (False), or as K and the vocabulary decide (None); for tests and benchmarks."""
     global _dense
     previous, _dense = _dense, dense
     try:

@@ -1,4 +1,4 @@
-"""An output head, and the logits of a chunk of tokens: in fp32 (fp64 for fp64), whatever the head is kept in.
+"""An output head, and the logits of a chunk of tokens: in fp32 (fp64 for fp64), whatever dtype the head has.
 
     y = hidden @ weight.T + bias,  z = softcap * tanh(logit_scale * y / softcap)  or, with no cap,  z = logit_scale * y
 
@@ -64,8 +64,8 @@ def masked(x: Tensor, mask: Tensor | None, rows: slice = ALL) -> Tensor:
 
 
 def masked_ids(indices: Tensor, mask: Tensor | None, vocab: int, rows: slice = ALL) -> Tensor:
-    """As `masked`. On a CPU, where the products that read these rows of the head check no bounds, ids outside the vocabulary are
-    an error; on a GPU that check would make the host wait for the device."""
+    """As `masked`. On a CPU, whose products read these rows of the head without checking bounds, ids outside the
+    vocabulary are an error; on a GPU that check would make the host wait for the device."""
     ids = masked(indices, mask, rows)
     if ids.device.type == "cpu" and ids.numel():
         low, high = (int(x) for x in torch.aminmax(ids))
@@ -94,21 +94,23 @@ class Head:
 
     @property
     def converts(self) -> bool:
-        """Whether rows have to be converted before they enter a product. A GPU multiplies halves as they are."""
+        """Whether rows have to be converted before a product. A GPU multiplies bf16 and fp16 as they are."""
         half_product = self.weight.device.type == "cuda" and self.operands != torch.float64
         return self.weight.dtype != self.operands or (self.operands != self.dtype and not half_product)
 
     def operand(self, x: Tensor) -> Tensor:
-        """x rounded to `operands`, in the dtype that the product takes: a CPU multiplies halves only into halves."""
+        """x rounded to `operands`, in the dtype that the product takes. A CPU would round products of bf16 and fp16 to
+        those, so that it multiplies them in fp32."""
         x = x.to(self.operands)
         return x if x.device.type == "cuda" else x.to(self.dtype)
 
     def gradient_operand(self, d: Tensor) -> Tensor:
-        """Gradients of logits as an operand: in bf16 on a GPU where the other operand is. fp16 could underflow."""
+        """Gradients of logits as an operand: in bf16 on a GPU if the other operand is; not in fp16, which could
+        underflow."""
         return d.to(self.operands) if d.device.type == "cuda" and self.operands == torch.bfloat16 else d
 
     def slices(self) -> list[slice]:
-        """Slices of the rows; more than one only where rows have to be converted on the way."""
+        """Slices of the rows; more than one only if rows have to be converted."""
         budget = self.budgets.cuda_cast if self.weight.is_cuda else self.budgets.cpu_cast
         step = max(1, budget // self.weight.shape[1]) if self.converts else self.vocab
         return [slice(i, min(i + step, self.vocab)) for i in range(0, self.vocab, step)]
@@ -123,8 +125,8 @@ class Head:
     ) -> Iterator[tuple[slice, Tensor]]:
         """Pairs of a slice of the N tokens and an empty buffer (its tokens, width). All buffers share their memory.
 
-        width: the vocabulary, unless given. teacher: with the larger budget that a teacher has on a GPU. least: tokens of a
-        slice, where there are so many, even if that exceeds the budget.
+        width: of the buffer, by default the vocabulary. teacher: whether the budget is the larger one that a teacher
+        has on a GPU. least: the fewest tokens of a slice (if there are as many), even if they exceed the budget.
         """
         n, width = len(hidden), self.vocab if width is None else width
         cuda = self.budgets.cuda_teacher_logits if teacher else self.budgets.cuda_logits
@@ -187,8 +189,8 @@ class Head:
         grad_bias: Tensor | None,  # (>= V,) fp32 or fp64: added to
         add: bool = True,
     ) -> Tensor | None:  # (n, H) fp32 or fp64
-        """Returns dhidden = d @ weight; dweight += d.T @ hidden, dbias += sum of d over tokens. Not `add`: dweight is only
-        written."""
+        """Returns dhidden = d @ weight, and adds d.T @ hidden to dweight and the sum of d over tokens to dbias.
+        Without `add` dweight is overwritten."""
         if grad_bias is not None:
             grad_bias[: self.vocab] += d.sum(0)
         d = self.gradient_operand(d)

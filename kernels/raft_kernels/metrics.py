@@ -1,4 +1,5 @@
-"""topk_metrics: what users ask about a top-K teacher, in one call, without gradients and without [N, V] logits."""
+"""topk_metrics: how well a teacher's top-K covers both models, in one call, without gradients and without [N, V]
+logits."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
 """linear_topk: the exact top-K of hidden @ weight.T per token, without the [N, V] logits.
 
-    z = logits of the head (head.py);  S = the K ids with the largest z: most probable at any temperature (Eq. 9)
+    z = logits of the head (head.py);  S = the K ids with the largest z, most probable at any temperature (Eq. 9)
     log_partition = log sum_v exp(z_v / T) over the whole vocabulary (Eq. 8), on request: tail="bucket", mass covered
 
 A chunk of tokens at a time: project into one [n, V] buffer, select, keep [n, K].
@@ -103,8 +103,8 @@ def linear_topk(
 
     hidden [..., H] and weight [V, H]: bf16, fp16, fp32 or fp64. Rows of the head from `vocab_size` on are padding, and
     never chosen. `mask` is true where a token counts; the others get ids 0..K-1 and logits 0, whatever they hold.
-    `log_partition_at` is the temperature at which the log-partition over the vocabulary is wanted. With `group`, `weight`
-    and `bias` are this rank's rows of a vocabulary-parallel head (parallel.py). A DTensor head is gathered.
+    `log_partition_at` is the temperature for which the log-partition over the vocabulary is computed. With `group`,
+    `weight` and `bias` are this rank's rows of a vocabulary-parallel head (parallel.py). A DTensor head is gathered.
     """
     op = "linear_topk"
     weight, bias = gathered(weight.detach(), None if bias is None else bias.detach())

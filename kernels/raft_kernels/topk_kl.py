@@ -26,9 +26,9 @@ def _with_rest(
     z_rest: Tensor,  # (N,) student's
     temperature: float,
 ) -> Tensor:  # (N, K + 1)
-    """The teacher's logits and that of all its other tokens together, temperature log(partition - sum_S exp(t / T))."""
+    """The teacher's logits, and the logit of all its other tokens together: T log(partition - sum_S exp(t / T))."""
     log_partition = log_partition.to(t.dtype)
-    # 1 - sum_S p comes out of rounding as noise around 0 where S holds all mass; the floor keeps its logarithm finite.
+    # If S holds all probability, 1 - sum_S p is rounding noise around 0; the floor keeps its logarithm finite.
     p_rest = (1 - (t / temperature - log_partition.unsqueeze(1)).exp().sum(-1)).clamp_min(torch.finfo(t.dtype).eps)
     t_rest = ((p_rest.log() + log_partition) * temperature).masked_fill(z_rest == -torch.inf, -torch.inf)
     return torch.cat([t, t_rest.unsqueeze(1)], dim=1)
@@ -60,9 +60,9 @@ def topk_kl(
     mixture. `tail`: "renormalize" compares softmaxes over the K ids; "bucket" adds one class with the rest of the mass,
     and needs `teacher.log_partition` at the teacher's temperature. `scale_by_t2` multiplies by temperature**2. `mask`
     is true where a token counts; the others have loss 0 and gradient 0, whatever they hold. The gradient goes to
-    hidden, weight and bias, to each only if it requires one. `skip_below` leaves out of the backward pass the tokens
-    whose gradient by their logit is at most that share of the largest of the position: all of them together are off by
-    at most K * skip_below of it, less than bf16 rounds the largest by if skip_below <= 2**-9 / K. With `group`, `weight`
+    hidden, weight and bias, to each only if it requires one. `skip_below` omits from the backward pass the ids whose
+    gradient is at most that share of the position's largest: together they make up at most K * skip_below of the
+    largest, which is below the rounding error of the largest in bf16 if skip_below <= 2**-9 / K. With `group`, `weight`
     and `bias` are this rank's rows of a vocabulary-parallel head (parallel.py). A DTensor head is gathered.
     """
     op = "topk_kl"

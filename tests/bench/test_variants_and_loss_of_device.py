@@ -1,4 +1,5 @@
-"""Tuning: a configuration counts only if its result is right, and only where it wins. And a GPU that is lost on the way."""
+"""Tuning: a configuration counts only if its result is right, and only where it wins. And a GPU that stops
+answering."""
 
 import json
 

@@ -22,6 +22,6 @@ def one_thread():
 
 @pytest.fixture(params=["dense", "union" if dispatch.INTERPRETED else "sparse"])
 def way(request):
-    """How the student's logits are computed: by products with the whole head, or from the rows of it that are needed."""
+    """How the student's logits are computed: by products with the whole head, or from the rows that are needed."""
     with dispatch.use_dense(request.param == "dense"):
         yield request.param

@@ -69,7 +69,7 @@ def test_triton_is_the_choice_here():
     assert dispatch.choose_backend(None, "test", torch.device(DEVICE), BF16) == "triton"
 
 
-# --- numbers -----------------------------------------------------------------------------------------------------------
+# numbers
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_sizes_beyond_32_bits(case):
         assert (a.float() - b.float()).abs().max() <= 2**-7 * b.float().abs().max()
 
 
-# --- exactness of selection --------------------------------------------------------------------------------------------
+# exactness of selection
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_fused_product(checked_selection, dtype, options):
     torch.testing.assert_close(fused.logits.sort(-1).values, plain.logits.sort(-1).values, rtol=1e-4, atol=1e-4)
 
 
-# --- contract ----------------------------------------------------------------------------------------------------------
+# contract
 
 
 @pytest.mark.parametrize("tail", ["renormalize", "bucket"])

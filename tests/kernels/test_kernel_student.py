@@ -83,7 +83,7 @@ def test_three_way_tolerance(shape, dtype, tail):
 
 
 def three_way_excess(c: Case, k: int, **options) -> dict[str, float]:
-    """By how much |ours - fp64| exceeds 2 |plain torch in this dtype - fp64| + 1e-4 of the largest value; 0 is a pass."""
+    """By how much |ours - fp64| exceeds 2 |plain torch in this dtype - fp64| + 1e-4 of the largest value; 0 passes."""
     teacher = linear_topk(*c.teacher, k)
     student = [t.requires_grad_() for t in c.student[:2]]
 

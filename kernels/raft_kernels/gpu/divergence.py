@@ -23,7 +23,7 @@ def _log_softmax(x):
 
 @triton.jit
 def _weighted_gap(weights, log_a, log_b):
-    """weights * (log_a - log_b); a class of no mass adds nothing, even at -inf. NaN stays NaN."""
+    """weights * (log_a - log_b); a class of probability 0 adds nothing, even at -inf. NaN stays NaN."""
     return tl.where(weights == 0, 0.0, weights * (log_a - log_b))
 
 
@@ -58,7 +58,7 @@ def divergence_kernel(
         by_u = gap - q * value
     else:
         a, b = log_p + tl.log(beta), log_q + tl.log(1.0 - beta)
-        # The floor is for classes of no mass on either side: -inf - -inf would be no number.
+        # The floor is for classes of probability 0 on both sides: -inf - -inf would be NaN.
         top = tl.maximum(tl.maximum(a, b), -1e30)
         log_m = top + tl.log(tl.exp(a - top) + tl.exp(b - top))
         gap = _weighted_gap(q, log_q, log_m)

@@ -2,8 +2,8 @@
 
     z_nv = logit of the head, fp32;  M_ng = max over the G ids of group g of the order key of z (select.py)
 A persistent kernel: as many programs as the chip has multiprocessors take tiles of the product one after the other, so
-that the next tile's loads run under this one's epilogue. Operands come through tensor descriptors: TMA, so sm_90 and
-later.
+that loads of the next tile run while this one is stored. Operands are loaded through tensor descriptors, by the tensor
+memory accelerator (TMA) of sm_90 and later.
 """
 
 import torch
@@ -49,7 +49,7 @@ def project_kernel(
         for start in range(0, h, BLOCK_H):
             a, b = x.load([first_row, start]), w.load([first_id, start])
             acc = tl.dot(as_operand(a, a.dtype), as_operand(b, b.dtype).T, acc)
-        # Two halves: the way out of the tensor cores' layout goes through shared memory, which the operands fill.
+        # Two halves: the rearrangement of sums for the store takes shared memory, which the operands nearly fill.
         left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_N, 2, BLOCK_V // 2)), (0, 2, 1)))
         rows = first_row + tl.arange(0, BLOCK_N)
         for half in tl.static_range(2):
@@ -71,8 +71,9 @@ def project_kernel(
 
 
 def suits(head: Head, hidden: Tensor, k: int, log_partition_at: float | None) -> bool:
-    """Half-precision operands of one dtype, laid out as tensor descriptors need them, groups to take maxima of, and no
-    soft-cap: Triton has no tanh that is exact for small logits."""
+    """Whether this kernel is used: on a chip where it is faster, for half-precision operands of one dtype that are
+    laid out as tensor descriptors need them, if there are groups to take maxima of, and without a soft-cap (Triton has
+    no tanh that is exact for small logits) or a log-partition (with which the kernel spills registers)."""
     half = head.operands in (torch.bfloat16, torch.float16)
     if not half or not has_fused_product() or log_partition_at is not None or head.softcap is not None:
         return False

@@ -3,9 +3,9 @@
     u = an order-preserving uint32 of a logit;  M_g = max of u over the G neighbouring ids of group g
     1. Only the K groups with the largest M (ties to the lowest g) can hold one of the K largest logits: see
        raft_kernels.select.select_blocked for the proof.
-    2. The K-th largest of M, and then of the K * G candidates, is found by bisection over the 32 bits of u: 32 counts of
-       what one program holds in registers.
-Rows are read once for M (or not at all, where project.py gave it), and then K * G of their entries: 1/16 of a row of
+    2. The K-th largest of M, and then of the K * G candidates, is found by bisection over the 32 bits of u: a program
+       holds them in registers and counts 32 times.
+A row is read once for M (or not at all, if project.py computed M), and then K * G of its entries: 1/16 of a row of
 128k ids at K = 512. No atomics: positions are prefix sums, so results do not depend on any order of execution.
 """
 
@@ -17,12 +17,13 @@ from torch import Tensor
 from ..select import select_blocked
 from .tiles import CandidatesConfig, ChooseConfig, GroupMaximaConfig
 
-# Lanes of one program. A row of more groups or candidates goes to torch: k of several thousand only.
+# Entries that one program holds. Rows of more groups or candidates are selected by torch operations: that takes a k of
+# several thousand.
 MAX_LANES = 32768
 
 
 def group_size(vocab: int, k: int) -> int:
-    """G: the power of two with which the larger of both rounds, groups and candidates, is smallest."""
+    """G: the power of two that makes the larger of both rounds, over groups and over candidates, smallest."""
     sizes = [1 << e for e in range(1, 8)]
     best = min(sizes, key=lambda g: max(triton.next_power_of_2(-(-vocab // g)), triton.next_power_of_2(k) * g))
     return best if -(-vocab // best) > k else 1
@@ -92,7 +93,7 @@ def choose_kernel(
     threshold = tl.zeros((), tl.uint32)
     bit = tl.full((), 1 << 31, tl.uint32)
     found = tl.full((), 0, tl.int32)
-    # Entries of real rows differ early: a threshold with exactly k entries is mostly found after half of the bits.
+    # In real rows a threshold with exactly k entries is mostly found after half of the bits.
     while (bit != 0) & (found != k):
         raised = threshold | bit
         count = tl.sum((u >= raised).to(tl.int32), 0)
@@ -100,7 +101,7 @@ def choose_kernel(
         found = tl.where(count >= k, count, found)
         bit = bit >> 1
     room = k - tl.sum((u > threshold).to(tl.int32), 0)
-    # Read again, a block after the other: prefix sums of a whole row would not fit the registers.
+    # Keys are read again block by block: prefix sums of a whole row would not fit the registers.
     above = tl.full((), 0, tl.int32)
     equal = tl.full((), 0, tl.int32)
     for start in range(0, LANES, BLOCK):

@@ -39,7 +39,7 @@ def product_kernel(
     w,  # (V, H)
     ids,  # (tiles, U) int32
     sizes,  # (tiles,) int32
-    y,  # (n, width) fp32, width a multiple of BLOCK_U: what lies beyond the tile's ids is written and never read
+    y,  # (n, width) fp32, width a multiple of BLOCK_U: columns beyond the tile's ids are written and never read
     n,
     h,
     capacity,
@@ -68,8 +68,8 @@ def product_kernel(
         return
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = first + tl.arange(0, BLOCK_U)
-    # Lanes past an end repeat the last row in use: no mask in the loop, and nothing foreign is read. A mask of columns
-    # in the store would cost its width: 128 single stores a thread instead of 32 of 16 bytes.
+    # Lanes past an end repeat the last row in use, so that the loop needs no mask and reads nothing out of bounds. A
+    # mask of columns in the store would split it: 128 single stores a thread instead of 32 of 16 bytes.
     v = tl.load(ids + tile.to(tl.int64) * capacity + tl.minimum(columns, size - 1)).to(tl.int64)
     x_rows = x + tl.minimum(rows, n - 1).to(tl.int64)[:, None] * stride_xn
     w_rows = w + v[:, None] * stride_wv
@@ -89,7 +89,7 @@ def product_kernel(
     at = tl.arange(0, BLOCK_N)[:, None] * width
     inside = rows[:, None] < n
     if BLOCK_U >= 256:
-        # Two halves, so that the way into 16-byte stores, through shared memory, spills nothing on sm_100.
+        # Two halves: the rearrangement into 16-byte stores, through shared memory, then spills nothing on sm_100.
         left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_N, 2, BLOCK_U // 2)), (0, 2, 1)))
         half = tl.arange(0, BLOCK_U // 2)[None, :]
         tl.store(y_tile + at + half, left, mask=inside)
@@ -195,12 +195,12 @@ def _tokens(width: int, tile: int, budget: int) -> int:
 
 
 def _wide(operands: torch.dtype, *stored: Tensor) -> bool:
-    """Whether operands are kept in more bytes than they are multiplied in, so that tiles take more shared memory."""
+    """Whether operands are stored in a wider dtype than they are multiplied in: tiles take more shared memory then."""
     return any(x.element_size() > operands.itemsize for x in stored)
 
 
 def _long(*tensors: Tensor) -> bool:
-    """Whether columns lie so far apart (in a transposed head, say) that their offsets need 64 bits."""
+    """Whether columns lie so far apart (as in a transposed head) that their offsets need 64 bits."""
     return any(x.shape[1] * x.stride(1) >= 2**31 for x in tensors)
 
 
@@ -237,14 +237,14 @@ def backward(
     mask: Tensor | None,  # (N,) bool
     needs: list[bool],  # hidden, weight, bias
     _rest_at: None,
-    lists: list[Tensor],  # as in forward; none: those of the entries of dz that are not 0
+    lists: list[Tensor],  # as in forward; empty: lists are made of the entries of dz that are not 0
 ) -> Gradients:
     dy = head.by_y(dz, z)
     need_hidden, need_weight, need_bias = needs
     kept = union.Lists(*lists) if lists else None
     grad_hidden = hidden_gradient(head, dy, hidden, indices, kept) if need_hidden else None
     if grad_hidden is not None and mask is not None:
-        # Their own entries are 0, but 0 times an infinite row of the head that a neighbour uses is not.
+        # Entries of masked tokens are 0, but 0 times an infinite row of the head that a neighbour uses is NaN.
         grad_hidden.masked_fill_(~mask.unsqueeze(1), 0)
     if not (need_weight or need_bias):
         return grad_hidden, None, None
@@ -309,7 +309,7 @@ def hidden_gradient(
     dy: Tensor,  # (N, K) fp32 dloss/dy at the ids
     hidden: Tensor,  # (N, H)
     indices: Tensor,  # (N, K) int32
-    lists: union.Lists | None,  # of the forward pass; None: of the entries of dy that are not 0
+    lists: union.Lists | None,  # of the forward pass; None: lists are made of the entries of dy that are not 0
 ) -> Tensor:  # (N, H), dtype of hidden
     n, h = hidden.shape
     dx = torch.empty_like(hidden, memory_format=torch.contiguous_format)
@@ -377,7 +377,7 @@ def weight_gradient(
         width = tiles * tile
         d = workspace[: n * width].view(n, width)
         if db is not None:
-            d.zero_()  # the sum reads all of it; heads with a bias are few
+            d.zero_()  # the sum below reads all of D; few heads have a bias
         used = torch.zeros((tiles, n), dtype=torch.bool, device=dy.device)
         scatter_tiles(places, dy, d, used, part.start, tile)
         if db is not None:

@@ -1,10 +1,11 @@
-"""Tile sizes, warps and pipeline stages: one class a kernel, and the configurations that ship by dtype of the operands and by chip.
+"""Tile sizes, warps and pipeline stages: one class a kernel, and what ships by dtype of the operands and by chip.
 
-All of them compile for sm_80, sm_90 and sm_100 without spills (tests/kernels/test_triton_compile.py). A configuration is
-fixed, never timed at run time: sums keep their order, and so results their bits, from run to run.
+All of it compiles for sm_80, sm_90 and sm_100 without spills (tests/kernels/test_triton_compile.py). A configuration is
+fixed, never timed at run time, so that sums keep their order, and results their bits, from run to run.
 
-Fields have the names of the kernel's constants and launch options: a launch takes `**vars(config)`. A value that the kernel cannot
-have is refused when the configuration is made, and one that the chip has no room for when it is chosen for that chip.
+Fields have the names of the kernel's constants and launch options: a launch takes `**vars(config)`. Values that a
+kernel cannot have are refused when a configuration is made; tiles that a chip has no room for, when they are chosen
+for it.
 """
 
 import functools
@@ -47,14 +48,13 @@ class TileConfig:
 
 @dataclass(frozen=True)
 class ProductConfig(TileConfig):
-    """Of a kernel that multiplies a tile by a tile: ROWS x COLUMNS sums over blocks of DEPTH, each the name of a field."""
+    """Of a kernel that multiplies tiles: ROWS x COLUMNS sums over blocks of DEPTH, each of them the name of a field."""
 
     name: ClassVar[str]
     ROWS: ClassVar[str]
     COLUMNS: ClassVar[str]
     DEPTH: ClassVar[str]
-    # The loops of the gradients load ids, then what the ids point to: every second stage is one more buffer in flight, so that
-    # 5 stages hold 3 buffers.
+    # The gradients' loops load ids, then the rows that the ids point to: one more buffer in flight takes two stages.
     STAGES_OF_A_BUFFER: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -64,9 +64,9 @@ class ProductConfig(TileConfig):
                 raise ValueError(f"{self}: {field} must be at least 16, the smallest side of a tensor-core product")
 
     def check(self, chip: int, operand_bytes: int) -> None:
-        """Raises ValueError where the chip has no room for the tiles: 80, 90, ...; 0 for the interpreter, which has room for any.
+        """Raises ValueError if the chip (80, 90, ...; 0 for the interpreter) has no room for the tiles.
 
-        operand_bytes: of one number of the narrower operand. What is counted is what the compiler needs at the least.
+        operand_bytes: of one number of the narrower operand. Counts what the compiler needs at the least.
         """
         rows, columns, depth = (vars(self)[field] for field in (self.ROWS, self.COLUMNS, self.DEPTH))
         warps, stages = vars(self)["num_warps"], vars(self)["num_stages"]
@@ -109,7 +109,10 @@ class HiddenGradientConfig(ProductConfig):
 
 @dataclass(frozen=True)
 class WeightGradientConfig(ProductConfig):
-    """Of student.weight_gradient_kernel: BLOCK_V ids, BLOCK_H columns, BLOCK_N tokens at a time; GROUP_H programs share tokens."""
+    """Of student.weight_gradient_kernel: BLOCK_V ids, BLOCK_H columns, BLOCK_N tokens at a time.
+
+    GROUP_H programs that follow one another take the same ids, and different columns.
+    """
 
     name, ROWS, COLUMNS, DEPTH = "weight_gradient", "BLOCK_V", "BLOCK_H", "BLOCK_N"
     STAGES_OF_A_BUFFER = 2
@@ -289,8 +292,8 @@ def choose(
     wide: bool = False,
     chip: int | None = None,
 ) -> Config:
-    """The configuration of a kernel that multiplies. `wide`: operands come from tensors of a wider dtype. `chip`: this machine's,
-    unless given."""
+    """The configuration of a kernel that multiplies. `wide`: operands come from tensors of a wider dtype. `chip`: by
+    default this machine's."""
     half = operands in (torch.bfloat16, torch.float16)
     kind = "wide" if half and wide else "half" if half else precision
     chip = capability() if chip is None else chip
@@ -312,9 +315,9 @@ def has_fused_product() -> bool:
 
 @contextmanager
 def use_tiles(*configs: ProductConfig, fused: bool | None = None) -> Iterator[None]:
-    """Every call inside the block takes these configurations for bf16 and fp16 operands; for tests and `python -m bench tune`.
+    """Every call inside the block takes these for bf16 and fp16 operands (for tests and `python -m bench tune`).
 
-    fused: whether project.py is used; None: if it is configured here, else as the chip decides.
+    fused: whether project.py is used. None: yes if it is configured here, else as the chip decides.
     """
     global _instead, _fused
     previous = _instead, _fused

@@ -1,7 +1,7 @@
 """linear_topk on a GPU: a chunk of tokens at a time, into one [n, V] fp32 buffer, then exact selection (select.py).
 
-The product is that of cuBLAS or that of project.py. The latter takes the maxima of groups of ids before the logits leave the chip,
-which saves the pass over the buffer that finds them.
+The product is that of cuBLAS or that of project.py. The latter takes the maxima of groups of ids before the logits
+leave the chip, which saves the pass over the buffer that finds them.
 """
 
 from torch import Tensor

@@ -1,7 +1,8 @@
 """Student logits at the teacher's ids, and their gradients, through dense [tokens, V] chunks.
 
-Serves every device and dtype, and the logit of all other tokens together, whose gradient is dense. Deterministic: ids are unique
-within a row, so scatters never collide, and sums over tokens are matrix products in a fixed order.
+Works on every device and dtype, and also computes the logit of all other tokens together, whose gradient is dense.
+Deterministic: ids are unique within a row, so scatters never collide, and sums over tokens are matrix products in a
+fixed order.
 """
 
 import torch
@@ -30,7 +31,7 @@ def scatter_gradient(
     ids: Tensor,  # (n, K) int64
     d: Tensor,  # (n, K) dloss/dy at ids
 ) -> Tensor:  # (n, V)
-    """dloss/dy over the vocabulary when only ids have a gradient. Entries are added, since ids of gradient 0 need not be unique."""
+    """dloss/dy over the vocabulary when only ids have a gradient. Added, since ids of gradient 0 need not be unique."""
     return buffer.zero_().scatter_add_(1, ids, d)
 
 
@@ -48,7 +49,7 @@ def rest_gradient(
     z = head.logits_(buffer, hidden)
     slope = head.slope(z)
     share = z.sub_(z_rest.unsqueeze(1)).div_(rest_at).exp_().mul_(drest.unsqueeze(1)).mul_(slope)
-    # No other id with any mass (z_rest = -inf): no gradient.
+    # If no other id has any probability (z_rest = -inf), there is no gradient.
     share.masked_fill_((z_rest == -torch.inf).unsqueeze(1), 0)
     return share.scatter_(1, ids, dy)
 

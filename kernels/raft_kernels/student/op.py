@@ -3,8 +3,9 @@
     z_nk = logit of token v = ids_nk (head.py); dhidden_n = sum_k dy_nk weight_v; dweight_v = sum of dy_nk hidden_n
 With `rest_at` = T there is one more column, the logit of all other tokens together at temperature T:
     z_rest = T logsumexp_{v not in ids} (z_v / T),  dz_rest / dz_v = exp((z_v - z_rest) / T)
-Three ways: "union" over unions of ids in Triton (gpu/student.py), "sparse" over single rows of the head on a CPU (sparse.py), and
-"dense" everywhere else (dense.py): where K is a large part of V, and wherever z_rest is wanted. The unions are listed once
+Three ways, of which dispatch.choose_way chooses one: "union" multiplies tiles of tokens by the union of their rows of
+the head, in Triton (gpu/student.py); "sparse" reads single rows of the head, on a CPU (sparse.py); "dense" multiplies
+by the whole head (dense.py): if K is a large part of V, or if z_rest is wanted. The unions are listed once
 (gpu/union.py), for the forward pass and the gradient by the hidden states.
 
 The operators keep the names under which they were first registered: an exported graph contains them.
@@ -44,7 +45,8 @@ def student_logits(
     backend: str,
     sparse_gradient: bool = False,
 ) -> Tensor:  # (N, K), or (N, K + 1) with rest_at; fp32, or fp64 for fp64
-    """`sparse_gradient`: many of the entries of dz will be 0, so that it pays to list anew the ids that are left."""
+    """`sparse_gradient`: many entries of dz will be 0, so that the backward pass lists the ids of the other entries
+    anew."""
     way = choose_way(backend, weight.device, vocab, indices.shape[1], rest_at is not None)
     lists = []
     if way == "union":
@@ -85,7 +87,7 @@ def _student_logits(
     bias: Tensor | None,  # (V,)
     indices: Tensor,  # (N, K) int32
     mask: Tensor | None,  # (N,) bool
-    lists: list[Tensor],  # of id_lists; none on the other ways
+    lists: list[Tensor],  # of id_lists for the way "union", else empty
     vocab: int,
     logit_scale: float,
     softcap: float | None,

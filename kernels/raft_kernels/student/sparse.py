@@ -1,6 +1,6 @@
 """Student logits at the teacher's ids, and their gradients, on a CPU: only the K head rows of each token are read.
 
-Cheaper than a dense product wherever K is a small part of V, and with no [tokens, V] workspace at all:
+Cheaper than a dense product if K is a small part of V, and without a [tokens, V] workspace:
     y_nk = <hidden_n, weight_v>, v = ids_nk                  a sampled product, torch.sparse.sampled_addmm
     dhidden_n = sum_k d_nk weight_v                          embedding_bag over the head
     dweight_v = sum of d_nk hidden_n over ids_nk = v         embedding_bag over the tokens, one bag per id
@@ -24,7 +24,7 @@ def chunks(head: Head, n: int, k: int) -> list[slice]:
 
 
 def table_chunks(head: Head, n: int, k: int) -> list[slice]:
-    """Slices of the n tokens, short enough for a table of converted rows even if no two tokens share one."""
+    """Slices of the n tokens, short enough for a table of converted rows even if no two tokens share a row."""
     if not head.converts:
         return chunks(head, n, k)
     step = max(1, head.budgets.cpu_table // (k * head.weight.shape[1]))
@@ -35,7 +35,8 @@ def head_rows(
     head: Head,
     ids: Tensor,  # (n, K) int32
 ) -> tuple[Tensor, Tensor]:  # (U, H) fp32 or fp64, (n, K) int32
-    """A table of head rows, and where in it the row of each id is. Where rows need no conversion the table is the head itself."""
+    """A table of head rows, and the place of each id's row in it. If rows need no conversion, the table is the head
+    itself."""
     if not head.converts:
         return head.weight.contiguous(), ids
     used = torch.zeros(head.weight.shape[0], dtype=torch.bool)
