@@ -66,16 +66,16 @@ def test_a_winner_is_faster_over_both_regimes_by_more_than_noise():
 
 
 def test_using_other_configurations_ends_with_the_block():
-    shipped = tiles.choose(tiles.StudentProductConfig, torch.bfloat16)
+    shipped = tiles.tiles_for(tiles.StudentProductConfig, torch.bfloat16)
     fused = tiles.has_fused_product()
     product, project = tune.SPACE["product"][6], tune.SPACE["project"][2]
     assert shipped != product
     changes = {"product": vars(product), "project": vars(project)}
     with pytest.raises(ZeroDivisionError), variants.using(changes):
-        assert tiles.choose(tiles.StudentProductConfig, torch.bfloat16) == product
-        assert tiles.choose(tiles.ProjectConfig, torch.bfloat16) == project and tiles.has_fused_product()
+        assert tiles.tiles_for(tiles.StudentProductConfig, torch.bfloat16) == product
+        assert tiles.tiles_for(tiles.ProjectConfig, torch.bfloat16) == project and tiles.has_fused_product()
         raise ZeroDivisionError
-    assert tiles.choose(tiles.StudentProductConfig, torch.bfloat16) == shipped and tiles.has_fused_product() == fused
+    assert tiles.tiles_for(tiles.StudentProductConfig, torch.bfloat16) == shipped and tiles.has_fused_product() == fused
 
 
 def test_the_winners_run_beside_what_ships(monkeypatch, tmp_path):

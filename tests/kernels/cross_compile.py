@@ -68,7 +68,7 @@ def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[V
     sizes = dict.fromkeys(("n", "h", "capacity", "width", "tiles", "stride_xn", "stride_wv"), "i32")
     types = {"x": p, "w": p, "ids": "*i32", "sizes": "*i32", "y": "*fp32", **sizes}
     constants = {"stride_xh": 1, "stride_wh": 1, "OPERAND": student.TRITON_DTYPE[operands], "LONG": False}
-    product = tiles.choose(tiles.StudentProductConfig, operands, wide=stored.itemsize > operands.itemsize, chip=chip)
+    product = tiles.tiles_for(tiles.StudentProductConfig, operands, wide=stored.itemsize > operands.itemsize, chip=chip)
     found = [
         variant(f"product {name} {label}", student.product_kernel, types, {**constants, "EVEN_H": even}, product, cores)
         for label, even in (("even", True), ("odd", False))
@@ -79,7 +79,7 @@ def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[V
     constants = {"OPERAND": student.TRITON_DTYPE[operand], "PRECISION": precision, "LONG": False}
     sizes = dict.fromkeys(("n", "h", "capacity", "width", "tiles", "stride_wv"), "i32")
     types = {"d": d, "w": p, "ids": "*i32", "sizes": "*i32", "dx": p, **sizes}
-    hidden = tiles.choose(tiles.HiddenGradientConfig, operand, precision, wide=wide, chip=chip)
+    hidden = tiles.tiles_for(tiles.HiddenGradientConfig, operand, precision, wide=wide, chip=chip)
     by_hidden = {**constants, "stride_wh": 1}
     kernel = student.hidden_gradient_kernel
     found.append(variant(f"hidden_gradient {name}", kernel, types, by_hidden, hidden, cores))
@@ -97,7 +97,7 @@ def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[V
 
     sizes = dict.fromkeys(("n", "h", "width", "rows", "tiles", "stride_xn"), "i32")
     types = {"d": d, "x": p, "tokens": "*i32", "sizes": "*i32", "order": "*i32", "dw": p, **sizes}
-    weight = tiles.choose(tiles.WeightGradientConfig, operand, precision, wide=wide, chip=chip)
+    weight = tiles.tiles_for(tiles.WeightGradientConfig, operand, precision, wide=wide, chip=chip)
     by_weight = {**constants, "stride_xh": 1}
     kernel = student.weight_gradient_kernel
     found.append(variant(f"weight_gradient {name}", kernel, types, by_weight, weight, cores))
@@ -176,7 +176,7 @@ def divergences() -> list[Variant]:
 def projections(chip: int) -> list[Variant]:
     found = []
     for dtype, element in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
-        config = tiles.choose(tiles.ProjectConfig, dtype, chip=chip)
+        config = tiles.tiles_for(tiles.ProjectConfig, dtype, chip=chip)
         types = {
             "x": f"tensordesc<{element}[{config.BLOCK_N}, {config.BLOCK_H}]>",
             "w": f"tensordesc<{element}[{config.BLOCK_V}, {config.BLOCK_H}]>",

@@ -38,15 +38,15 @@ def test_blocks_of_the_fused_product_hold_groups_and_fit_a_descriptor():
 
 def test_what_a_chip_has_no_room_for_is_refused():
     with tiles.use_tiles(PRODUCT):
-        assert tiles.choose(StudentProductConfig, torch.bfloat16, chip=90) == PRODUCT
+        assert tiles.tiles_for(StudentProductConfig, torch.bfloat16, chip=90) == PRODUCT
         with pytest.raises(ValueError, match=r"147456 bytes of shared memory or more; sm_86 has 101376$"):
-            tiles.choose(StudentProductConfig, torch.bfloat16, chip=86)
+            tiles.tiles_for(StudentProductConfig, torch.bfloat16, chip=86)
     with tiles.use_tiles(replace(PRODUCT, num_warps=4)):
         with pytest.raises(ValueError, match=r"32768 sums do not fit sm_90, which holds 32640 for 4 warps$"):
-            tiles.choose(StudentProductConfig, torch.bfloat16, chip=90)
+            tiles.tiles_for(StudentProductConfig, torch.bfloat16, chip=90)
         # Sums have a memory of their own there; what is kept from fp32 tensors is not reconfigured.
-        assert tiles.choose(StudentProductConfig, torch.bfloat16, chip=100).num_warps == 4
-        assert tiles.choose(StudentProductConfig, torch.bfloat16, wide=True, chip=90).num_warps == 8
+        assert tiles.tiles_for(StudentProductConfig, torch.bfloat16, chip=100).num_warps == 4
+        assert tiles.tiles_for(StudentProductConfig, torch.bfloat16, wide=True, chip=90).num_warps == 8
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -54,7 +54,7 @@ def test_what_ships_is_refused_on_no_chip(chip):
     for kernel, kind in tiles.SHIPPED:
         operands = torch.bfloat16 if kind in ("half", "wide") else torch.float32
         precision = kind if kind == "tf32" else "ieee"
-        assert isinstance(tiles.choose(kernel, operands, precision, wide=kind == "wide", chip=chip), kernel)
+        assert isinstance(tiles.tiles_for(kernel, operands, precision, wide=kind == "wide", chip=chip), kernel)
 
 
 def test_every_configuration_of_the_tuning_space_fits_an_h200():

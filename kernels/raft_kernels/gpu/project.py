@@ -16,7 +16,7 @@ from ..head import Head
 from . import select
 from .select import order_key
 from .student import as_operand
-from .tiles import ProjectConfig, choose, has_fused_product
+from .tiles import ProjectConfig, has_fused_product, tiles_for
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -98,7 +98,7 @@ def logits_and_maxima(
     n, h = x.shape
     groups = -(-head.vocab // g)
     maxima = z.new_empty((n, groups), dtype=torch.int32)
-    config = choose(ProjectConfig, head.operands)
+    config = tiles_for(ProjectConfig, head.operands)
     tiles = triton.cdiv(n, config.BLOCK_N) * triton.cdiv(head.vocab, config.BLOCK_V)
     multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
     programs = min(multiprocessors, tiles)

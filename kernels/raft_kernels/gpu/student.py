@@ -20,7 +20,7 @@ from ..dispatch import INTERPRETED
 from ..head import Gradients, Head, masked_ids
 from . import union
 from .scatter import pick_columns, scatter_columns, scatter_tiles
-from .tiles import HiddenGradientConfig, StudentProductConfig, WeightGradientConfig, choose
+from .tiles import HiddenGradientConfig, StudentProductConfig, WeightGradientConfig, tiles_for
 
 TRITON_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 # The interpreter holds bf16 as integers and multiplies those; bf16 products in fp32 are the same numbers.
@@ -254,7 +254,7 @@ def backward(
 
 def token_tile(operands: torch.dtype, wide: bool) -> int:
     """How many neighbouring tokens share a list of ids in the forward product."""
-    return choose(StudentProductConfig, operands, wide=wide).BLOCK_N
+    return tiles_for(StudentProductConfig, operands, wide=wide).BLOCK_N
 
 
 def products_at_ids(
@@ -266,7 +266,7 @@ def products_at_ids(
     n, k = lists.columns.shape
     h = hidden.shape[1]
     y = hidden.new_empty((n, k), dtype=torch.float32)
-    config = choose(StudentProductConfig, head.operands, wide=_wide(head.operands, hidden, head.weight))
+    config = tiles_for(StudentProductConfig, head.operands, wide=_wide(head.operands, hidden, head.weight))
     tile, block = config.BLOCK_N, config.BLOCK_U
     capacity = lists.members.shape[1]
     width = triton.cdiv(capacity, block) * block
@@ -314,7 +314,7 @@ def hidden_gradient(
     n, h = hidden.shape
     dx = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     operand, precision = gradient_operand(head.operands)
-    config = choose(HiddenGradientConfig, operand, precision, wide=_wide(operand, head.weight))
+    config = tiles_for(HiddenGradientConfig, operand, precision, wide=_wide(operand, head.weight))
     tile, block = config.BLOCK_N, config.BLOCK_U
     if lists is None or tile != token_tile(head.operands, _wide(head.operands, hidden, head.weight)):
         lists = union.of_tokens(indices, dy != 0, head.vocab, tile, head.budgets.union_pairs)
@@ -363,7 +363,7 @@ def weight_gradient(
     dw = torch.empty_like(head.weight, memory_format=torch.contiguous_format) if need_weight else None
     db = dy.new_zeros((vocab,)) if need_bias else None
     operand, precision = gradient_operand(head.operands)
-    config = choose(WeightGradientConfig, operand, precision, wide=_wide(operand, hidden))
+    config = tiles_for(WeightGradientConfig, operand, precision, wide=_wide(operand, hidden))
     tile = config.BLOCK_V
     order, places = union.by_use(indices, vocab)
     places = places[indices]

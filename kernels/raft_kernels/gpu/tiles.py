@@ -284,7 +284,7 @@ def _checked(config: Config, chip: int, kind: str) -> Config:
     return config
 
 
-def choose(
+def tiles_for(
     kernel: type[Config],
     operands: torch.dtype,
     precision: str = "ieee",
