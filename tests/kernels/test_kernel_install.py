@@ -60,7 +60,7 @@ def test_every_module_is_installed_and_nothing_else(installed):
     assert metadata.name == f"raft_kernels-{raft_kernels.__version__}.dist-info"
     assert {path.name for path in installed.iterdir()} == {"raft_kernels", metadata.name}
     for pattern in ("*.py", "py.typed"):
-        files = {path.relative_to(ROOT / "kernels") for path in (ROOT / "kernels").rglob(pattern)}
+        files = {path.relative_to(ROOT / "kernels") for path in (ROOT / "kernels" / "raft_kernels").rglob(pattern)}
         assert files == {path.relative_to(installed) for path in installed.rglob(pattern)}
     text = (metadata / "METADATA").read_text()
     assert "Requires-Dist: torch>=2.11\n" in text and "Requires-Dist: triton>=3.6;" in text
