@@ -6,15 +6,16 @@ python -m bench tune --list               the space itself; needs no GPU
 TRITON_INTERPRET=1 python -m bench tune --quick --device cpu    that it runs: one configuration each, interpreted
 
 Each row is a whole operation with one kernel's configuration changed, as a ratio to the shipped one in the same run. A
-configuration counts only if its result is right: in the norm over all elements, against float64. What wins by more than the
-noise (`winners`; `bench kernels --tuned` times them together) goes into kernels/raft_kernels/gpu/configs.py by hand, with
-a line in LOG.md: a configuration that changed by itself would change the bits of a result from one run to the next.
+configuration counts only if its result is right: in the norm over all elements, against float64. What wins by more than
+the noise (`winners`; `bench kernels --tuned` times them together) goes into kernels/raft_kernels/gpu/tiles.py by hand,
+with a line in LOG.md: a configuration that changed by itself would change the bits of a result from one run to the
+next.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,72 +29,68 @@ from bench.cases import Inputs, make_inputs
 from bench.check import WrongResult
 from bench.measure import measure
 from bench.providers import reason
-from bench.variants import Config, using
+from bench.variants import using
 from raft_kernels import TopK
+from raft_kernels.gpu.tiles import (
+    HiddenGradientConfig,
+    ProductConfig,
+    ProjectConfig,
+    StudentProductConfig,
+    WeightGradientConfig,
+)
 
-# Blocks in the order of BLOCKS, then warps and stages. None of them spills on sm_90.
-BLOCKS = {
-    "product": ("BLOCK_N", "BLOCK_U", "BLOCK_H"),
-    "hidden_gradient": ("BLOCK_N", "BLOCK_U", "BLOCK_H"),
-    "weight_gradient": ("BLOCK_V", "BLOCK_N", "BLOCK_H", "GROUP_H"),
-    "project": ("BLOCK_N", "BLOCK_V", "BLOCK_H"),
-}
-SPACE: dict[str, list[tuple[int, ...]]] = {
+# None of them spills on sm_90.
+SPACE: dict[str, list[ProductConfig]] = {
     "product": [
-        (128, 256, 64, 8, 3),
-        (128, 256, 64, 8, 4),
-        (128, 256, 32, 8, 4),
-        (128, 128, 64, 8, 3),
-        (128, 128, 64, 8, 4),
-        (128, 128, 128, 8, 3),
-        (128, 128, 64, 4, 4),
-        (64, 256, 64, 4, 4),
-        (64, 256, 64, 8, 4),
-        (64, 128, 64, 4, 4),
+        StudentProductConfig(128, 256, 64, 8, 3),
+        StudentProductConfig(128, 256, 64, 8, 4),
+        StudentProductConfig(128, 256, 32, 8, 4),
+        StudentProductConfig(128, 128, 64, 8, 3),
+        StudentProductConfig(128, 128, 64, 8, 4),
+        StudentProductConfig(128, 128, 128, 8, 3),
+        StudentProductConfig(128, 128, 64, 4, 4),
+        StudentProductConfig(64, 256, 64, 4, 4),
+        StudentProductConfig(64, 256, 64, 8, 4),
+        StudentProductConfig(64, 128, 64, 4, 4),
     ],
     "hidden_gradient": [
-        (128, 64, 256, 8, 3),
-        (128, 64, 256, 8, 5),
-        (128, 128, 256, 8, 3),
-        (128, 32, 256, 8, 7),
-        (128, 64, 128, 8, 5),
-        (128, 64, 128, 8, 7),
-        (64, 64, 256, 4, 5),
-        (64, 64, 256, 8, 5),
-        (64, 64, 128, 4, 5),
+        HiddenGradientConfig(128, 64, 256, 8, 3),
+        HiddenGradientConfig(128, 64, 256, 8, 5),
+        HiddenGradientConfig(128, 128, 256, 8, 3),
+        HiddenGradientConfig(128, 32, 256, 8, 7),
+        HiddenGradientConfig(128, 64, 128, 8, 5),
+        HiddenGradientConfig(128, 64, 128, 8, 7),
+        HiddenGradientConfig(64, 64, 256, 4, 5),
+        HiddenGradientConfig(64, 64, 256, 8, 5),
+        HiddenGradientConfig(64, 64, 128, 4, 5),
     ],
     "weight_gradient": [
-        (64, 64, 128, 8, 4, 3),
-        (64, 64, 128, 8, 4, 7),
-        (64, 64, 128, 4, 4, 5),
-        (64, 64, 128, 16, 4, 5),
-        (64, 64, 256, 4, 4, 5),
-        (64, 64, 256, 4, 8, 5),
-        (64, 128, 128, 8, 4, 3),
-        (64, 32, 128, 8, 4, 7),
-        (128, 64, 128, 8, 8, 5),
-        (128, 64, 256, 4, 8, 5),
+        WeightGradientConfig(64, 64, 128, 8, 4, 3),
+        WeightGradientConfig(64, 64, 128, 8, 4, 7),
+        WeightGradientConfig(64, 64, 128, 4, 4, 5),
+        WeightGradientConfig(64, 64, 128, 16, 4, 5),
+        WeightGradientConfig(64, 64, 256, 4, 4, 5),
+        WeightGradientConfig(64, 64, 256, 4, 8, 5),
+        WeightGradientConfig(64, 128, 128, 8, 4, 3),
+        WeightGradientConfig(64, 32, 128, 8, 4, 7),
+        WeightGradientConfig(128, 64, 128, 8, 8, 5),
+        WeightGradientConfig(128, 64, 256, 4, 8, 5),
     ],
     "project": [
-        (128, 256, 64, 8, 3),
-        (128, 256, 64, 8, 2),
-        (128, 128, 64, 8, 4),
-        (128, 128, 64, 4, 4),
-        (256, 128, 64, 8, 3),
+        ProjectConfig(128, 256, 64, 8, 3),
+        ProjectConfig(128, 256, 64, 8, 2),
+        ProjectConfig(128, 128, 64, 8, 4),
+        ProjectConfig(128, 128, 64, 4, 4),
+        ProjectConfig(256, 128, 64, 8, 3),
     ],
 }
 
-
 QUICK = cases.Case(16, 32, 512, 16, "bfloat16", "randn")
-# Of the norm of the exact result. Operands are rounded to bf16 once, and so is the result: 0.3 % in all. The interpreter
-# truncates instead.
+# Of the norm of the exact result. Operands are rounded to bf16 once, and so is the result: 0.3 % in all. The
+# interpreter truncates instead.
 TOLERANCE, INTERPRETED_TOLERANCE = 1e-2, 3e-2
 # A winner is faster than what ships by this share, over both regimes: less is noise.
 MARGIN = 0.02
-
-
-def config(kernel: str, values: tuple[int, ...]) -> Config:
-    return dict(zip((*BLOCKS[kernel], "num_warps", "num_stages"), values, strict=True))
 
 
 def operation(kernel: str, x: Inputs) -> Callable[[], object]:
@@ -143,7 +140,7 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     if args.list:
         for kernel in args.kernels:
-            print(*(f"{kernel} {config(kernel, values)}" for values in SPACE[kernel]), sep="\n")
+            print(*(f"{kernel} {vars(config)}" for config in SPACE[kernel]), sep="\n")
         return 0
     device_name = machine.device_name(args.device, torch.get_num_threads())
     out = files.path_of("tune", device_name=device_name, out=args.out, quick=args.quick)
@@ -156,7 +153,7 @@ def main(argv: list[str]) -> int:
         if out is not None:
             files.write(out, json.dumps(found, indent=1) + "\n")
 
-    # The fused product last: it is off by default, and its loads by descriptors are the likeliest to hang.
+    # The fused product last: its loads through tensor descriptors are the likeliest to hang.
     groups = [[k for k in args.kernels if k != "project"], [k for k in args.kernels if k == "project"]]
     try:
         for regime, kernels in ((regime, group) for group in groups for regime in cases.REGIMES):
@@ -216,8 +213,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def tuned(
     kernel: str, x: Inputs, expected: Tensor, args: argparse.Namespace, found: Sequence[dict]
 ) -> Iterator[dict[str, Any]]:
-    """Rows by configuration: the shipped one (for `project` the way without it, cuBLAS and a pass over the logits), and
-    those of the space. One that is wrong, or too much for the chip, says so in `failed`; neither ends the run."""
+    """Rows by configuration: the shipped one (for `project` on chips where it does not ship: cuBLAS and a pass over the
+    logits), and those of the space. One that is wrong, or too large for the chip, says so in `failed`; neither ends the
+    run."""
     from raft_kernels import use_backend
 
     tolerance = TOLERANCE if args.device == "cuda" else INTERPRETED_TOLERANCE
@@ -229,12 +227,12 @@ def tuned(
         lost.check_answers(args.device, f"{kernel} {label}")
         failed.append({"config": label, "failed": reason(error)})
 
-    def run(call: Callable[[], object], chosen: Config | None) -> object:
+    def run(call: Callable[[], object], chosen: Mapping[str, int] | None) -> object:
         with using({kernel: chosen} if chosen else {}), use_backend("triton"):
             return call()
 
     variants: dict[str, Callable[[], object]] = {}
-    for chosen in [None, *(config(kernel, values) for values in SPACE[kernel][: 1 if args.quick else None])]:
+    for chosen in [None, *map(vars, SPACE[kernel][: 1 if args.quick else None])]:
         label = json.dumps(chosen) if chosen else "shipped"
         if label in down:
             continue
@@ -258,10 +256,10 @@ def tuned(
         yield {"config": label, **vars(m)}
 
 
-def winners(found: Sequence[dict[str, Any]]) -> dict[str, Config]:
+def winners(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Kernel -> the configuration that is fastest over all regimes, by the geometric mean of its times to the shipped
-    one's, where it wins by MARGIN. One that failed in any regime is none. Each is tuned alone: whether they gain together
-    (tiles of tokens of different sizes need lists of their own) is what `bench kernels --tuned` measures."""
+    one's, if it wins by MARGIN. One that failed in any regime does not count. Each is tuned alone: whether they gain
+    together (tiles of tokens of different sizes need lists of their own) is what `bench kernels --tuned` measures."""
     times: dict[str, dict[str, list[float]]] = {}
     for r in found:
         if "ms_p50" in r:

@@ -1,28 +1,11 @@
 """Other configurations of the kernels than those that ship, to be timed beside them in one run."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-
-Config = dict[str, int]
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 
-@contextmanager
-def using(changes: Mapping[str, Config]) -> Iterator[None]:
+def using(changes: Mapping[str, Mapping[str, int]]) -> AbstractContextManager[None]:
     """Kernel -> its configuration for bf16 and fp16, while this lasts. "project" turns the fused product on."""
-    from raft_kernels.gpu import configs, project
+    from raft_kernels.gpu.tiles import TUNED, use_tiles
 
-    tables = [configs.SHIPPED, configs.REGISTER_TILES, configs.TENSOR_MEMORY_TILES]
-    before, faster_on = [dict(table) for table in tables], set(project.FASTER_ON)
-    for kernel, chosen in changes.items():
-        for table in tables:
-            table[kernel, "half"] = chosen
-    if "project" in changes:
-        project.FASTER_ON.add(configs.capability())
-    try:
-        yield
-    finally:
-        for table, old in zip(tables, before, strict=True):
-            table.clear()
-            table.update(old)
-        project.FASTER_ON.clear()
-        project.FASTER_ON.update(faster_on)
+    return use_tiles(*(TUNED[kernel](**chosen) for kernel, chosen in changes.items()))

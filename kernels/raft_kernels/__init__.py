@@ -1,7 +1,7 @@
 """Loss kernels for distillation on a teacher's top-K tokens: [tokens, vocabulary] logits never exist in full.
 
-Stands alone: it needs torch and nothing of `raft`. Start with `linear_topk` (the teacher) and `topk_kl` (the student),
-or with `linear_topk_kl`, which is both in one call; `TopKDistillationLoss` is the same as a module.
+The package needs torch (and triton on a GPU), not `raft`. Start with `linear_topk` (the teacher) and `topk_kl`
+(the student), or with `linear_topk_kl`, which is both in one call; `TopKDistillationLoss` is the same as a module.
 """
 
 from .cross_entropy import linear_cross_entropy
@@ -12,6 +12,7 @@ from .module import TopKDistillationLoss
 from .topk import TopK, linear_topk
 from .topk_kl import topk_kl
 
+__version__ = "0.1.0"
 __all__ = [
     "TopK",
     "TopKDistillationLoss",

@@ -4,11 +4,11 @@
 
 Chunks of tokens share one buffer of logits. Three ways:
 - on CUDA with Liger installed: Liger's fused linear cross-entropy;
-- for a sum or a mean the gradients are made in the forward pass, while a chunk's logits are there: three products in all, as many
-  as on materialised logits, and the backward pass only scales them;
-- per token (reduction="none") and under torch.compile the backward pass makes the logits again: four products.
-torch's own F.linear_cross_entropy takes as long, but two to three times the memory of the second way; its default chunks are up to
-eleven times slower at real vocabularies; it adds up bf16 in bf16 and knows no soft-cap (bench/LOG.md).
+- for a sum or a mean the forward pass also computes the gradients, while it holds a chunk's logits: three products in
+  all, as many as on materialised logits, and the backward pass only scales them;
+- per token (reduction="none") and under torch.compile the backward pass computes the logits again: four products.
+torch's own F.linear_cross_entropy takes as long, but two to three times the memory of the second way; with its default
+chunks it is up to eleven times slower at real vocabularies; it sums bf16 in bf16 and has no soft-cap (bench/LOG.md).
 """
 
 import functools
@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .checks import check_choice, check_linear, check_positive
-from .head import Head, accumulate_dtype, logsumexp_, operand_dtype, walk
-from .head_dense import backpropagate
+from .head import Head, accumulate_dtype, logsumexp_, operand_dtype
 from .parallel import gathered
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -41,7 +40,7 @@ def _chunked(
     loss = hidden.new_empty((hidden.shape[0],), dtype=head.dtype)
     partition = torch.empty_like(loss)
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows, buffer in walk(hidden.shape[0], head.vocab, hidden, head.dtype):
+        for rows, buffer in head.walk(hidden):
             z = head.logits_(buffer, hidden[rows])
             at_label = z.gather(1, labels[rows].unsqueeze(1)).squeeze(1)
             partition[rows] = logsumexp_(z)
@@ -74,13 +73,13 @@ def _chunked_backward(
     grad_weight = hidden.new_zeros(weight.shape, dtype=head.dtype) if need_weight else None
     grad_bias = hidden.new_zeros(weight.shape[:1], dtype=head.dtype) if need_bias else None
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows, buffer in walk(hidden.shape[0], head.vocab, hidden, head.dtype):
+        for rows, buffer in head.walk(hidden):
             x, upstream = hidden[rows], grad_loss[rows].to(head.dtype).unsqueeze(1)
             z = head.logits_(buffer, x)
             slope = head.slope(z)
             d = z.sub_(partition[rows].unsqueeze(1)).exp_()
             d.scatter_add_(1, labels[rows].unsqueeze(1), torch.full_like(upstream, -1.0))
-            dx = backpropagate(head, d.mul_(upstream).mul_(slope), x, need_hidden, grad_weight, grad_bias)
+            dx = head.backpropagate(d.mul_(upstream).mul_(slope), x, need_hidden, grad_weight, grad_bias)
             if grad_hidden is not None and dx is not None:
                 grad_hidden[rows] = dx
     grads = zip((grad_hidden, grad_weight, grad_bias), (hidden, weight, bias), strict=True)
@@ -113,13 +112,6 @@ def _backward(ctx, grad_loss, _grad_partition):
 _chunked.register_autograd(_backward, setup_context=_setup_context)
 
 
-# Tokens of a chunk, at least: with fewer the products, and adding up the head's gradient, cost more than they should (a CPU, 256
-# tokens, V = 151936: 1.19 times plain torch's time in chunks of 65, 0.97 in chunks of 128).
-TOKENS = 128
-# Elements of the rows of logits that are turned into a gradient at once: they stay in a core's cache.
-CACHED = 1 << 19
-
-
 def _to_gradient_(
     head: Head,
     z: Tensor,  # (n, V) logits: become dloss/dy, y before scale and soft-cap
@@ -127,7 +119,7 @@ def _to_gradient_(
     keep: Tensor | None,  # (n,) of z's dtype, 1 where a token counts, else 0
 ) -> Tensor:  # (n,) loss
     loss = z.new_empty(len(z))
-    step = max(1, CACHED // z.shape[1]) if z.device.type == "cpu" else len(z)
+    step = max(1, head.budgets.cpu_cache // z.shape[1]) if z.device.type == "cpu" else len(z)
     for first in range(0, len(z), step):
         rows = slice(first, first + step)
         part, label = z[rows], labels[rows].unsqueeze(1)
@@ -163,11 +155,11 @@ def _sum_and_gradients(
     grad_bias = hidden.new_zeros(weight.shape[:1], dtype=head.dtype) if need_bias else None
     kept = None if keep is None else keep.to(head.dtype)
     total = hidden.new_zeros((), dtype=head.dtype)
-    for rows, buffer in walk(n, head.vocab, hidden, head.dtype, least=TOKENS):
+    for rows, buffer in head.walk(hidden, least=head.budgets.cross_entropy_tokens):
         x = hidden[rows]
         z = head.logits_(buffer, x)
         total += _to_gradient_(head, z, labels[rows], None if kept is None else kept[rows]).sum()
-        dx = backpropagate(head, z, x, need_hidden, grad_weight, grad_bias, add=rows.start > 0)
+        dx = head.backpropagate(z, x, need_hidden, grad_weight, grad_bias, add=rows.start > 0)
         if grad_hidden is not None and dx is not None:
             grad_hidden[rows] = dx
     if not n and grad_weight is not None:
@@ -175,9 +167,9 @@ def _sum_and_gradients(
     return total, [grad_hidden, grad_weight, grad_bias]
 
 
-class _Sum(torch.autograd.Function):
-    """The gradients wait for the one number that they are scaled by, and are given away: a second backward pass through
-    the same graph makes them again."""
+class _SummedLoss(torch.autograd.Function):
+    """The forward pass computes the gradients; the backward pass scales them by the upstream gradient, in place, and
+    returns them. A second backward pass through the same graph computes them again."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels, keep, softcap, operands):
@@ -211,13 +203,13 @@ def choose_provider(
     bias: Tensor | None,  # (V,)
     reduction: str,
 ) -> str:
-    """One of "liger", "forward" (gradients are made there) and "recompute"."""
+    """One of "liger", "forward" (the forward pass computes the gradients) and "recompute"."""
     if torch.compiler.is_compiling():
         return "recompute"
     params = [weight] if bias is None else [weight, bias]
     if hidden.device.type == "cuda" and _has_liger():
         one_dtype = all(p.dtype == hidden.dtype for p in params) and operand_dtype(hidden, weight) == hidden.dtype
-        # Liger computes gradients of the head only along with that of hidden.
+        # Liger computes the head's gradient only together with that of hidden.
         follows = hidden.requires_grad or not any(p.requires_grad for p in params)
         if one_dtype and follows and hidden.dtype != torch.float64:
             return "liger"
@@ -235,13 +227,13 @@ def _liger(
 ) -> Tensor:
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    # Without accum_dtype, gradients of bf16 weights would be summed over chunks in bf16. Its mean over no label is 0.
+    # Without accum_dtype, gradients of bf16 weights would be summed over chunks in bf16. Liger's mean of nothing is 0.
     options = {"softcap": softcap, "reduction": reduction, "accum_dtype": torch.float32}
     return liger_fused_linear_cross_entropy(hidden, weight, labels, bias, **options)
 
 
 def may_look(x: Tensor) -> bool:
-    """Whether values can be read without waiting for a device."""
+    """Whether the host can read values without waiting for a device."""
     return x.device.type == "cpu"
 
 
@@ -257,8 +249,8 @@ def linear_cross_entropy(
 ) -> Tensor:  # () or (...), fp32 (fp64 for fp64)
     """F.cross_entropy(softcap(hidden @ weight.T + bias), labels), in chunks.
 
-    The mean is over labels that are not `ignore_index`; where there is none it is 0, attached to the graph. An ignored
-    position has loss 0 and gradient 0, whatever its hidden state holds.
+    The mean is over labels that are not `ignore_index`; if all are, it is 0, with a gradient of 0. An ignored position
+    has loss 0 and gradient 0, whatever its hidden state holds.
     """
     op = "linear_cross_entropy"
     weight, bias = gathered(weight, bias)
@@ -277,23 +269,23 @@ def linear_cross_entropy(
     operands = operand_dtype(hidden, weight)
     keep = flat != ignore_index
     if provider == "forward" and may_look(x):
-        # Ignored positions, those of prompts say, may be most.
+        # Most positions may be ignored: those of prompts, for example.
         live = keep.nonzero().squeeze(1)
         if len(live) < len(flat):
             x, flat = x[live], flat[live]
-        loss = _Sum.apply(x, weight, bias, flat, None, softcap, operands)
+        loss = _SummedLoss.apply(x, weight, bias, flat, None, softcap, operands)
     else:
-        # Whatever an ignored position holds (NaN too), it must not reach a sum over tokens.
+        # What an ignored position holds (NaN too) must not reach a sum over tokens.
         x, safe = x.masked_fill(~keep.unsqueeze(1), 0), flat.masked_fill(~keep, 0)
         if provider == "liger":
             loss = _liger(x, weight, bias, flat.masked_fill(~keep, -100), softcap, reduction)
             return loss.view(labels.shape) if reduction == "none" else loss
         if provider == "forward":
-            loss = _Sum.apply(x, weight, bias, safe, keep, softcap, operands)
+            loss = _SummedLoss.apply(x, weight, bias, safe, keep, softcap, operands)
         else:
             loss = _chunked(x, weight, bias, safe, softcap, operands)[0].masked_fill(~keep, 0)
             loss = loss if reduction == "none" else loss.sum()
     if reduction == "mean":
-        # No label at all: 0 / 1, not 0 / 0.
+        # Without any label the mean is 0 / 1, not 0 / 0.
         return loss / keep.sum().clamp_min(1)
     return loss.view(labels.shape) if reduction == "none" else loss

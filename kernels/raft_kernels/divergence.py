@@ -8,7 +8,7 @@
     loss = scale * value,  dloss/dz = scale / T * d/du
 The softmax is over the kept classes only, so the partition function of the full vocabulary cancels.
 
-The forward pass keeps dloss/dz [N, C]: the backward pass is one product with it, and no softmax.
+The forward pass keeps dloss/dz [N, C]: the backward pass multiplies it by the upstream gradient and needs no softmax.
 """
 
 import math
@@ -20,7 +20,7 @@ DIVERGENCES = ("forward", "reverse", "jsd")
 
 
 def _gap(weights: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
-    """log_a - log_b where weights are positive, else 0: a class of no mass adds nothing, even at -inf."""
+    """log_a - log_b where weights are positive, else 0: a class of probability 0 adds nothing, even at -inf."""
     return torch.where(weights > 0, log_a - log_b, 0.0)
 
 
@@ -72,7 +72,7 @@ def topk_divergence(
     skip_below: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Loss (N,), and its gradient by z (N, C) without the entries that are at most `skip_below` of the row's largest."""
+    """Loss (N,) and its gradient by z (N, C), with 0 for entries of at most `skip_below` times the row's largest."""
     compute = divergence_and_gradient
     if backend == "triton":
         from .gpu import divergence as gpu
@@ -107,7 +107,7 @@ def _backward(ctx, grad_loss, _grad_gradient):
     if grad_loss is None:
         return (None,) * 10
     if mask is not None:
-        grad_loss = grad_loss.masked_fill(~mask, 0)  # what comes back to a masked token may be anything, NaN too
+        grad_loss = grad_loss.masked_fill(~mask, 0)  # a masked token's upstream gradient may be anything, NaN too
     return gradient * grad_loss.to(gradient.dtype).unsqueeze(1), *(None,) * 9
 
 

@@ -1,50 +1,22 @@
-"""An output head, and the logits of a chunk of tokens: in fp32 (fp64 for fp64), whatever the head is kept in.
+"""An output head, and the logits of a chunk of tokens: in fp32 (fp64 for fp64), whatever dtype the head has.
 
     y = hidden @ weight.T + bias,  z = softcap * tanh(logit_scale * y / softcap)  or, with no cap,  z = logit_scale * y
 
-Everything that needs whole rows of logits goes through `walk`: one [tokens, width] buffer of a constant number of
+Everything that needs whole rows of logits goes through `Head.walk`: one [tokens, width] buffer of a constant number of
 elements, whatever N and V, is used for one chunk of tokens after the other.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-# Elements of the [tokens, width] buffer. Small enough for the memory of a laptop, large enough to fill a GPU.
-CPU_BUDGET = 1 << 24
-CUDA_BUDGET = 1 << 27
-# The teacher's on a GPU: half as many chunks read the head half as often, and its 1 GiB is gone when the student's
-# backward pass takes more.
-CUDA_TEACHER_BUDGET = 1 << 28
-# Elements of a slice of the head that is being converted to fp32.
-CAST_BUDGET = 1 << 22
-CUDA_CAST_BUDGET = 1 << 27
+from .budgets import Budgets, current
 
 ALL = slice(None)
 # dloss by hidden, weight and bias, where they are needed.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
-def walk(
-    n: int,
-    width: int,
-    like: Tensor,
-    dtype: torch.dtype,
-    cuda_budget: int | None = None,
-    least: int = 1,
-) -> Iterator[tuple[slice, Tensor]]:
-    """Pairs of a slice of the n tokens and an empty buffer (its tokens, width). All buffers share their memory.
-
-    least: tokens of a slice, where there are so many, whatever the budget.
-    """
-    budget = (cuda_budget or CUDA_BUDGET) if like.device.type == "cuda" else CPU_BUDGET
-    parts = -(-n // max(least, budget // width))
-    buffer = like.new_empty((-(-n // max(1, parts)), width), dtype=dtype)
-    for i in range(parts):
-        rows = slice(n * i // parts, n * (i + 1) // parts)
-        yield rows, buffer[: rows.stop - rows.start]
 
 
 def operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -92,7 +64,8 @@ def masked(x: Tensor, mask: Tensor | None, rows: slice = ALL) -> Tensor:
 
 
 def masked_ids(indices: Tensor, mask: Tensor | None, vocab: int, rows: slice = ALL) -> Tensor:
-    """As `masked`, known to be rows of the head. A CPU reads them without bounds, and need not wait to look first."""
+    """As `masked`. On a CPU, whose products read these rows of the head without checking bounds, ids outside the
+    vocabulary are an error; on a GPU that check would make the host wait for the device."""
     ids = masked(indices, mask, rows)
     if ids.device.type == "cpu" and ids.numel():
         low, high = (int(x) for x in torch.aminmax(ids))
@@ -103,6 +76,8 @@ def masked_ids(indices: Tensor, mask: Tensor | None, vocab: int, rows: slice = A
 
 @dataclass(frozen=True)
 class Head:
+    """An output head: its parameters, and how products with it are computed."""
+
     weight: Tensor  # (>= vocab, H)
     bias: Tensor | None  # (>= vocab,)
     vocab: int  # rows that are tokens; the rest is padding
@@ -110,6 +85,7 @@ class Head:
     softcap: float | None
     operands: torch.dtype  # what hidden states and weights are rounded to before a product
     backend: str = "torch"
+    budgets: Budgets = field(default_factory=current)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,24 +94,48 @@ class Head:
 
     @property
     def converts(self) -> bool:
-        """Whether rows have to be converted before they enter a product. A GPU multiplies halves as they are."""
+        """Whether rows have to be converted before a product. A GPU multiplies bf16 and fp16 as they are."""
         half_product = self.weight.device.type == "cuda" and self.operands != torch.float64
         return self.weight.dtype != self.operands or (self.operands != self.dtype and not half_product)
 
     def operand(self, x: Tensor) -> Tensor:
-        """x rounded to `operands`, in the dtype that the product takes: a CPU multiplies halves only into halves."""
+        """x rounded to `operands`, in the dtype that the product takes. A CPU would round products of bf16 and fp16 to
+        those, so that it multiplies them in fp32."""
         x = x.to(self.operands)
         return x if x.device.type == "cuda" else x.to(self.dtype)
 
     def gradient_operand(self, d: Tensor) -> Tensor:
-        """Gradients of logits as an operand: in bf16 on a GPU where the other operand is. fp16 could underflow."""
+        """Gradients of logits as an operand: in bf16 on a GPU if the other operand is; not in fp16, which could
+        underflow."""
         return d.to(self.operands) if d.device.type == "cuda" and self.operands == torch.bfloat16 else d
 
     def slices(self) -> list[slice]:
-        """Slices of the rows; more than one only where rows have to be converted on the way."""
-        budget = CUDA_CAST_BUDGET if self.weight.is_cuda else CAST_BUDGET
+        """Slices of the rows; more than one only if rows have to be converted."""
+        budget = self.budgets.cuda_cast if self.weight.is_cuda else self.budgets.cpu_cast
         step = max(1, budget // self.weight.shape[1]) if self.converts else self.vocab
         return [slice(i, min(i + step, self.vocab)) for i in range(0, self.vocab, step)]
+
+    def walk(
+        self,
+        hidden: Tensor,  # (N, H)
+        width: int | None = None,
+        *,
+        teacher: bool = False,
+        least: int = 1,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Pairs of a slice of the N tokens and an empty buffer (its tokens, width). All buffers share their memory.
+
+        width: of the buffer, by default the vocabulary. teacher: whether the budget is the larger one that a teacher
+        has on a GPU. least: the fewest tokens of a slice (if there are as many), even if they exceed the budget.
+        """
+        n, width = len(hidden), self.vocab if width is None else width
+        cuda = self.budgets.cuda_teacher_logits if teacher else self.budgets.cuda_logits
+        budget = cuda if hidden.is_cuda else self.budgets.cpu_logits
+        parts = -(-n // max(least, budget // width))
+        buffer = hidden.new_empty((-(-n // max(1, parts)), width), dtype=self.dtype)
+        for i in range(parts):
+            rows = slice(n * i // parts, n * (i + 1) // parts)
+            yield rows, buffer[: rows.stop - rows.start]
 
     def logits_(
         self,
@@ -179,3 +179,26 @@ class Head:
         if self.softcap is None:
             return self.logit_scale
         return (z / self.softcap).square_().neg_().add_(1).mul_(self.logit_scale)
+
+    def backpropagate(
+        self,
+        d: Tensor,  # (n, V) dloss/dy
+        hidden: Tensor,  # (n, H)
+        need_hidden: bool,
+        grad_weight: Tensor | None,  # (>= V, H) fp32 or fp64: added to
+        grad_bias: Tensor | None,  # (>= V,) fp32 or fp64: added to
+        add: bool = True,
+    ) -> Tensor | None:  # (n, H) fp32 or fp64
+        """Returns dhidden = d @ weight, and adds d.T @ hidden to dweight and the sum of d over tokens to dbias.
+        Without `add` dweight is overwritten."""
+        if grad_bias is not None:
+            grad_bias[: self.vocab] += d.sum(0)
+        d = self.gradient_operand(d)
+        if grad_weight is not None:
+            product(d.t(), self.operand(hidden), grad_weight[: self.vocab], add=add)
+        if not need_hidden:
+            return None
+        grad_hidden = d.new_empty(hidden.shape, dtype=self.dtype)
+        for i, rows in enumerate(self.slices()):
+            product(d[:, rows], self.operand(self.weight[rows]), grad_hidden, add=i > 0)
+        return grad_hidden

@@ -1,4 +1,5 @@
-"""topk_metrics: what users ask about a top-K teacher, in one call, without gradients and without [N, V] logits."""
+"""topk_metrics: how well a teacher's top-K covers both models, in one call, without gradients and without [N, V]
+logits."""
 
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from .checks import check_ids, check_linear, check_positive, flat_mask, vocabulary
 from .dispatch import choose_backend
-from .head import Head, accumulate_dtype, operand_dtype, walk
+from .head import Head, accumulate_dtype, operand_dtype
 from .parallel import gathered
 from .topk import TopK
 
@@ -48,7 +49,7 @@ def _topk_metrics(
     n = hidden.shape[0]
     out = hidden.new_empty((4, n), dtype=head.dtype)
     with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
-        for rows, buffer in walk(n, vocab, hidden, head.dtype):
+        for rows, buffer in head.walk(hidden):
             ids, t = indices[rows], teacher_logits[rows].to(head.dtype)
             z = head.logits_(buffer, hidden[rows])
             u = z.gather(1, ids) / temperature

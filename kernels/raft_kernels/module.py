@@ -11,7 +11,7 @@ from .topk import TopK
 from .topk_kl import topk_kl
 
 REDUCTIONS = ("mean", "sum", "none")
-# What the functions take by keyword, but for what belongs to one call.
+# The keyword arguments of both functions, without those that change from call to call.
 OPTIONS = dict.fromkeys(
     name
     for function in (linear_topk_kl, topk_kl)

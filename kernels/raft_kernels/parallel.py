@@ -1,11 +1,11 @@
 """Heads that are split over ranks.
 
-- Vocabulary-parallel: `group=` and this rank's rows of the head, the same number on every rank, in order of rank; hidden
-  states are the same on all ranks, and so are results. A rank computes the logits of its own ids:
+- Vocabulary-parallel: `group=` and this rank's rows of the head, the same number on every rank, in order of rank.
+  Hidden states are the same on all ranks, and so are results. A rank computes the logits of its own ids:
       top-K of all = top-K of the ranks' top-Ks;  z = sum over ranks of the logits that each of them has
   and in the backward pass dhidden is summed over ranks. [N, K] values are exchanged, never logits of the vocabulary.
-- FSDP2: a head that is a DTensor is gathered for the call, and its gradient averaged over the ranks, each of which has
-  tokens of its own, as FSDP2 does.
+- FSDP2: a head that is a DTensor is gathered for the call. Each rank has tokens of its own; the head's gradient is
+  averaged over the ranks, as FSDP2 does.
 """
 
 import functools
@@ -30,7 +30,7 @@ class Shard:
 
     @property
     def tokens(self) -> int:
-        """How many of its rows are ids. At least one, so that products have a shape; where none is, none is asked for."""
+        """How many of its rows are ids. At least 1, so that products are not empty; `empty` says when there is none."""
         return max(1, min(self.rows, self.vocab - self.first))
 
     @property
@@ -40,7 +40,7 @@ class Shard:
 
 @functools.cache
 def _check_equal(op: str, group: dist.ProcessGroup, rows: int, device: torch.device) -> None:
-    """Once per group and shape: another number of rows on another rank would silently give wrong ids."""
+    """Checked once per group and shape: a different number of rows on another rank would silently give wrong ids."""
     ends = torch.tensor([rows, -rows], device=device)
     dist.all_reduce(ends, dist.ReduceOp.MAX, group=group)
     most, least = int(ends[0]), -int(ends[1])
@@ -72,7 +72,7 @@ def combine_topk(
     width = min(k, part.rows)
     if part.empty:
         logits, log_partition = torch.full_like(logits, -torch.inf), torch.full_like(log_partition, -torch.inf)
-    # Only ranks at the end of the vocabulary lack ids, so what fills their lists comes after every real id.
+    # Only ranks at the end of the vocabulary lack ids, so the padding of their lists comes after every real id.
     pad = (0, width - indices.shape[1])
     ids = torch.cat(_gather(torch.nn.functional.pad(indices + part.first, pad), part.group), dim=1)
     z = torch.cat(_gather(torch.nn.functional.pad(logits, pad, value=-torch.inf), part.group), dim=1)
@@ -83,8 +83,8 @@ def combine_topk(
     return ids, z, log_partition
 
 
-class _Copy(torch.autograd.Function):
-    """The same on all ranks; each of them has a part of the gradient."""
+class _CopyToRanks(torch.autograd.Function):
+    """All ranks have the same input; each computes a part of its gradient, and the parts are summed."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -98,7 +98,7 @@ class _Copy(torch.autograd.Function):
         return grad, None
 
 
-class _Sum(torch.autograd.Function):
+class _SumOverRanks(torch.autograd.Function):
     """Each rank has a part; the sum, and so its gradient, is the same on all ranks."""
 
     @staticmethod
@@ -113,7 +113,7 @@ class _Sum(torch.autograd.Function):
 
 
 def copied(hidden: Tensor, part: Shard) -> Tensor:
-    return _Copy.apply(hidden, part.group)
+    return _CopyToRanks.apply(hidden, part.group)
 
 
 def own_ids(part: Shard, indices: Tensor) -> tuple[Tensor, Tensor]:  # (N, K) int32 -> (N, K) int32, (N, K) bool
@@ -124,7 +124,7 @@ def own_ids(part: Shard, indices: Tensor) -> tuple[Tensor, Tensor]:  # (N, K) in
 
 
 def summed(z: Tensor, own: Tensor, part: Shard) -> Tensor:
-    return _Sum.apply(torch.where(own, z, 0), part.group)
+    return _SumOverRanks.apply(torch.where(own, z, 0), part.group)
 
 
 class _Gathered(torch.autograd.Function):
@@ -137,14 +137,14 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         from torch.distributed.tensor import DTensor, Partial
 
-        # gloo has no average, so the sum of shares.
+        # The backend gloo has no average: each rank divides its part, and the parts are summed.
         share = DTensor.from_local(grad / ctx.mesh.size(), ctx.mesh, [Partial()] * ctx.mesh.ndim, run_check=False)
         return share.redistribute(placements=ctx.placements)
 
 
 def gathered(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """DTensors in full, with gradients averaged over the mesh; other tensors as they are."""
-    # Importing it takes seconds, and where nobody has, no tensor is one.
+    """DTensors are gathered in full, with gradients averaged over the mesh; other tensors are returned as they are."""
+    # Importing this module takes seconds; while nobody has imported it, no tensor is a DTensor.
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:
         return weight, bias

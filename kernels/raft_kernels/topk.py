@@ -1,6 +1,6 @@
 """linear_topk: the exact top-K of hidden @ weight.T per token, without the [N, V] logits.
 
-    z = logits of the head (head.py);  S = the K ids with the largest z: most probable at any temperature (Eq. 9)
+    z = logits of the head (head.py);  S = the K ids with the largest z, most probable at any temperature (Eq. 9)
     log_partition = log sum_v exp(z_v / T) over the whole vocabulary (Eq. 8), on request: tail="bucket", mass covered
 
 A chunk of tokens at a time: project into one [n, V] buffer, select, keep [n, K].
@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from .checks import check_linear, check_positive, flat_mask, vocabulary
 from .dispatch import choose_backend
-from .head import Head, accumulate_dtype, masked, operand_dtype, walk
+from .head import Head, accumulate_dtype, masked, operand_dtype
 from .parallel import combine_topk, gathered, shard
 from .select import block_size, select_blocked
 
@@ -68,7 +68,7 @@ def _select_in_torch(
     log_partition: Tensor,  # (N or 0,): written
 ) -> None:
     block = block_size(head.vocab, k)
-    for rows, buffer in walk(len(hidden), -(-head.vocab // block) * block, hidden, head.dtype):
+    for rows, buffer in head.walk(hidden, -(-head.vocab // block) * block):
         buffer[:, head.vocab :] = -torch.inf
         z = head.logits_(buffer[:, : head.vocab], masked(hidden, mask, rows))
         ids = select_blocked(buffer, k, block)
@@ -103,8 +103,8 @@ def linear_topk(
 
     hidden [..., H] and weight [V, H]: bf16, fp16, fp32 or fp64. Rows of the head from `vocab_size` on are padding, and
     never chosen. `mask` is true where a token counts; the others get ids 0..K-1 and logits 0, whatever they hold.
-    `log_partition_at` is the temperature at which the log-partition over the vocabulary is wanted. With `group`, `weight`
-    and `bias` are this rank's rows of a vocabulary-parallel head (parallel.py). A DTensor head is gathered.
+    `log_partition_at` is the temperature for which the log-partition over the vocabulary is computed. With `group`,
+    `weight` and `bias` are this rank's rows of a vocabulary-parallel head (parallel.py). A DTensor head is gathered.
     """
     op = "linear_topk"
     weight, bias = gathered(weight.detach(), None if bias is None else bias.detach())

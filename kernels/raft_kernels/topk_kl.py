@@ -1,6 +1,6 @@
 """topk_kl: the divergence between teacher and student on the teacher's K tokens, per token, with its gradient.
 
-    z = student's logits at the K ids of the set S                                                       (selected.py)
+    z = student's logits at the K ids of the set S                                                    (student/op.py)
     loss = T^2 D(softmax_S(t / T_teacher), softmax_S(z / T))                               (Eqs. 8-10; divergence.py)
 With tail="bucket" both sides have one more class with the rest of the mass: z_rest = T logsumexp_{v not in S} z_v / T.
 """
@@ -14,7 +14,7 @@ from .dispatch import choose_backend
 from .divergence import DIVERGENCES, topk_divergence
 from .head import operand_dtype
 from .parallel import copied, gathered, own_ids, shard, summed
-from .selected import selected_logits
+from .student.op import student_logits
 from .topk import TopK
 
 TAILS = ("renormalize", "bucket")
@@ -26,9 +26,9 @@ def _with_rest(
     z_rest: Tensor,  # (N,) student's
     temperature: float,
 ) -> Tensor:  # (N, K + 1)
-    """The teacher's logits and that of all its other tokens together, temperature log(partition - sum_S exp(t / T))."""
+    """The teacher's logits, and the logit of all its other tokens together: T log(partition - sum_S exp(t / T))."""
     log_partition = log_partition.to(t.dtype)
-    # 1 - sum_S p comes out of rounding as noise around 0 where S holds all mass; the floor keeps its logarithm finite.
+    # If S holds all probability, 1 - sum_S p is rounding noise around 0; the floor keeps its logarithm finite.
     p_rest = (1 - (t / temperature - log_partition.unsqueeze(1)).exp().sum(-1)).clamp_min(torch.finfo(t.dtype).eps)
     t_rest = ((p_rest.log() + log_partition) * temperature).masked_fill(z_rest == -torch.inf, -torch.inf)
     return torch.cat([t, t_rest.unsqueeze(1)], dim=1)
@@ -60,9 +60,9 @@ def topk_kl(
     mixture. `tail`: "renormalize" compares softmaxes over the K ids; "bucket" adds one class with the rest of the mass,
     and needs `teacher.log_partition` at the teacher's temperature. `scale_by_t2` multiplies by temperature**2. `mask`
     is true where a token counts; the others have loss 0 and gradient 0, whatever they hold. The gradient goes to
-    hidden, weight and bias, to each only if it requires one. `skip_below` leaves out of the backward pass the tokens
-    whose gradient by their logit is at most that share of the largest of the position: all of them together are off by
-    at most K * skip_below of it, less than bf16 rounds the largest by if skip_below <= 2**-9 / K. With `group`, `weight`
+    hidden, weight and bias, to each only if it requires one. `skip_below` omits from the backward pass the ids whose
+    gradient is at most that share of the position's largest: together they make up at most K * skip_below of the
+    largest, which is below the rounding error of the largest in bf16 if skip_below <= 2**-9 / K. With `group`, `weight`
     and `bias` are this rank's rows of a vocabulary-parallel head (parallel.py). A DTensor head is gathered.
     """
     op = "topk_kl"
@@ -104,7 +104,7 @@ def topk_kl(
     x, ids = hidden.reshape(-1, hidden.shape[-1]), indices.detach().reshape(-1, k).to(torch.int32)
     if part is not None:
         x, (ids, own) = copied(x, part), own_ids(part, ids)
-    z = selected_logits(
+    z = student_logits(
         x,
         weight,
         bias,

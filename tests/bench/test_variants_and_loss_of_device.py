@@ -1,4 +1,5 @@
-"""Tuning: a configuration counts only if its result is right, and only where it wins. And a GPU that is lost on the way."""
+"""Tuning: a configuration counts only if its result is right, and only where it wins. And a GPU that stops
+answering."""
 
 import json
 
@@ -7,6 +8,7 @@ import torch
 
 from bench import cases, check, kernels, lost, providers, tune, variants
 from bench.providers import Provider
+from raft_kernels.gpu import tiles
 
 TINY = ["--n", "8", "--h", "4", "--v", "96", "--k", "6", "--reps", "2", "--device", "cpu", "--quick"]
 
@@ -64,15 +66,16 @@ def test_a_winner_is_faster_over_both_regimes_by_more_than_noise():
 
 
 def test_using_other_configurations_ends_with_the_block():
-    configs = pytest.importorskip("raft_kernels.gpu.configs")
-    from raft_kernels.gpu import project
-
-    before, faster_on = dict(configs.SHIPPED), set(project.FASTER_ON)
-    with pytest.raises(ZeroDivisionError), variants.using({"product": {"BLOCK_N": 1}, "project": {"BLOCK_N": 2}}):
-        assert configs.launch("product", torch.bfloat16) == {"BLOCK_N": 1}
-        assert configs.capability() in project.FASTER_ON
+    shipped = tiles.tiles_for(tiles.StudentProductConfig, torch.bfloat16)
+    fused = tiles.has_fused_product()
+    product, project = tune.SPACE["product"][6], tune.SPACE["project"][2]
+    assert shipped != product
+    changes = {"product": vars(product), "project": vars(project)}
+    with pytest.raises(ZeroDivisionError), variants.using(changes):
+        assert tiles.tiles_for(tiles.StudentProductConfig, torch.bfloat16) == product
+        assert tiles.tiles_for(tiles.ProjectConfig, torch.bfloat16) == project and tiles.has_fused_product()
         raise ZeroDivisionError
-    assert configs.SHIPPED == before and project.FASTER_ON == faster_on
+    assert tiles.tiles_for(tiles.StudentProductConfig, torch.bfloat16) == shipped and tiles.has_fused_product() == fused
 
 
 def test_the_winners_run_beside_what_ships(monkeypatch, tmp_path):
@@ -175,8 +178,8 @@ def test_tuning_goes_on_without_the_configuration_that_lost_the_gpu(monkeypatch,
     monkeypatch.setattr(dispatch, "INTERPRETED", True)  # the parser's question; every call here is one of torch
     monkeypatch.setattr("raft_kernels.use_backend", lambda name: variants.using({}))
     monkeypatch.setattr(cases, "REGIMES", ("randn",))
-    monkeypatch.setitem(tune.SPACE, "product", [(128, 256, 64, 8, 3)])
-    real, bad = tune.operation, tune.config("product", (128, 256, 64, 8, 3))
+    monkeypatch.setitem(tune.SPACE, "product", tune.SPACE["product"][:1])
+    real, bad = tune.operation, vars(tune.SPACE["product"][0])
     chosen = []
 
     def using(changes):

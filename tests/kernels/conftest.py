@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raft_kernels import dispatch, head_sparse, selected
+from raft_kernels import dispatch
 
 # The folder of `bench`, also for a plain `pytest`.
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -21,9 +21,7 @@ def one_thread():
 
 
 @pytest.fixture(params=["dense", "union" if dispatch.INTERPRETED else "sparse"])
-def way(request, monkeypatch):
-    """How the student's logits are computed: by products with the whole head, or from the rows of it that are needed."""
-    dense = request.param == "dense"
-    monkeypatch.setattr(head_sparse, "DENSE_RATIO", 10**9 if dense else 0)
-    monkeypatch.setattr(selected, "UNION_RATIO", 10**9 if dense else 0)
-    return request.param
+def way(request):
+    """How the student's logits are computed: by products with the whole head, or from the rows that are needed."""
+    with dispatch.use_dense(request.param == "dense"):
+        yield request.param

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from raft_kernels.divergence import DIVERGENCES
-from raft_kernels.gpu import configs, divergence, project, scatter, select, selected, union
+from raft_kernels.gpu import divergence, project, scatter, select, student, tiles, union
 
 CHIPS = (80, 90, 100)
 # What one program can use, in bytes.
@@ -47,9 +47,11 @@ class Compiled:
     ptx: str
 
 
-def variant(name: str, kernel, types: dict[str, str], constants: dict, config: dict, tensor_cores=False) -> Variant:
-    options = {key: config[key] for key in ("num_warps", "num_stages") if key in config}
-    blocks = {key: value for key, value in config.items() if key not in options}
+def variant(
+    name: str, kernel, types: dict[str, str], constants: dict, config: tiles.TileConfig, tensor_cores=False
+) -> Variant:
+    options = {key: value for key, value in vars(config).items() if key in ("num_warps", "num_stages")}
+    blocks = {key: value for key, value in vars(config).items() if key in kernel.arg_names}
     return Variant(name, kernel, types, {**blocks, **constants}, options, tensor_cores)
 
 
@@ -65,22 +67,22 @@ def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[V
     name = f"{operands} of {stored}"
     sizes = dict.fromkeys(("n", "h", "capacity", "width", "tiles", "stride_xn", "stride_wv"), "i32")
     types = {"x": p, "w": p, "ids": "*i32", "sizes": "*i32", "y": "*fp32", **sizes}
-    constants = {"stride_xh": 1, "stride_wh": 1, "OPERAND": selected.TRITON_DTYPE[operands], "LONG": False}
-    config = configs.launch("product", operands, wide=stored.itemsize > operands.itemsize, chip=chip)
+    constants = {"stride_xh": 1, "stride_wh": 1, "OPERAND": student.TRITON_DTYPE[operands], "LONG": False}
+    product = tiles.tiles_for(tiles.StudentProductConfig, operands, wide=stored.itemsize > operands.itemsize, chip=chip)
     found = [
-        variant(f"product {name} {label}", selected.product_kernel, types, {**constants, "EVEN_H": even}, config, cores)
+        variant(f"product {name} {label}", student.product_kernel, types, {**constants, "EVEN_H": even}, product, cores)
         for label, even in (("even", True), ("odd", False))
     ]
 
-    operand, precision = selected.gradient_operand(operands)
+    operand, precision = student.gradient_operand(operands)
     d, wide = POINTER[operand], stored.itemsize > operand.itemsize
-    constants = {"OPERAND": selected.TRITON_DTYPE[operand], "PRECISION": precision, "LONG": False}
+    constants = {"OPERAND": student.TRITON_DTYPE[operand], "PRECISION": precision, "LONG": False}
     sizes = dict.fromkeys(("n", "h", "capacity", "width", "tiles", "stride_wv"), "i32")
     types = {"d": d, "w": p, "ids": "*i32", "sizes": "*i32", "dx": p, **sizes}
-    config = configs.launch("hidden_gradient", operand, precision, wide=wide, chip=chip)
+    hidden = tiles.tiles_for(tiles.HiddenGradientConfig, operand, precision, wide=wide, chip=chip)
     by_hidden = {**constants, "stride_wh": 1}
-    kernel = selected.hidden_gradient_kernel
-    found.append(variant(f"hidden_gradient {name}", kernel, types, by_hidden, config, cores))
+    kernel = student.hidden_gradient_kernel
+    found.append(variant(f"hidden_gradient {name}", kernel, types, by_hidden, hidden, cores))
 
     types = {
         "columns": "*i32",
@@ -89,48 +91,48 @@ def products_of(operands: torch.dtype, stored: torch.dtype, chip: int) -> list[V
         "sizes": "*i32",
         **dict.fromkeys(("k", "capacity", "width"), "i32"),
     }
-    blocks = {"TILE": config["BLOCK_N"], "BLOCK_U": config["BLOCK_U"]}
-    launched = configs.launch("scatter_columns")
-    found.append(variant(f"scatter_columns {name}", scatter.scatter_columns_kernel, types, blocks, launched))
+    blocks = {"TILE": hidden.BLOCK_N, "BLOCK_U": hidden.BLOCK_U}
+    columns = tiles.ScatterColumnsConfig()
+    found.append(variant(f"scatter_columns {name}", scatter.scatter_columns_kernel, types, blocks, columns))
 
     sizes = dict.fromkeys(("n", "h", "width", "rows", "tiles", "stride_xn"), "i32")
     types = {"d": d, "x": p, "tokens": "*i32", "sizes": "*i32", "order": "*i32", "dw": p, **sizes}
-    config = configs.launch("weight_gradient", operand, precision, wide=wide, chip=chip)
+    weight = tiles.tiles_for(tiles.WeightGradientConfig, operand, precision, wide=wide, chip=chip)
     by_weight = {**constants, "stride_xh": 1}
-    kernel = selected.weight_gradient_kernel
-    found.append(variant(f"weight_gradient {name}", kernel, types, by_weight, config, cores))
+    kernel = student.weight_gradient_kernel
+    found.append(variant(f"weight_gradient {name}", kernel, types, by_weight, weight, cores))
 
     types = {"places": "*i32", "dy": "*fp32", "d": d, "used": "*i1"}
     types |= dict.fromkeys(("n", "k", "first", "width"), "i32")
-    blocks = {"BLOCK_V": config["BLOCK_V"]}
-    launched = configs.launch("scatter_tiles")
-    found.append(variant(f"scatter_tiles {name}", scatter.scatter_tiles_kernel, types, blocks, launched))
+    blocks = {"BLOCK_V": weight.BLOCK_V}
+    scattered = tiles.ScatterTilesConfig()
+    found.append(variant(f"scatter_tiles {name}", scatter.scatter_tiles_kernel, types, blocks, scattered))
     return found
 
 
-def selections(chip: int) -> list[Variant]:
+def selections() -> list[Variant]:
     found = []
     for vocab, k in ((32000, 512), (128256, 64), (128256, 512), (151936, 512), (200064, 1024), (262144, 512)):
         g = select.group_size(vocab, k)
         types = {"z": "*fp32", "maxima": "*i32", "partial": "*fp32", "stride_z": "i32", "vocab": "i32"}
         types |= {"groups": "i32", "blocks": "i32", "inverse_temperature": "fp32"}
-        config = configs.launch("group_maxima", chip=chip)
-        block = {"BLOCK_G": config.pop("ELEMENTS") // g, "G": g, "MAXIMA": True}
+        maxima = tiles.GroupMaximaConfig()
+        block = {"BLOCK_G": maxima.ELEMENTS // g, "G": g, "MAXIMA": True}
         for partition in (False, True):
             name = f"group_maxima V={vocab} G={g} {'with' if partition else 'without'} partition"
-            found.append(variant(name, select.group_maxima_kernel, types, {**block, "PARTITION": partition}, config))
+            found.append(variant(name, select.group_maxima_kernel, types, {**block, "PARTITION": partition}, maxima))
         types = {
             "z": "*fp32",
             "groups": "*i32",
             "keys": "*i32",
             **dict.fromkeys(("stride_z", "vocab", "k", "blocks"), "i32"),
         }
-        config = configs.launch("candidates", chip=chip)
-        found.append(variant(f"candidates G={g}", select.candidates_kernel, types, {"G": g}, config))
+        candidates = tiles.CandidatesConfig()
+        found.append(variant(f"candidates G={g}", select.candidates_kernel, types, {"G": g}, candidates))
     for lanes in (1024, 2048, 4096, 8192, 16384, select.MAX_LANES):
         types = {"keys": "*i32", "chosen": "*i32", "z": "*fp32", "groups": "*i32", "logits": "*fp32"}
         types |= dict.fromkeys(("m", "k", "stride_z"), "i32")
-        config = configs.launch("choose", lanes=lanes, chip=chip)
+        config = tiles.ChooseConfig.of_lanes(lanes)
         for g, final in ((1, False), (1, True), (16, True)):
             constants = {"LANES": lanes, "G": g, "FINAL": final}
             name = f"choose {lanes} G={g}{' final' if final else ''}"
@@ -138,32 +140,24 @@ def selections(chip: int) -> list[Variant]:
     return found
 
 
-def lists(chip: int) -> list[Variant]:
+def lists() -> list[Variant]:
     types = {"used": "*i1", "members": "*i32", "sizes": "*i32", "places": "*i32"}
     types |= dict.fromkeys(("m", "stride", "capacity"), "i32")
-    config = configs.launch("compact", chip=chip)
+    compact = tiles.CompactConfig()
     found = [
-        variant(
-            f"compact {'with' if places else 'without'} places", union.compact_kernel, types, {"PLACES": places}, config
-        )
-        for places in (False, True)
+        variant(f"compact {label} places", union.compact_kernel, types, {"PLACES": places}, compact)
+        for label, places in (("without", False), ("with", True))
     ]
     types = {"y": "*fp32", "columns": "*i32", "mask": "*i1", "found": "*fp32"}
     types |= dict.fromkeys(("k", "capacity", "width"), "i32")
-    config = configs.launch("pick_columns", chip=chip)
+    pick = tiles.PickColumnsConfig()
     return found + [
-        variant(
-            f"pick_columns {'with' if mask else 'without'} mask",
-            scatter.pick_columns_kernel,
-            types,
-            {"MASK": mask},
-            config,
-        )
-        for mask in (False, True)
+        variant(f"pick_columns {label} mask", scatter.pick_columns_kernel, types, {"MASK": mask}, pick)
+        for label, mask in (("without", False), ("with", True))
     ]
 
 
-def divergences(chip: int) -> list[Variant]:
+def divergences() -> list[Variant]:
     types = {"z": "*fp32", "t": "*fp32", "loss": "*fp32", "gradient": "*fp32", "c": "i32"}
     types |= dict.fromkeys(("inverse_temperature", "inverse_teacher_temperature", "beta", "scale"), "fp32")
     return [
@@ -172,7 +166,7 @@ def divergences(chip: int) -> list[Variant]:
             divergence.divergence_kernel,
             types,
             {"DIVERGENCE": name, "LANES": lanes},
-            configs.launch("divergence", lanes=lanes, chip=chip),
+            tiles.DivergenceConfig.of_lanes(lanes),
         )
         for name in DIVERGENCES
         for lanes in (64, 512, 1024, divergence.MAX_CLASSES)
@@ -182,11 +176,10 @@ def divergences(chip: int) -> list[Variant]:
 def projections(chip: int) -> list[Variant]:
     found = []
     for dtype, element in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
-        config = configs.launch("project", dtype, chip=chip)
-        blocks = [config[key] for key in ("BLOCK_N", "BLOCK_V", "BLOCK_H")]
+        config = tiles.tiles_for(tiles.ProjectConfig, dtype, chip=chip)
         types = {
-            "x": f"tensordesc<{element}[{blocks[0]}, {blocks[2]}]>",
-            "w": f"tensordesc<{element}[{blocks[1]}, {blocks[2]}]>",
+            "x": f"tensordesc<{element}[{config.BLOCK_N}, {config.BLOCK_H}]>",
+            "w": f"tensordesc<{element}[{config.BLOCK_V}, {config.BLOCK_H}]>",
             "bias": POINTER[dtype],
             "z": "*fp32",
             "maxima": "*i32",
@@ -203,9 +196,9 @@ def projections(chip: int) -> list[Variant]:
 def variants(chip: int) -> list[Variant]:
     return [
         *products(chip),
-        *lists(chip),
-        *selections(chip),
-        *divergences(chip),
+        *lists(),
+        *selections(),
+        *divergences(),
         *(projections(chip) if chip >= 90 else []),
     ]
 

@@ -69,7 +69,7 @@ def test_triton_is_the_choice_here():
     assert dispatch.choose_backend(None, "test", torch.device(DEVICE), BF16) == "triton"
 
 
-# --- numbers -----------------------------------------------------------------------------------------------------------
+# numbers
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_sizes_beyond_32_bits(case):
         assert (a.float() - b.float()).abs().max() <= 2**-7 * b.float().abs().max()
 
 
-# --- exactness of selection --------------------------------------------------------------------------------------------
+# exactness of selection
 
 
 @pytest.fixture
@@ -199,24 +199,24 @@ def test_adversarial_rows(kind):
 
 @pytest.mark.parametrize("options", [{}, {"bias": True, "logit_scale": 0.5}, {"vocab_size": 128000}], ids=str)
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
-def test_fused_product(monkeypatch, checked_selection, dtype, options):
-    from raft_kernels.gpu import configs, project
+def test_fused_product(checked_selection, dtype, options):
+    from raft_kernels.gpu.tiles import use_tiles
 
     if torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("needs the tensor memory accelerator of capability 9.0")
     _, teacher = Case(1000, 512, 128256, 512, dtype).tensors()
     if "bias" in options:
         options = {**options, "bias": torch.randn(128256, device=DEVICE).to(dtype)}
-    monkeypatch.setattr(project, "FASTER_ON", set())
-    plain = linear_topk(*teacher, 512, **options)
-    monkeypatch.setattr(project, "FASTER_ON", {configs.capability()})
+    with use_tiles(fused=False):
+        plain = linear_topk(*teacher, 512, **options)
     checked_selection.clear()
-    fused = linear_topk(*teacher, 512, **options)
+    with use_tiles(fused=True):
+        fused = linear_topk(*teacher, 512, **options)
     assert set(checked_selection) == {"choose"}
     torch.testing.assert_close(fused.logits.sort(-1).values, plain.logits.sort(-1).values, rtol=1e-4, atol=1e-4)
 
 
-# --- contract ----------------------------------------------------------------------------------------------------------
+# contract
 
 
 @pytest.mark.parametrize("tail", ["renormalize", "bucket"])

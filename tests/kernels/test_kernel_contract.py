@@ -13,8 +13,6 @@ from raft_kernels import (
     TopK,
     TopKDistillationLoss,
     dispatch,
-    head,
-    head_sparse,
     linear_cross_entropy,
     linear_topk,
     linear_topk_kl,
@@ -23,8 +21,9 @@ from raft_kernels import (
     topk_metrics,
 )
 from raft_kernels import cross_entropy as ce
+from raft_kernels.budgets import use_budgets
 from raft_kernels.divergence import topk_divergence
-from raft_kernels.selected import _selected_logits, _selected_logits_backward, id_lists
+from raft_kernels.student.op import _student_logits, _student_logits_backward, id_lists
 
 BACKEND = "triton" if dispatch.INTERPRETED else "torch"
 TAILS = ["renormalize", "bucket"]
@@ -41,8 +40,7 @@ def test_these_tests_run_on_the_backend_they_name():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tail", TAILS)
-def test_bit_equal_on_two_threads(way, monkeypatch, tail, dtype):
-    monkeypatch.setattr(head, "CPU_BUDGET", 1 << 13)
+def test_bit_equal_on_two_threads(way, tail, dtype):
     torch.set_num_threads(2)
     n = fewer(90, 12)
     c = make_case(n, 12, 700, dtype)
@@ -55,7 +53,9 @@ def test_bit_equal_on_two_threads(way, monkeypatch, tail, dtype):
         cross = linear_cross_entropy(x[0], x[1], labels, bias=x[2], softcap=10.0)
         return [*teacher, loss, *gradients(loss, x), cross, *gradients(cross, x)]
 
-    for a, b in zip(everything(), everything(), strict=True):
+    with use_budgets(cpu_logits=1 << 13):
+        first, second = everything(), everything()
+    for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
 
 
@@ -126,12 +126,25 @@ def test_operators_are_well_formed(way, tail):
     teacher = linear_topk(*c.teacher, K, softcap=9.0)
     rest_at = 1.5 if tail == "bucket" else None
     lists = []
-    if dispatch.INTERPRETED and rest_at is None:
+    if way == "union" and rest_at is None:
         torch.library.opcheck(id_lists, (teacher.indices, torch.rand(N) > 0.3, V, torch.float32, False))
         lists = id_lists(teacher.indices, None, V, torch.float32, False)
-    for sparse in (False, True):
-        args = (*leaves(c.student), teacher.indices, None, lists, V, *settings, rest_at, BACKEND, sparse)
-        torch.library.opcheck(_selected_logits, args)
+    chosen = dispatch.choose_way(BACKEND, torch.device("cpu"), V, K, rest_at is not None)
+    assert chosen == (way if rest_at is None else "dense")
+    for sparse_gradient in (False, True):
+        args = (
+            *leaves(c.student),
+            teacher.indices,
+            None,
+            lists,
+            V,
+            *settings,
+            rest_at,
+            BACKEND,
+            chosen,
+            sparse_gradient,
+        )
+        torch.library.opcheck(_student_logits, args)
     z = torch.randn(N, K, requires_grad=True)
     torch.library.opcheck(topk_divergence, (z, teacher.logits, None, 1.5, 1.5, "forward", 0.5, 2.25, 0.0, BACKEND))
     labels = torch.randint(0, V, (N,))
@@ -153,12 +166,12 @@ def test_no_value_is_read_back_to_the_host(monkeypatch, tail, dtype):
     top = topk._linear_topk._init_fn(hidden, weight, bias, mask, k, v, 0.5, 9.0, dtype, 1.5, "torch")
     indices, logits, _ = top
     rest_at = 1.5 if tail == "bucket" else None
-    settings = (v, 0.5, 9.0, dtype, rest_at, "torch", False)
-    z = _selected_logits._init_fn(hidden, weight, bias, indices, mask, [], *settings)
+    settings = (v, 0.5, 9.0, dtype, rest_at, "torch", "dense", False)
+    z = _student_logits._init_fn(hidden, weight, bias, indices, mask, [], *settings)
     t = torch.cat([logits, logits[:, :1]], dim=1) if rest_at else logits
     _, dz = topk_divergence._init_fn(z, t, mask, 1.5, 1.5, "jsd", 0.5, 2.25, 0.1, "torch")
     needs = [True, True, True]
-    grads = _selected_logits_backward._init_fn(dz, z, hidden, weight, bias, indices, mask, [], needs, *settings)
+    grads = _student_logits_backward._init_fn(dz, z, hidden, weight, bias, indices, mask, [], needs, *settings)
     assert [g.shape for g in grads] == [hidden.shape, weight.shape, bias.shape]
     loss, partition = ce._chunked._init_fn(hidden, weight, bias, labels, 9.0, dtype)
     ce._chunked_backward._init_fn(loss, partition, hidden, weight, bias, labels, needs, 9.0, dtype)
@@ -284,15 +297,16 @@ def test_second_order_is_refused():
 @pytest.mark.skipif(dispatch.INTERPRETED, reason="a GPU's workspaces are measured on a GPU: test_gpu.py")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tail", TAILS)
-def test_memory_does_not_grow_with_tokens_times_vocabulary(way, monkeypatch, tail, dtype):
+def test_memory_does_not_grow_with_tokens_times_vocabulary(way, tail, dtype):
     """From 50 to 400 tokens the [N, V] logits would grow by 10.7 MiB, and hold 12.2 MiB. Memory may grow with what is
     kept per (token, id): the teacher's ids and logits, dloss/dy, and a few temporaries of that size."""
-    monkeypatch.setattr(head, "CPU_BUDGET", 1 << 16)
-    monkeypatch.setattr(head, "CAST_BUDGET", 1 << 12)
-    monkeypatch.setattr(head_sparse, "TABLE_BUDGET", 1 << 14)
-    monkeypatch.setattr(head_sparse, "PAIR_BUDGET", 1 << 12)
-    monkeypatch.setattr(ce, "TOKENS", 1)
-    monkeypatch.setattr(ce, "CACHED", 1 << 12)
+    budgets = {
+        "cpu_logits": 1 << 16,
+        "cpu_cast": 1 << 12,
+        "cpu_table": 1 << 14,
+        "cpu_pairs": 1 << 12,
+        "cpu_cache": 1 << 12,
+    }
     v, h, k = 8000, 4, 8
 
     def peak(n):
@@ -307,7 +321,8 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(way, monkeypatch, tai
         call()
         return peak_mib(call, "cpu")
 
-    few, many = peak(50), peak(400)
+    with use_budgets(**budgets, cross_entropy_tokens=1):
+        few, many = peak(50), peak(400)
     assert many - few < 10 * 350 * k * 4 / 2**20
     assert many < 3
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from kernel_cases import leaves, make_case
 
 from raft_kernels import cross_entropy as ce
-from raft_kernels import head, linear_cross_entropy
+from raft_kernels import linear_cross_entropy
+from raft_kernels.budgets import Budgets, use_budgets
 
 PROVIDERS = ["forward", "recompute"]
 
@@ -132,17 +133,15 @@ def test_leading_sizes_and_frozen_head(provider):
     torch.testing.assert_close(weight.grad, x[1].grad)
 
 
-def test_chunks_change_nothing(monkeypatch):
-    monkeypatch.setattr(ce, "TOKENS", 1)
+def test_chunks_change_nothing():
     for dtype in (torch.float32, torch.bfloat16):
         c, labels = make_case(29, 12, 507, dtype), labels_of(29, 507)
         results = []
         for budget in (1 << 24, 2000):
-            monkeypatch.setattr(head, "CPU_BUDGET", budget)
-            monkeypatch.setattr(head, "CAST_BUDGET", budget)
             x = leaves(c.student)
-            loss = linear_cross_entropy(x[0], x[1], labels, bias=x[2], softcap=9.0)
-            loss.backward()
+            with use_budgets(cpu_logits=budget, cpu_cast=budget, cross_entropy_tokens=1):
+                loss = linear_cross_entropy(x[0], x[1], labels, bias=x[2], softcap=9.0)
+                loss.backward()
             results.append([loss.detach(), *(t.grad for t in x)])
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=2 * torch.finfo(a.dtype).eps, atol=1e-6)
@@ -172,20 +171,18 @@ def test_choice_of_provider():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_graph_can_be_used_twice(monkeypatch, dtype):
     """The gradients of the forward pass are given away; the second time they are made again, to the same bits."""
-    monkeypatch.setattr(head, "CPU_BUDGET", 2000)
-    monkeypatch.setattr(ce, "TOKENS", 1)
-    monkeypatch.setattr(ce, "CACHED", 1000)
     made = []
     real = ce._sum_and_gradients
     monkeypatch.setattr(ce, "_sum_and_gradients", lambda *args: made.append(1) or real(*args))
     c, labels = make_case(29, 12, 507, dtype), labels_of(29, 507)
     x = leaves(c.student)
-    loss = linear_cross_entropy(x[0], x[1], labels, bias=x[2], softcap=9.0) * 3
-    assert len(made) == 1
-    first = torch.autograd.grad(loss, x, retain_graph=True)
-    kept = [g.clone() for g in first]
-    assert len(made) == 1
-    second = torch.autograd.grad(loss, x)
+    with use_budgets(cpu_logits=2000, cpu_cache=1000, cross_entropy_tokens=1):
+        loss = linear_cross_entropy(x[0], x[1], labels, bias=x[2], softcap=9.0) * 3
+        assert len(made) == 1
+        first = torch.autograd.grad(loss, x, retain_graph=True)
+        kept = [g.clone() for g in first]
+        assert len(made) == 1
+        second = torch.autograd.grad(loss, x)
     assert len(made) == 2
     for a, before, b in zip(first, kept, second, strict=True):
         assert torch.equal(a, before) and torch.equal(a, b)
@@ -268,11 +265,9 @@ def test_gradients_of_the_forward_pass_under_autocast():
         assert a.dtype == torch.float32 and (a - b).abs().max() <= 2**-7 * b.abs().max()
 
 
-def test_memory_is_one_chunk_beyond_the_gradients(monkeypatch):
+def test_memory_is_one_chunk_beyond_the_gradients():
     from bench.measure import peak_mib
 
-    monkeypatch.setattr(head, "CPU_BUDGET", 1 << 18)
-    monkeypatch.setattr(ce, "TOKENS", 1)
     n, h, v = 512, 16, 8192
     x = leaves(tuple(make_case(n, h, v).student[:2]))
     labels = torch.randint(0, v, (n,))
@@ -281,8 +276,10 @@ def test_memory_is_one_chunk_beyond_the_gradients(monkeypatch):
         return torch.autograd.grad(linear_cross_entropy(*x, labels), x)
 
     gradients = (n * h + v * h) * 4 / 2**20
-    chunk, cached = (1 << 18) * 4 / 2**20, ce.CACHED * 4 / 2**20
-    assert peak_mib(call, "cpu") <= gradients + chunk + 2 * min(cached, chunk) + 0.3  # all logits: 16 MiB
+    chunk, cached = (1 << 18) * 4 / 2**20, Budgets().cpu_cache * 4 / 2**20
+    with use_budgets(cpu_logits=1 << 18, cross_entropy_tokens=1):
+        peak = peak_mib(call, "cpu")
+    assert peak <= gradients + chunk + 2 * min(cached, chunk) + 0.3  # all logits: 16 MiB
 
 
 @pytest.mark.slow

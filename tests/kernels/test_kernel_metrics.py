@@ -6,7 +6,8 @@ import pytest
 import torch
 from kernel_cases import make_case
 
-from raft_kernels import TopK, head, linear_topk, topk_metrics
+from raft_kernels import TopK, linear_topk, topk_metrics
+from raft_kernels.budgets import use_budgets
 
 
 def entropy(p: torch.Tensor) -> torch.Tensor:
@@ -15,20 +16,14 @@ def entropy(p: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("budget", [1 << 24, 500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_values(monkeypatch, dtype, budget):
-    monkeypatch.setattr(head, "CPU_BUDGET", budget)
+def test_values(dtype, budget):
     c = make_case(13, 12, 90, dtype)
     t, teacher_t, vocab = 1.3, 0.9, 84
-    teacher = linear_topk(*c.teacher, 8, vocab_size=vocab, log_partition_at=teacher_t)
-    got = topk_metrics(
-        *c.student[:2],
-        teacher,
-        temperature=t,
-        teacher_temperature=teacher_t,
-        bias=c.student_bias,
-        softcap=6.0,
-        vocab_size=vocab,
-    )
+    with use_budgets(cpu_logits=budget):
+        teacher = linear_topk(*c.teacher, 8, vocab_size=vocab, log_partition_at=teacher_t)
+    options = {"temperature": t, "teacher_temperature": teacher_t, "bias": c.student_bias, "softcap": 6.0}
+    with use_budgets(cpu_logits=budget):
+        got = topk_metrics(*c.student[:2], teacher, vocab_size=vocab, **options)
     d = c.to(torch.float64)
     student = 6 * torch.tanh((d.student_hidden @ d.student_weight.t() + d.student_bias)[:, :vocab] / 6)
     theirs = (d.teacher_hidden @ d.teacher_weight.t())[:, :vocab]

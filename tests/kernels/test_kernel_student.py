@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import WIDEST, Case, fewer, leaves, make_case
 
-from raft_kernels import TopK, dispatch, head, head_sparse, linear_topk, linear_topk_kl, topk_kl
+from raft_kernels import TopK, dispatch, linear_topk, linear_topk_kl, topk_kl
+from raft_kernels.budgets import use_budgets
 from raft_kernels.reference import topk_kl_ref
 
 FEW = settings(max_examples=fewer(20, 12), deadline=None, derandomize=True)
@@ -82,7 +83,7 @@ def test_three_way_tolerance(shape, dtype, tail):
 
 
 def three_way_excess(c: Case, k: int, **options) -> dict[str, float]:
-    """By how much |ours - fp64| exceeds 2 |plain torch in this dtype - fp64| + 1e-4 of the largest value; 0 is a pass."""
+    """By how much |ours - fp64| exceeds 2 |plain torch in this dtype - fp64| + 1e-4 of the largest value; 0 passes."""
     teacher = linear_topk(*c.teacher, k)
     student = [t.requires_grad_() for t in c.student[:2]]
 
@@ -185,29 +186,26 @@ def test_leading_sizes_and_strides(way):
 
 @pytest.mark.parametrize("tail", ["renormalize", "bucket"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_chunks_change_nothing(way, monkeypatch, dtype, tail):
+def test_chunks_change_nothing(way, dtype, tail):
     n = fewer(29, 11)
     c = make_case(n, 12, 507, dtype)
     teacher = linear_topk(*c.teacher, 7, log_partition_at=1.5)
     options = {"tail": tail, "divergence": "jsd", "softcap": 9.0, "upstream": torch.rand(n)}
     whole = run(c.student, teacher, **options)
-    monkeypatch.setattr(head, "CPU_BUDGET", 4000)
-    monkeypatch.setattr(head, "CAST_BUDGET", 1000)
-    monkeypatch.setattr(head_sparse, "PAIR_BUDGET", 40)
-    monkeypatch.setattr(head_sparse, "TABLE_BUDGET", 600)
-    parts = run(c.student, teacher, **options)
+    with use_budgets(cpu_logits=4000, cpu_cast=1000, cpu_pairs=40, cpu_table=600):
+        parts = run(c.student, teacher, **options)
     for a, b in zip(parts, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=2 * torch.finfo(a.dtype).eps, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_single_rows_and_dense_products_agree(monkeypatch, dtype):
+def test_single_rows_and_dense_products_agree(dtype):
     c = make_case(19, 24, 600, dtype)
     teacher = linear_topk(*c.teacher, 11, vocab_size=590)
     results = []
-    for ratio in (0, 10**9):
-        monkeypatch.setattr(head_sparse, "DENSE_RATIO", ratio)
-        results.append(run(c.student, teacher, vocab_size=590))
+    for dense in (False, True):
+        with dispatch.use_dense(dense):
+            results.append(run(c.student, teacher, vocab_size=590))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=4 * torch.finfo(a.dtype).eps, atol=2e-6)
     assert (results[0][2][590:] == 0).all() and (results[1][2][590:] == 0).all()
@@ -275,16 +273,15 @@ def test_one_call_is_the_two_calls():
     assert torch.equal(other, topk_kl(*c.student[:2], plain, **common))
 
 
-def test_weight_gradient_is_summed_in_fp32(way, monkeypatch):
+def test_weight_gradient_is_summed_in_fp32(way):
     """Equal contributions to one bf16 row: summed in bf16 they would stop growing at 256 times the first."""
     n = fewer(4096, 600)
     hidden = torch.ones(n, 1, dtype=torch.bfloat16)
     weight = torch.zeros(64, 1, dtype=torch.bfloat16, requires_grad=True)
     teacher = TopK(torch.tensor([[3, 5]], dtype=torch.int32).expand(n, 2), torch.tensor([[1.0, -1.0]]).expand(n, 2))
-    monkeypatch.setattr(head, "CPU_BUDGET", 64 * 100)
-    monkeypatch.setattr(head_sparse, "PAIR_BUDGET", 200)
     p = torch.softmax(torch.tensor([1.0, -1.0]) / 1.5, 0)
-    (grad,) = torch.autograd.grad(topk_kl(hidden, weight, teacher).sum(), weight)
+    with use_budgets(cpu_logits=64 * 100, cpu_pairs=200):
+        (grad,) = torch.autograd.grad(topk_kl(hidden, weight, teacher).sum(), weight)
     assert grad[3].item() == pytest.approx(n * 1.5 * (0.5 - p[0].item()), rel=1e-2)
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import KINDS, adversarial, fewer, make_case, sorted_topk
 
-from raft_kernels import head, linear_topk
+from raft_kernels import linear_topk
+from raft_kernels.budgets import use_budgets
 from raft_kernels.select import block_size, select, select_blocked
 
 FEW = settings(max_examples=fewer(25, 10), deadline=None, derandomize=True)
@@ -125,12 +126,11 @@ def test_a_token_of_nan_does_not_touch_its_neighbours():
 
 @pytest.mark.parametrize("budget", [1, 700, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_chunks_change_nothing(monkeypatch, budget, dtype):
+def test_chunks_change_nothing(budget, dtype):
     c = make_case(fewer(23, 11), 12, 507, dtype)
     whole = linear_topk(*c.teacher, 17, log_partition_at=1.5, softcap=9.0)
-    monkeypatch.setattr(head, "CPU_BUDGET", budget)
-    monkeypatch.setattr(head, "CAST_BUDGET", 1000)
-    parts = linear_topk(*c.teacher, 17, log_partition_at=1.5, softcap=9.0)
+    with use_budgets(cpu_logits=budget, cpu_cast=1000):
+        parts = linear_topk(*c.teacher, 17, log_partition_at=1.5, softcap=9.0)
     assert torch.equal(parts.indices, whole.indices)
     torch.testing.assert_close(parts.logits, whole.logits)
     torch.testing.assert_close(parts.log_partition, whole.log_partition)

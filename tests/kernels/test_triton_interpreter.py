@@ -19,7 +19,7 @@ if dispatch.INTERPRETED:
 
 HERE = Path(__file__).parent
 # The longest first, so that two processes end at the same time.
-FILES = ["kernel_contract", "kernel_student", "kernel_topk", "triton_select", "triton_selected", "kernel_oracle"]
+FILES = ["kernel_contract", "kernel_student", "kernel_topk", "triton_select", "triton_student", "kernel_oracle"]
 FILES += ["kernel_metrics", "kernel_module", "kernel_errors"]
 
 

@@ -17,7 +17,8 @@ if not INTERPRETED:
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft_kernels.gpu import configs, project, select
+from raft_kernels.gpu import project, select
+from raft_kernels.gpu.tiles import use_tiles
 
 V = 1101  # no multiple of any group size but 1
 GROUPS = {1: 32, 17: 8, 512: 2, V: 1}  # K to the size of a group
@@ -88,12 +89,12 @@ def test_fused_product_chooses_the_same_ids(monkeypatch, dtype, options):
     mask = torch.arange(n) != 1
     calls = []
     fused = project.logits_and_maxima
-    monkeypatch.setattr(project, "FASTER_ON", set())
     monkeypatch.setattr(project, "logits_and_maxima", lambda *args: calls.append(1) or fused(*args))
-    expected = linear_topk(hidden, weight, k, mask=mask, **options)
+    with use_tiles(fused=False):
+        expected = linear_topk(hidden, weight, k, mask=mask, **options)
     assert not calls
-    monkeypatch.setattr(project, "FASTER_ON", {configs.capability()})
-    got = linear_topk(hidden, weight, k, mask=mask, **options)
+    with use_tiles(fused=True):
+        got = linear_topk(hidden, weight, k, mask=mask, **options)
     assert calls or "softcap" in options
     assert torch.equal(got.indices, expected.indices)
     assert torch.equal(got.logits, expected.logits)
@@ -110,12 +111,12 @@ def test_fused_logits_and_maxima(dtype):
     assert torch.equal(maxima, select.group_maxima(z, V, 8)[0])
 
 
-def test_fused_product_only_where_it_suits(monkeypatch):
-    monkeypatch.setattr(project, "FASTER_ON", {configs.capability()})
+def test_fused_product_only_where_it_suits():
     c = make_case(4, 16, 600, torch.bfloat16)
     head = Head(c.teacher_weight, None, 600, 1.0, None, torch.bfloat16, "triton")
-    assert project.suits(head, c.teacher_hidden, 9, None)
-    assert not project.suits(head, c.teacher_hidden, 9, 1.5)  # it has no log-partition
-    assert not project.suits(head, c.teacher_hidden, 600, None)  # no groups
-    assert not project.suits(head, c.teacher_hidden.float(), 9, None)
-    assert not project.suits(head, c.teacher_hidden[:, 1:], 9, None)  # rows that start at no 16 bytes
+    with use_tiles(fused=True):
+        assert project.suits(head, c.teacher_hidden, 9, None)
+        assert not project.suits(head, c.teacher_hidden, 9, 1.5)  # it has no log-partition
+        assert not project.suits(head, c.teacher_hidden, 600, None)  # no groups
+        assert not project.suits(head, c.teacher_hidden.float(), 9, None)
+        assert not project.suits(head, c.teacher_hidden[:, 1:], 9, None)  # rows that start at no 16 bytes

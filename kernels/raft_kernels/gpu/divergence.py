@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import launch
+from .tiles import DivergenceConfig
 
-# Classes that one program holds; more go to torch.
+# Classes that one program holds; rows of more are computed by torch operations.
 MAX_CLASSES = 8192
 
 
@@ -23,7 +23,7 @@ def _log_softmax(x):
 
 @triton.jit
 def _weighted_gap(weights, log_a, log_b):
-    """weights * (log_a - log_b); a class of no mass adds nothing, even at -inf. NaN stays NaN."""
+    """weights * (log_a - log_b); a class of probability 0 adds nothing, even at -inf. NaN stays NaN."""
     return tl.where(weights == 0, 0.0, weights * (log_a - log_b))
 
 
@@ -58,7 +58,7 @@ def divergence_kernel(
         by_u = gap - q * value
     else:
         a, b = log_p + tl.log(beta), log_q + tl.log(1.0 - beta)
-        # The floor is for classes of no mass on either side: -inf - -inf would be no number.
+        # The floor is for classes of probability 0 on both sides: -inf - -inf would be NaN.
         top = tl.maximum(tl.maximum(a, b), -1e30)
         log_m = top + tl.log(tl.exp(a - top) + tl.exp(b - top))
         gap = _weighted_gap(q, log_q, log_m)
@@ -94,6 +94,6 @@ def divergence_and_gradient(
             scale,
             DIVERGENCE=divergence,
             LANES=lanes,
-            **launch("divergence", lanes=lanes),
+            **vars(DivergenceConfig.of_lanes(lanes)),
         )
     return loss, gradient

@@ -2,8 +2,8 @@
 
     z_nv = logit of the head, fp32;  M_ng = max over the G ids of group g of the order key of z (select.py)
 A persistent kernel: as many programs as the chip has multiprocessors take tiles of the product one after the other, so
-that the next tile's loads run under this one's epilogue. Operands come through tensor descriptors: TMA, so sm_90 and
-later.
+that loads of the next tile run while this one is stored. Operands are loaded through tensor descriptors, by the tensor
+memory accelerator (TMA) of sm_90 and later.
 """
 
 import torch
@@ -14,13 +14,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..head import Head
 from . import select
-from .configs import capability, launch
 from .select import order_key
-from .selected import as_operand
-
-# Compute capabilities on which it was measured to beat cuBLAS and a pass over the buffer, by `python -m bench tune`
-# (bench/LOG.md).
-FASTER_ON = {90}
+from .student import as_operand
+from .tiles import ProjectConfig, has_fused_product, tiles_for
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -53,7 +49,7 @@ def project_kernel(
         for start in range(0, h, BLOCK_H):
             a, b = x.load([first_row, start]), w.load([first_id, start])
             acc = tl.dot(as_operand(a, a.dtype), as_operand(b, b.dtype).T, acc)
-        # Two halves: the way out of the tensor cores' layout goes through shared memory, which the operands fill.
+        # Two halves: the rearrangement of sums for the store takes shared memory, which the operands nearly fill.
         left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_N, 2, BLOCK_V // 2)), (0, 2, 1)))
         rows = first_row + tl.arange(0, BLOCK_N)
         for half in tl.static_range(2):
@@ -75,10 +71,11 @@ def project_kernel(
 
 
 def suits(head: Head, hidden: Tensor, k: int, log_partition_at: float | None) -> bool:
-    """Half-precision operands of one dtype, laid out as tensor descriptors need them, groups to take maxima of, and no
-    soft-cap: Triton has no tanh that is exact for small logits."""
+    """Whether this kernel is used: on a chip where it is faster, for half-precision operands of one dtype that are
+    laid out as tensor descriptors need them, if there are groups to take maxima of, and without a soft-cap (Triton has
+    no tanh that is exact for small logits) or a log-partition (with which the kernel spills registers)."""
     half = head.operands in (torch.bfloat16, torch.float16)
-    if not half or capability() not in FASTER_ON or log_partition_at is not None or head.softcap is not None:
+    if not half or not has_fused_product() or log_partition_at is not None or head.softcap is not None:
         return False
     g = select.group_size(head.vocab, k)
     aligned = all(
@@ -101,15 +98,14 @@ def logits_and_maxima(
     n, h = x.shape
     groups = -(-head.vocab // g)
     maxima = z.new_empty((n, groups), dtype=torch.int32)
-    config = launch("project", head.operands)
-    block_n, block_v, block_h = config["BLOCK_N"], config["BLOCK_V"], config["BLOCK_H"]
-    tiles = triton.cdiv(n, block_n) * triton.cdiv(head.vocab, block_v)
-    chip = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
-    programs = min(chip, tiles)
+    config = tiles_for(ProjectConfig, head.operands)
+    tiles = triton.cdiv(n, config.BLOCK_N) * triton.cdiv(head.vocab, config.BLOCK_V)
+    multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
+    programs = min(multiprocessors, tiles)
     if n:
         project_kernel[(programs,)](
-            TensorDescriptor.from_tensor(x, [block_n, block_h]),
-            TensorDescriptor.from_tensor(head.weight, [block_v, block_h]),
+            TensorDescriptor.from_tensor(x, [config.BLOCK_N, config.BLOCK_H]),
+            TensorDescriptor.from_tensor(head.weight, [config.BLOCK_V, config.BLOCK_H]),
             head.bias if head.bias is not None else z,
             z,
             maxima,
@@ -122,6 +118,6 @@ def logits_and_maxima(
             BIAS=head.bias is not None,
             G=g,
             PROGRAMS=programs,
-            **config,
+            **vars(config),
         )
     return maxima

@@ -1,26 +1,27 @@
-"""Entries of tokens out of and into dense workspaces.
+"""Reads the K entries of each token from dense workspaces, and writes them there.
 
-Y, the product of a tile of tokens with its union of ids, holds each token's K entries among others: `pick_columns`.
-D is dloss/dy as the dense operand of the gradients' products: written only where a product will read it.
+Y, the product of a tile of tokens with the union of its ids, holds each token's K entries among others: `pick_columns`
+reads them. D is dloss/dy as the dense operand of the gradients' products: it is written only where a product will read
+it.
 
-A tile of tokens reads the columns of its union of ids (hidden_gradient), a tile of ids the rows of the tokens that have
-one of its ids (weight_gradient): with V = 128256, K = 512 and ids that agree only by chance 40 % of all of D each, in
-text less. Everything else of the workspace is left as it was.
+A tile of tokens reads the columns of the union of its ids (hidden_gradient), a tile of ids the rows of the tokens that
+have one of its ids (weight_gradient). With V = 128256, K = 512 and ids that agree only by chance each of the two reads
+40 % of D, in text less. The rest of the workspace keeps what it held before.
 
-Each program that writes D first writes the zeros of its token, then its entries: the barrier between the two orders them.
+Each program that writes D first writes the zeros of its token, then its entries; a barrier keeps that order.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import launch
+from .tiles import PickColumnsConfig, ScatterColumnsConfig, ScatterTilesConfig
 
 
 @triton.jit
 def pick_columns_kernel(
     y,  # (n, width) fp32
-    columns,  # (n, K) int32; `capacity` where nowhere: 0 is found
+    columns,  # (n, K) int32; `capacity` for an entry that has no column: it is read as 0
     mask,  # (n,) bool
     found,  # (n, K) fp32
     k,
@@ -43,7 +44,7 @@ def pick_columns_kernel(
 
 @triton.jit
 def scatter_columns_kernel(
-    columns,  # (n, K) int32: where each entry goes; `capacity` where nowhere
+    columns,  # (n, K) int32: where each entry is written; `capacity` for an entry that is not
     dy,  # (n, K) fp32
     d,  # (n, width): written up to the tile's size, in whole BLOCK_U
     sizes,  # (tiles,) int32
@@ -115,7 +116,7 @@ def pick_columns(
 ) -> None:
     n, k = columns.shape
     if n:
-        config = launch("pick_columns")
+        config = vars(PickColumnsConfig())
         given = columns if mask is None else mask
         pick_columns_kernel[(n,)](y, columns, given, found, k, capacity, y.stride(0), MASK=mask is not None, **config)
 
@@ -131,7 +132,7 @@ def scatter_columns(
 ) -> None:
     n, k = columns.shape
     if n:
-        config = launch("scatter_columns")
+        config = vars(ScatterColumnsConfig())
         scatter_columns_kernel[(n,)](
             columns, dy, d, sizes, k, capacity, d.stride(0), TILE=tile, BLOCK_U=block_u, **config
         )
@@ -147,5 +148,5 @@ def scatter_tiles(
 ) -> None:
     n, k = places.shape
     if n:
-        config = launch("scatter_tiles")
+        config = vars(ScatterTilesConfig())
         scatter_tiles_kernel[(n,)](places, dy, d, used, n, k, first, d.stride(0), BLOCK_V=tile, **config)

@@ -3,9 +3,9 @@
     u = an order-preserving uint32 of a logit;  M_g = max of u over the G neighbouring ids of group g
     1. Only the K groups with the largest M (ties to the lowest g) can hold one of the K largest logits: see
        raft_kernels.select.select_blocked for the proof.
-    2. The K-th largest of M, and then of the K * G candidates, is found by bisection over the 32 bits of u: 32 counts of
-       what one program holds in registers.
-Rows are read once for M (or not at all, where project.py gave it), and then K * G of their entries: 1/16 of a row of
+    2. The K-th largest of M, and then of the K * G candidates, is found by bisection over the 32 bits of u: a program
+       holds them in registers and counts 32 times.
+A row is read once for M (or not at all, if project.py computed M), and then K * G of its entries: 1/16 of a row of
 128k ids at K = 512. No atomics: positions are prefix sums, so results do not depend on any order of execution.
 """
 
@@ -15,14 +15,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..select import select_blocked
-from .configs import launch
+from .tiles import CandidatesConfig, ChooseConfig, GroupMaximaConfig
 
-# Lanes of one program. A row of more groups or candidates goes to torch: k of several thousand only.
+# Entries that one program holds. Rows of more groups or candidates are selected by torch operations: that takes a k of
+# several thousand.
 MAX_LANES = 32768
 
 
 def group_size(vocab: int, k: int) -> int:
-    """G: the power of two with which the larger of both rounds, groups and candidates, is smallest."""
+    """G: the power of two that makes the larger of both rounds, over groups and over candidates, smallest."""
     sizes = [1 << e for e in range(1, 8)]
     best = min(sizes, key=lambda g: max(triton.next_power_of_2(-(-vocab // g)), triton.next_power_of_2(k) * g))
     return best if -(-vocab // best) > k else 1
@@ -92,7 +93,7 @@ def choose_kernel(
     threshold = tl.zeros((), tl.uint32)
     bit = tl.full((), 1 << 31, tl.uint32)
     found = tl.full((), 0, tl.int32)
-    # Entries of real rows differ early: a threshold with exactly k entries is mostly found after half of the bits.
+    # In real rows a threshold with exactly k entries is mostly found after half of the bits.
     while (bit != 0) & (found != k):
         raised = threshold | bit
         count = tl.sum((u >= raised).to(tl.int32), 0)
@@ -100,7 +101,7 @@ def choose_kernel(
         found = tl.where(count >= k, count, found)
         bit = bit >> 1
     room = k - tl.sum((u > threshold).to(tl.int32), 0)
-    # Read again, a block after the other: prefix sums of a whole row would not fit the registers.
+    # Keys are read again block by block: prefix sums of a whole row would not fit the registers.
     above = tl.full((), 0, tl.int32)
     equal = tl.full((), 0, tl.int32)
     for start in range(0, LANES, BLOCK):
@@ -159,8 +160,8 @@ def group_maxima(
     maxima: bool = True,
 ) -> tuple[Tensor, Tensor | None]:  # (n, groups) int32, and the log-partition (n,)
     n, groups = z.shape[0], -(-vocab // g)
-    config = launch("group_maxima")
-    block = max(1, config.pop("ELEMENTS") // g)
+    config = GroupMaximaConfig()
+    block = max(1, config.ELEMENTS // g)
     blocks = triton.cdiv(groups, block)
     keys = z.new_empty((n, groups if maxima else 0), dtype=torch.int32)
     partial = z.new_empty((n, blocks if log_partition_at is not None else 0))
@@ -178,7 +179,7 @@ def group_maxima(
             BLOCK_G=block,
             MAXIMA=maxima,
             PARTITION=log_partition_at is not None,
-            **config,
+            num_warps=config.num_warps,
         )
     return keys, None if log_partition_at is None else torch.logsumexp(partial, -1)
 
@@ -198,9 +199,9 @@ def choose(
     if g > 1:
         groups, keys = torch.empty_like(ids), ids.new_empty((n, k * g))
         _choose(maxima, groups, z, groups, logits, 1, final=False)
-        config = launch("candidates")
-        blocks = triton.cdiv(k, config["BLOCK_K"])
-        candidates_kernel[(n * blocks,)](z, groups, keys, z.stride(0), vocab, k, blocks, G=g, **config)
+        config = CandidatesConfig()
+        blocks = triton.cdiv(k, config.BLOCK_K)
+        candidates_kernel[(n * blocks,)](z, groups, keys, z.stride(0), vocab, k, blocks, G=g, **vars(config))
     _choose(keys, ids, z, groups, logits, g, final=True)
 
 
@@ -220,7 +221,7 @@ def _choose(keys: Tensor, chosen: Tensor, z: Tensor, groups: Tensor, logits: Ten
         G=g,
         FINAL=final,
         LANES=lanes,
-        **launch("choose", lanes=lanes),
+        **vars(ChooseConfig.of_lanes(lanes)),
     )
 
 

@@ -1,12 +1,12 @@
 """linear_topk on a GPU: a chunk of tokens at a time, into one [n, V] fp32 buffer, then exact selection (select.py).
 
-The product is cuBLAS's, or project.py's, which has the maxima of groups of ids before the logits leave the chip and so
-spares the pass over the buffer that finds them.
+The product is that of cuBLAS or that of project.py. The latter takes the maxima of groups of ids before the logits
+leave the chip, which saves the pass over the buffer that finds them.
 """
 
 from torch import Tensor
 
-from ..head import CUDA_TEACHER_BUDGET, Head, masked, walk
+from ..head import Head, masked
 from . import project, select
 
 
@@ -23,7 +23,7 @@ def linear_topk(
     fused = project.suits(head, hidden, k, log_partition_at)
     g = select.group_size(head.vocab, k)
     width = -(-head.vocab // 64) * 64  # rows that start at multiples of 16 bytes are read 16 bytes at a time
-    for rows, buffer in walk(len(hidden), width, hidden, head.dtype, CUDA_TEACHER_BUDGET):
+    for rows, buffer in head.walk(hidden, width, teacher=True):
         x = masked(hidden, mask, rows)
         partition = None
         if fused:

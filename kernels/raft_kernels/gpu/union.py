@@ -1,12 +1,12 @@
 """Which rows of the head a tile of neighbouring tokens needs, and which tokens a tile of neighbouring ids needs.
 
 The K ids of one token fill no tensor-core tile, but the ids of 128 neighbouring tokens do: their union is at most
-128 K ids, 40 % of 128k when no two tokens agree more than by chance (K = 512), a few percent in text. Products run over
-the union, in order; what no token of the tile asked for is computed and dropped. Counts stay on the device: programs
-beyond a tile's count return at once, so that the work follows the data without a host sync.
+128 K ids, 40 % of 128k if tokens agree only by chance (K = 512), a few percent in text. Products run over the union, in
+order; logits that a token did not ask for are computed and dropped. Counts stay on the device: programs beyond a tile's
+count return at once, so that the work follows the data without a host sync.
 
-Ids of text are used unevenly: some by most tokens, most by a few tokens that stand together. `by_use` puts ids side by
-side that are used alike, so that the tokens of a tile of ids are few or are shared by all of its ids.
+In text most tokens use the same few ids, and each other id is used by a few tokens that stand together. `by_use` orders
+ids so that neighbours are used by the same tokens: the tokens of a tile of ids are then few, or use all of its ids.
 """
 
 from typing import NamedTuple
@@ -16,10 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import launch
-
-# (tile, id) pairs that are counted at once: lists are built in some 20 bytes a pair.
-BUDGET = 1 << 24
+from .tiles import CompactConfig
 
 
 class Lists(NamedTuple):
@@ -71,7 +68,7 @@ def compact(
     found = sizes.new_empty((tiles, m + 1) if places else (0,))
     if tiles:
         compact_kernel[(tiles,)](
-            used, members, sizes, found, m, used.stride(0), members.stride(0), PLACES=places, **launch("compact")
+            used, members, sizes, found, m, used.stride(0), members.stride(0), PLACES=places, **vars(CompactConfig())
         )
     return found
 
@@ -93,11 +90,12 @@ def of_tokens(
     live: Tensor | None,  # (N, K) bool: the entries in use; none: all
     vocab: int,
     tile: int,
+    pairs: int,
 ) -> Lists:
-    """The ids in use by each tile of `tile` neighbouring tokens."""
+    """The ids in use by each tile of `tile` neighbouring tokens. `pairs`: (tile, id) pairs that are counted at once."""
     lists = empty(indices, vocab, tile)
     lists.members.zero_()
-    step = max(1, BUDGET // vocab)
+    step = max(1, pairs // vocab)
     for first in range(0, len(lists.sizes), step):
         tiles = slice(first, first + step)
         rows = slice(first * tile, (first + step) * tile)
@@ -117,7 +115,7 @@ def by_use(
     indices: Tensor,  # (N, K) int32
     vocab: int,
 ) -> tuple[Tensor, Tensor]:  # order (V,) int32: the ids; places (V,) int32: where in `order` each id stands
-    """An order of all ids: first those of many tokens, by powers of 4; of about as many, by their first token.
+    """An order of all ids: by how many tokens use them, in powers of 4, the most first; then by their first token.
 
     Counts and minima of integers do not depend on the order of execution, and the sort is stable.
     """

@@ -1,10 +1,10 @@
 """Student logits at the teacher's ids, and their gradients, on a CPU: only the K head rows of each token are read.
 
-Cheaper than a dense product wherever K is a small part of V, and with no [tokens, V] workspace at all:
+Cheaper than a dense product if K is a small part of V, and without a [tokens, V] workspace:
     y_nk = <hidden_n, weight_v>, v = ids_nk                  a sampled product, torch.sparse.sampled_addmm
     dhidden_n = sum_k d_nk weight_v                          embedding_bag over the head
     dweight_v = sum of d_nk hidden_n over ids_nk = v         embedding_bag over the tokens, one bag per id
-Each of these sums runs in a fixed order inside one thread: deterministic.
+One thread computes each of these sums in a fixed order: deterministic.
 """
 
 import functools
@@ -14,31 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .head import Gradients, Head, masked, masked_ids
-
-# (token, id) pairs handled at once: bounds the sorted copies of ids.
-PAIR_BUDGET = 1 << 23
-# Elements of a table of converted head rows.
-TABLE_BUDGET = 1 << 26
-# How many times larger than K the vocabulary has to be before reading single rows beats a dense product.
-DENSE_RATIO = 4
+from ..head import Gradients, Head, masked, masked_ids
 
 
-def suits(head: Head, k: int) -> bool:
-    return head.weight.device.type == "cpu" and head.vocab > DENSE_RATIO * k
-
-
-def tiles(n: int, k: int) -> list[slice]:
+def chunks(head: Head, n: int, k: int) -> list[slice]:
     """Slices of the n tokens, for work that reads no rows of the head; at least one, even of no tokens."""
-    step = max(1, PAIR_BUDGET // k)
+    step = max(1, head.budgets.cpu_pairs // k)
     return [slice(i, min(i + step, n)) for i in range(0, max(1, n), step)]
 
 
-def table_tiles(head: Head, n: int, k: int) -> list[slice]:
-    """Slices of the n tokens, short enough for a table of converted rows even if no two tokens share one."""
+def table_chunks(head: Head, n: int, k: int) -> list[slice]:
+    """Slices of the n tokens, short enough for a table of converted rows even if no two tokens share a row."""
     if not head.converts:
-        return tiles(n, k)
-    step = max(1, TABLE_BUDGET // (k * head.weight.shape[1]))
+        return chunks(head, n, k)
+    step = max(1, head.budgets.cpu_table // (k * head.weight.shape[1]))
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 
@@ -46,7 +35,8 @@ def head_rows(
     head: Head,
     ids: Tensor,  # (n, K) int32
 ) -> tuple[Tensor, Tensor]:  # (U, H) fp32 or fp64, (n, K) int32
-    """A table of head rows, and where in it the row of each id is: the head itself where it can be read as it is."""
+    """A table of head rows, and the place of each id's row in it. If rows need no conversion, the table is the head
+    itself."""
     if not head.converts:
         return head.weight.contiguous(), ids
     used = torch.zeros(head.weight.shape[0], dtype=torch.bool)
@@ -56,19 +46,19 @@ def head_rows(
 
 
 @functools.cache
-def _take_beta_notice() -> None:
-    """Lets torch say once that sparse CSR is in beta, unheard: it means nothing to the user of a loss."""
+def _silence_beta_warning() -> None:
+    """Makes torch warn once, with warnings off, that sparse CSR is in beta: users of a loss need not read that."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.eye(1).to_sparse_csr()
 
 
-def selected_products(
+def sampled_products(
     hidden: Tensor,  # (n, H) fp32 or fp64
     table: Tensor,  # (U, H), same dtype
     ids: Tensor,  # (n, K) int32
 ) -> Tensor:  # (n, K)
-    _take_beta_notice()
+    _silence_beta_warning()
     n, k = ids.shape
     starts = torch.arange(0, n * k + 1, k, dtype=torch.int32)
     zeros, shape = hidden.new_zeros(n * k), (n, table.shape[0])
@@ -107,10 +97,10 @@ def forward(
 ) -> Tensor:  # (N, K)
     n, k = indices.shape
     z = hidden.new_empty((n, k), dtype=head.dtype)
-    for rows in table_tiles(head, n, k):
+    for rows in table_chunks(head, n, k):
         ids = masked_ids(indices, mask, head.vocab, rows)
         table, places = head_rows(head, ids)
-        y = selected_products(head.operand(masked(hidden, mask, rows)), table, places)
+        y = sampled_products(head.operand(masked(hidden, mask, rows)), table, places)
         z[rows] = head.transform_(y if head.bias is None else y.add_(head.bias[ids]))
     return z
 
@@ -132,7 +122,7 @@ def backward(
     grad_weight = None
     grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_hidden else None
     grad_bias = hidden.new_zeros((head.weight.shape[0],), dtype=head.dtype) if need_bias else None
-    for rows in tiles(n, k):
+    for rows in chunks(head, n, k):
         ids = masked(indices, mask, rows)
         if grad_bias is not None:
             grad_bias.index_add_(0, ids.reshape(-1), dy[rows].reshape(-1))
@@ -141,7 +131,7 @@ def backward(
             part = weight_gradient(dy[rows], x, ids, head.weight.shape[0])
             grad_weight = part if grad_weight is None else grad_weight.add_(part)
     if grad_hidden is not None:
-        for rows in table_tiles(head, n, k):
+        for rows in table_chunks(head, n, k):
             table, places = head_rows(head, masked(indices, mask, rows))
             grad_hidden[rows] = hidden_gradient(dy[rows], table, places)
     return grad_hidden, grad_weight, grad_bias

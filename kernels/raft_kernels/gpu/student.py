@@ -19,13 +19,10 @@ from torch import Tensor
 from ..dispatch import INTERPRETED
 from ..head import Gradients, Head, masked_ids
 from . import union
-from .configs import launch
 from .scatter import pick_columns, scatter_columns, scatter_tiles
+from .tiles import HiddenGradientConfig, StudentProductConfig, WeightGradientConfig, tiles_for
 
 TRITON_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-# Elements of the [tokens, union] and [tokens, ids] workspaces.
-BUDGET = 1 << 27
-
 # The interpreter holds bf16 as integers and multiplies those; bf16 products in fp32 are the same numbers.
 WIDEN = tl.constexpr(INTERPRETED)
 
@@ -42,7 +39,7 @@ def product_kernel(
     w,  # (V, H)
     ids,  # (tiles, U) int32
     sizes,  # (tiles,) int32
-    y,  # (n, width) fp32, width a multiple of BLOCK_U: what lies beyond the tile's ids is written and never read
+    y,  # (n, width) fp32, width a multiple of BLOCK_U: columns beyond the tile's ids are written and never read
     n,
     h,
     capacity,
@@ -71,8 +68,8 @@ def product_kernel(
         return
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = first + tl.arange(0, BLOCK_U)
-    # Lanes past an end repeat the last row in use: no mask in the loop, and nothing foreign is read. A mask of columns
-    # in the store would cost its width: 128 single stores a thread instead of 32 of 16 bytes.
+    # Lanes past an end repeat the last row in use, so that the loop needs no mask and reads nothing out of bounds. A
+    # mask of columns in the store would split it: 128 single stores a thread instead of 32 of 16 bytes.
     v = tl.load(ids + tile.to(tl.int64) * capacity + tl.minimum(columns, size - 1)).to(tl.int64)
     x_rows = x + tl.minimum(rows, n - 1).to(tl.int64)[:, None] * stride_xn
     w_rows = w + v[:, None] * stride_wv
@@ -92,7 +89,7 @@ def product_kernel(
     at = tl.arange(0, BLOCK_N)[:, None] * width
     inside = rows[:, None] < n
     if BLOCK_U >= 256:
-        # Two halves, so that the way into 16-byte stores, through shared memory, spills nothing on sm_100.
+        # Two halves: the rearrangement into 16-byte stores, through shared memory, then spills nothing on sm_100.
         left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_N, 2, BLOCK_U // 2)), (0, 2, 1)))
         half = tl.arange(0, BLOCK_U // 2)[None, :]
         tl.store(y_tile + at + half, left, mask=inside)
@@ -190,20 +187,20 @@ def weight_gradient_kernel(
     tl.store(dw + ids[:, None] * h + i[None, :], acc.to(dw.dtype.element_ty), mask=mask)
 
 
-def _tokens(width: int, tile: int) -> int:
-    """Tokens of a chunk: whole tiles in a workspace of a bounded number of elements. Four tiles or a multiple, where they
+def _tokens(width: int, tile: int, budget: int) -> int:
+    """Tokens of a chunk: whole tiles in a workspace of at most `budget` elements. Four tiles or a multiple, where they
     fit: every chunk's part of the lists then starts at 16 bytes, and Triton compiles the kernels once."""
-    tiles = max(1, BUDGET // (width * tile))
+    tiles = max(1, budget // (width * tile))
     return (tiles // 4 * 4 or tiles) * tile
 
 
 def _wide(operands: torch.dtype, *stored: Tensor) -> bool:
-    """Whether operands are kept in more bytes than they are multiplied in, so that tiles take more shared memory."""
+    """Whether operands are stored in a wider dtype than they are multiplied in: tiles take more shared memory then."""
     return any(x.element_size() > operands.itemsize for x in stored)
 
 
 def _long(*tensors: Tensor) -> bool:
-    """Whether columns lie so far apart (in a transposed head, say) that their offsets need 64 bits."""
+    """Whether columns lie so far apart (as in a transposed head) that their offsets need 64 bits."""
     return any(x.shape[1] * x.stride(1) >= 2**31 for x in tensors)
 
 
@@ -227,7 +224,7 @@ def forward(
     lists: list[Tensor],  # the fields of union.Lists
 ) -> Tensor:  # (N, K) fp32
     ids = masked_ids(indices, mask, head.vocab)
-    y = selected_products(head, hidden, union.Lists(*lists), mask)
+    y = products_at_ids(head, hidden, union.Lists(*lists), mask)
     return head.transform_(y if head.bias is None else y.add_(head.bias[ids]))
 
 
@@ -240,14 +237,14 @@ def backward(
     mask: Tensor | None,  # (N,) bool
     needs: list[bool],  # hidden, weight, bias
     _rest_at: None,
-    lists: list[Tensor],  # as in forward; none: those of the entries of dz that are not 0
+    lists: list[Tensor],  # as in forward; empty: lists are made of the entries of dz that are not 0
 ) -> Gradients:
     dy = head.by_y(dz, z)
     need_hidden, need_weight, need_bias = needs
     kept = union.Lists(*lists) if lists else None
     grad_hidden = hidden_gradient(head, dy, hidden, indices, kept) if need_hidden else None
     if grad_hidden is not None and mask is not None:
-        # Their own entries are 0, but 0 times an infinite row of the head that a neighbour uses is not.
+        # Entries of masked tokens are 0, but 0 times an infinite row of the head that a neighbour uses is NaN.
         grad_hidden.masked_fill_(~mask.unsqueeze(1), 0)
     if not (need_weight or need_bias):
         return grad_hidden, None, None
@@ -257,10 +254,10 @@ def backward(
 
 def token_tile(operands: torch.dtype, wide: bool) -> int:
     """How many neighbouring tokens share a list of ids in the forward product."""
-    return launch("product", operands, wide=wide)["BLOCK_N"]
+    return tiles_for(StudentProductConfig, operands, wide=wide).BLOCK_N
 
 
-def selected_products(
+def products_at_ids(
     head: Head,
     hidden: Tensor,  # (N, H)
     lists: union.Lists,
@@ -269,11 +266,11 @@ def selected_products(
     n, k = lists.columns.shape
     h = hidden.shape[1]
     y = hidden.new_empty((n, k), dtype=torch.float32)
-    config = launch("product", head.operands, wide=_wide(head.operands, hidden, head.weight))
-    tile, block = config["BLOCK_N"], config["BLOCK_U"]
+    config = tiles_for(StudentProductConfig, head.operands, wide=_wide(head.operands, hidden, head.weight))
+    tile, block = config.BLOCK_N, config.BLOCK_U
     capacity = lists.members.shape[1]
     width = triton.cdiv(capacity, block) * block
-    step = _tokens(width, tile)
+    step = _tokens(width, tile, head.budgets.union_workspace)
     workspace = hidden.new_empty((min(n, step), width), dtype=torch.float32)
     for rows in _chunks(n, step):
         x = hidden[rows]
@@ -293,9 +290,9 @@ def selected_products(
             *x.stride(),
             *head.weight.stride(),
             OPERAND=TRITON_DTYPE[head.operands],
-            EVEN_H=h % config["BLOCK_H"] == 0,
+            EVEN_H=h % config.BLOCK_H == 0,
             LONG=_long(x, head.weight),
-            **config,
+            **vars(config),
         )
         pick_columns(workspace, lists.columns[rows], None if mask is None else mask[rows], y[rows], capacity)
     return y
@@ -312,18 +309,18 @@ def hidden_gradient(
     dy: Tensor,  # (N, K) fp32 dloss/dy at the ids
     hidden: Tensor,  # (N, H)
     indices: Tensor,  # (N, K) int32
-    lists: union.Lists | None,  # of the forward pass; None: of the entries of dy that are not 0
+    lists: union.Lists | None,  # of the forward pass; None: lists are made of the entries of dy that are not 0
 ) -> Tensor:  # (N, H), dtype of hidden
     n, h = hidden.shape
     dx = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     operand, precision = gradient_operand(head.operands)
-    config = launch("hidden_gradient", operand, precision, wide=_wide(operand, head.weight))
-    tile, block = config["BLOCK_N"], config["BLOCK_U"]
+    config = tiles_for(HiddenGradientConfig, operand, precision, wide=_wide(operand, head.weight))
+    tile, block = config.BLOCK_N, config.BLOCK_U
     if lists is None or tile != token_tile(head.operands, _wide(head.operands, hidden, head.weight)):
-        lists = union.of_tokens(indices, dy != 0, head.vocab, tile)
+        lists = union.of_tokens(indices, dy != 0, head.vocab, tile, head.budgets.union_pairs)
     capacity = lists.members.shape[1]
     width = triton.cdiv(capacity, block) * block
-    step = _tokens(width, tile)
+    step = _tokens(width, tile, head.budgets.union_workspace)
     dy = dy.contiguous()
     workspace = dy.new_empty((min(n, step), width), dtype=operand)
     for rows in _chunks(n, step):
@@ -332,7 +329,7 @@ def hidden_gradient(
         tiles = len(sizes)
         d = workspace[: len(part)]
         scatter_columns(lists.columns[rows], dy[rows], sizes, d, capacity, tile, block)
-        hidden_gradient_kernel[(tiles * triton.cdiv(h, config["BLOCK_H"]),)](
+        hidden_gradient_kernel[(tiles * triton.cdiv(h, config.BLOCK_H),)](
             d,
             head.weight,
             members,
@@ -347,7 +344,7 @@ def hidden_gradient(
             OPERAND=TRITON_DTYPE[operand],
             PRECISION=precision,
             LONG=_long(head.weight),
-            **config,
+            **vars(config),
         )
     return dx
 
@@ -366,11 +363,11 @@ def weight_gradient(
     dw = torch.empty_like(head.weight, memory_format=torch.contiguous_format) if need_weight else None
     db = dy.new_zeros((vocab,)) if need_bias else None
     operand, precision = gradient_operand(head.operands)
-    config = launch("weight_gradient", operand, precision, wide=_wide(operand, hidden))
-    tile = config["BLOCK_V"]
+    config = tiles_for(WeightGradientConfig, operand, precision, wide=_wide(operand, hidden))
+    tile = config.BLOCK_V
     order, places = union.by_use(indices, vocab)
     places = places[indices]
-    step = max(1, BUDGET // max(1, n) // tile)  # tiles at a time
+    step = max(1, head.budgets.union_workspace // max(1, n) // tile)  # tiles at a time
     most = min(step, triton.cdiv(vocab, tile))
     members, sizes = order.new_empty((most, n)), order.new_empty((most,))
     workspace = dy.new_empty(n * most * tile, dtype=operand)
@@ -380,7 +377,7 @@ def weight_gradient(
         width = tiles * tile
         d = workspace[: n * width].view(n, width)
         if db is not None:
-            d.zero_()  # the sum reads all of it; heads with a bias are few
+            d.zero_()  # the sum below reads all of D; few heads have a bias
         used = torch.zeros((tiles, n), dtype=torch.bool, device=dy.device)
         scatter_tiles(places, dy, d, used, part.start, tile)
         if db is not None:
@@ -388,7 +385,7 @@ def weight_gradient(
         if dw is None:
             continue
         union.compact(used, n, members, sizes)
-        weight_gradient_kernel[(tiles * triton.cdiv(h, config["BLOCK_H"]),)](
+        weight_gradient_kernel[(tiles * triton.cdiv(h, config.BLOCK_H),)](
             d,
             hidden,
             members,
@@ -404,6 +401,6 @@ def weight_gradient(
             OPERAND=TRITON_DTYPE[operand],
             PRECISION=precision,
             LONG=_long(hidden),
-            **config,
+            **vars(config),
         )
     return dw, db

@@ -8,28 +8,30 @@ import torch
 from kernel_cases import leaves, make_case
 
 from raft_kernels import TopK, topk_kl
-from raft_kernels import selected as op
-from raft_kernels.dispatch import INTERPRETED
+from raft_kernels.budgets import Budgets, use_budgets
+from raft_kernels.dispatch import INTERPRETED, use_dense
 from raft_kernels.divergence import DIVERGENCES, topk_divergence
+from raft_kernels.student.op import student_logits
 
 if not INTERPRETED:
     pytest.skip("run interpreted by test_triton_interpreter.py", allow_module_level=True)
 
-from raft_kernels.gpu import divergence, selected, union
+from raft_kernels.gpu import divergence, student, union
 
 # Error of a result, of its largest value: fp32 sums; fp16 operands are kept; bf16 rounds dloss/dy, and the interpreter
 # truncates it.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-6}
 N, V, PADDING, K = 150, 300, 7, 9
+PAIRS = Budgets().union_pairs
 
 
 @pytest.fixture(autouse=True)
-def unions(monkeypatch):
+def unions():
     """Always the way over unions, and workspaces that hold NaN: what is read without having been written shows."""
-    monkeypatch.setattr(op, "UNION_RATIO", 0)
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all()
-    yield
+    with use_dense(False):
+        yield
     torch.use_deterministic_algorithms(False)
 
 
@@ -39,7 +41,7 @@ def some_ids(n: int, v: int, k: int) -> torch.Tensor:
 
 def logits_and_gradients(x, ids, mask, dz, operands):
     """z at the ids, and the gradients by hidden states, head and bias for dloss/dz."""
-    z = op.selected_logits(*x, ids, mask, V, 0.5, None, operands, None, "triton")
+    z = student_logits(*x, ids, mask, V, 0.5, None, operands, None, "triton")
     return [z.detach(), *torch.autograd.grad(z, x, dz)]
 
 
@@ -54,8 +56,8 @@ def in_fp64(x, ids, mask, dz):
 @pytest.mark.parametrize("h", [70, 300])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_many_tiles_and_chunks(monkeypatch, dtype, h):
-    chunks, whole = [], selected._chunks
-    monkeypatch.setattr(selected, "_chunks", lambda n, step: chunks.append(len(whole(n, step))) or whole(n, step))
+    chunks, whole = [], student._chunks
+    monkeypatch.setattr(student, "_chunks", lambda n, step: chunks.append(len(whole(n, step))) or whole(n, step))
     c = make_case(N, h, V + PADDING, dtype)
     ids, mask = some_ids(N, V, K), torch.rand(N) > 0.2
     dz = torch.randn(N, K).masked_fill(torch.rand(N, K) < 0.3, 0)
@@ -66,10 +68,9 @@ def test_many_tiles_and_chunks(monkeypatch, dtype, h):
 
     one = logits_and_gradients(x, ids, mask, dz, dtype)
     assert set(chunks) == {1}
-    monkeypatch.setattr(selected, "BUDGET", 1)
-    monkeypatch.setattr(union, "BUDGET", 1)
     chunks.clear()
-    many = [logits_and_gradients(x, ids, mask, dz, dtype) for _ in range(2)]
+    with use_budgets(union_workspace=1, union_pairs=1):
+        many = [logits_and_gradients(x, ids, mask, dz, dtype) for _ in range(2)]
     assert min(chunks) > 1
     for got, again, undivided, truth in zip(*many, one, exact, strict=True):
         assert torch.equal(got, again)
@@ -98,7 +99,7 @@ def test_head_of_more_elements_than_32_bits_count(layout):
     weight = weight if layout == "rows" else weight.t()
     hidden, ids = torch.ones(1, h, dtype=torch.bfloat16, requires_grad=True), torch.tensor([[5, v - 3]]).int()
     weight[ids[0].long()] = torch.tensor([[1.0], [-2.0]]).bfloat16()
-    z = op.selected_logits(hidden, weight, None, ids, None, v, 1.0, None, torch.bfloat16, None, "triton")
+    z = student_logits(hidden, weight, None, ids, None, v, 1.0, None, torch.bfloat16, None, "triton")
     assert z.tolist() == [[h, -2 * h]]
     z.sum().backward()
     assert (hidden.grad == -1).all()
@@ -108,7 +109,7 @@ def test_head_of_more_elements_than_32_bits_count(layout):
 def test_union_lists_the_ids_in_use(n, v, tile):
     ids, live = some_ids(n, v, 3), torch.rand(n, 3) > 0.4
     live[:tile] &= n < 10  # a tile that uses nothing
-    found = union.of_tokens(ids, live, v, tile)
+    found = union.of_tokens(ids, live, v, tile, PAIRS)
     place, capacity = found.columns, found.members.shape[1]
     for t in range(-(-n // tile)):
         rows = slice(t * tile, (t + 1) * tile)
@@ -117,8 +118,8 @@ def test_union_lists_the_ids_in_use(n, v, tile):
         assert found.members[t, : len(expected)].tolist() == expected
         assert torch.equal(found.members[t][place[rows][live[rows]].long()], ids[rows][live[rows]])
     assert (place[~live] == capacity).all()
-    everything = union.of_tokens(ids, None, v, tile)
-    assert torch.equal(everything.sizes, union.of_tokens(ids, torch.ones_like(live), v, tile).sizes)
+    everything = union.of_tokens(ids, None, v, tile, PAIRS)
+    assert torch.equal(everything.sizes, union.of_tokens(ids, torch.ones_like(live), v, tile, PAIRS).sizes)
 
 
 def test_ids_that_are_used_alike_stand_together():

@@ -1,16 +1,17 @@
 """Student logits at the teacher's ids, and their gradients, through dense [tokens, V] chunks.
 
-Serves every device and dtype, and the logit of all other tokens together, whose gradient is dense. Deterministic: ids are unique within a row,
-so scatters never collide, and sums over tokens are matrix products in a fixed order.
+Works on every device and dtype, and also computes the logit of all other tokens together, whose gradient is dense.
+Deterministic: ids are unique within a row, so scatters never collide, and sums over tokens are matrix products in a
+fixed order.
 """
 
 import torch
 from torch import Tensor
 
-from .head import Gradients, Head, masked, masked_ids, product, walk
+from ..head import Gradients, Head, masked, masked_ids
 
 
-def selected_logits(
+def logits_at(
     head: Head,
     buffer: Tensor,  # (n, V) workspace
     hidden: Tensor,  # (n, H)
@@ -48,32 +49,9 @@ def rest_gradient(
     z = head.logits_(buffer, hidden)
     slope = head.slope(z)
     share = z.sub_(z_rest.unsqueeze(1)).div_(rest_at).exp_().mul_(drest.unsqueeze(1)).mul_(slope)
-    # No other id with any mass (z_rest = -inf): no gradient.
+    # If no other id has any probability (z_rest = -inf), there is no gradient.
     share.masked_fill_((z_rest == -torch.inf).unsqueeze(1), 0)
     return share.scatter_(1, ids, dy)
-
-
-def backpropagate(
-    head: Head,
-    d: Tensor,  # (n, V) dloss/dy
-    hidden: Tensor,  # (n, H)
-    need_hidden: bool,
-    grad_weight: Tensor | None,  # (>= V, H) fp32 or fp64: added to
-    grad_bias: Tensor | None,  # (>= V,) fp32 or fp64: added to
-    add: bool = True,
-) -> Tensor | None:  # (n, H) fp32 or fp64
-    """dhidden = d @ weight, dweight += d.T @ hidden, dbias += sum of d over tokens. Not `add`: dweight is only written."""
-    if grad_bias is not None:
-        grad_bias[: head.vocab] += d.sum(0)
-    d = head.gradient_operand(d)
-    if grad_weight is not None:
-        product(d.t(), head.operand(hidden), grad_weight[: head.vocab], add=add)
-    if not need_hidden:
-        return None
-    grad_hidden = d.new_empty(hidden.shape, dtype=head.dtype)
-    for i, rows in enumerate(head.slices()):
-        product(d[:, rows], head.operand(head.weight[rows]), grad_hidden, add=i > 0)
-    return grad_hidden
 
 
 def forward(
@@ -86,9 +64,9 @@ def forward(
 ) -> Tensor:  # (N, K), or (N, K + 1) with rest_at
     n, k = indices.shape
     z = hidden.new_empty((n, k if rest_at is None else k + 1), dtype=head.dtype)
-    for rows, buffer in walk(n, head.vocab, hidden, head.dtype):
+    for rows, buffer in head.walk(hidden):
         ids = masked_ids(indices, mask, head.vocab, rows).long()
-        selected_logits(head, buffer, masked(hidden, mask, rows), ids, rest_at, z[rows])
+        logits_at(head, buffer, masked(hidden, mask, rows), ids, rest_at, z[rows])
     return z
 
 
@@ -103,19 +81,19 @@ def backward(
     rest_at: float | None,
     _lists: list[Tensor],
 ) -> Gradients:
-    n, k = indices.shape
+    k = indices.shape[1]
     need_hidden, need_weight, need_bias = needs
     grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_hidden else None
     grad_weight = hidden.new_zeros(head.weight.shape, dtype=head.dtype) if need_weight else None
     grad_bias = hidden.new_zeros((head.weight.shape[0],), dtype=head.dtype) if need_bias else None
-    for rows, buffer in walk(n, head.vocab, hidden, head.dtype):
+    for rows, buffer in head.walk(hidden):
         x, ids = masked(hidden, mask, rows), masked(indices, mask, rows).long()
         dy = head.by_y(dz[rows, :k], None if z is None else z[rows, :k])
         if rest_at is not None and z is not None:
             d = rest_gradient(head, buffer, x, ids, dy, dz[rows, k], z[rows, k], rest_at)
         else:
             d = scatter_gradient(buffer, ids, dy)
-        dx = backpropagate(head, d, x, need_hidden, grad_weight, grad_bias)
+        dx = head.backpropagate(d, x, need_hidden, grad_weight, grad_bias)
         if grad_hidden is not None and dx is not None:
             grad_hidden[rows] = dx
     return grad_hidden, grad_weight, grad_bias

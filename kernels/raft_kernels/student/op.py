@@ -1,11 +1,14 @@
-"""selected_logits: the student's logits at given ids, without the other logits, and with its gradient.
+"""student_logits: the student's logits at the ids that the teacher's selection (select.py) kept, with their gradients.
 
     z_nk = logit of token v = ids_nk (head.py); dhidden_n = sum_k dy_nk weight_v; dweight_v = sum of dy_nk hidden_n
 With `rest_at` = T there is one more column, the logit of all other tokens together at temperature T:
     z_rest = T logsumexp_{v not in ids} (z_v / T),  dz_rest / dz_v = exp((z_v - z_rest) / T)
-Three ways: over unions of ids on a GPU (gpu/selected.py), single rows of the head on a CPU (head_sparse.py), and dense
-chunks everywhere else (head_dense.py), where K is a large part of V and wherever z_rest is wanted. The unions are
-listed once (gpu/union.py), for the forward pass and the gradient by the hidden states.
+Three ways, of which dispatch.choose_way chooses one: "union" multiplies tiles of tokens by the union of their rows of
+the head, in Triton (gpu/student.py); "sparse" reads single rows of the head, on a CPU (sparse.py); "dense" multiplies
+by the whole head (dense.py): if K is a large part of V, or if z_rest is wanted. The unions are listed once
+(gpu/union.py), for the forward pass and the gradient by the hidden states.
+
+The operators keep the names under which they were first registered: an exported graph contains them.
 """
 
 from types import ModuleType
@@ -13,29 +16,22 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import head_dense, head_sparse
-from .head import Head, accumulate_dtype, masked_ids
-
-# How many times larger than K the vocabulary has to be before a product over unions of ids beats a dense one on a GPU.
-UNION_RATIO = 8
-
-
-def _over_unions(backend: str, vocab: int, k: int, rest: bool) -> bool:
-    return backend == "triton" and not rest and vocab >= UNION_RATIO * k
+from ..budgets import current
+from ..dispatch import choose_way
+from ..head import Head, accumulate_dtype, masked_ids
+from . import dense, sparse
 
 
-def _way(head: Head, k: int, rest: bool) -> ModuleType:
+def _module(way: str) -> ModuleType:
     """The module whose `forward` and `backward` do the work."""
-    if _over_unions(head.backend, head.vocab, k, rest):
-        from .gpu import selected as union
+    if way == "union":
+        from ..gpu import student
 
-        return union
-    if not rest and head_sparse.suits(head, k):
-        return head_sparse
-    return head_dense
+        return student
+    return sparse if way == "sparse" else dense
 
 
-def selected_logits(
+def student_logits(
     hidden: Tensor,  # (N, H)
     weight: Tensor,  # (V, H)
     bias: Tensor | None,  # (V,)
@@ -49,13 +45,15 @@ def selected_logits(
     backend: str,
     sparse_gradient: bool = False,
 ) -> Tensor:  # (N, K), or (N, K + 1) with rest_at; fp32, or fp64 for fp64
-    """`sparse_gradient`: many of the entries of dz will be 0, so that it pays to list anew the ids that are left."""
+    """`sparse_gradient`: many entries of dz will be 0, so that the backward pass lists the ids of the other entries
+    anew."""
+    way = choose_way(backend, weight.device, vocab, indices.shape[1], rest_at is not None)
     lists = []
-    if _over_unions(backend, vocab, indices.shape[1], rest_at is not None):
+    if way == "union":
         wide = max(hidden.element_size(), weight.element_size()) > operands.itemsize
         lists = id_lists(indices, mask, vocab, operands, wide)
-    settings = (vocab, logit_scale, softcap, operands, rest_at, backend, sparse_gradient)
-    return _selected_logits(hidden, weight, bias, indices, mask, lists, *settings)
+    settings = (vocab, logit_scale, softcap, operands, rest_at, backend, way, sparse_gradient)
+    return _student_logits(hidden, weight, bias, indices, mask, lists, *settings)
 
 
 @torch.library.custom_op("raft_kernels::id_lists", mutates_args=())
@@ -64,54 +62,54 @@ def id_lists(
     mask: Tensor | None,  # (N,) bool
     vocab: int,
     operands: torch.dtype,
-    wide: bool,  # as of gpu.configs.launch
+    wide: bool,  # whether hidden or weight has a wider dtype than operands: see gpu/tiles.py
 ) -> list[Tensor]:
     """The three fields of gpu/union.py's Lists, for the tiles of tokens of the forward product."""
-    from .gpu import selected, union
+    from ..gpu import student, union
 
     live = None if mask is None else mask.unsqueeze(1).expand_as(indices)
     with torch.cuda.device_of(indices):
         ids = masked_ids(indices, mask, vocab)
-        return list(union.of_tokens(ids, live, vocab, selected.token_tile(operands, wide)))
+        return list(union.of_tokens(ids, live, vocab, student.token_tile(operands, wide), current().union_pairs))
 
 
 @id_lists.register_fake
 def _(indices, mask, vocab, operands, wide):
-    from .gpu import selected, union
+    from ..gpu import student, union
 
-    return list(union.empty(indices, vocab, selected.token_tile(operands, wide)))
+    return list(union.empty(indices, vocab, student.token_tile(operands, wide)))
 
 
 @torch.library.custom_op("raft_kernels::selected_logits", mutates_args=())
-def _selected_logits(
+def _student_logits(
     hidden: Tensor,  # (N, H)
     weight: Tensor,  # (V, H)
     bias: Tensor | None,  # (V,)
     indices: Tensor,  # (N, K) int32
     mask: Tensor | None,  # (N,) bool
-    lists: list[Tensor],  # of id_lists; none on the other ways
+    lists: list[Tensor],  # of id_lists for the way "union", else empty
     vocab: int,
     logit_scale: float,
     softcap: float | None,
     operands: torch.dtype,
     rest_at: float | None,
     backend: str,
+    way: str,
     sparse_gradient: bool,
 ) -> Tensor:
     head = Head(weight, bias, vocab, logit_scale, softcap, operands, backend)
-    way = _way(head, indices.shape[1], rest_at is not None)
     with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
-        return way.forward(head, hidden, indices, mask, rest_at, lists)
+        return _module(way).forward(head, hidden, indices, mask, rest_at, lists)
 
 
-@_selected_logits.register_fake
+@_student_logits.register_fake
 def _(hidden, weight, bias, indices, mask, lists, vocab, logit_scale, softcap, operands, rest_at, backend, *_rest):
     n, k = indices.shape
     return hidden.new_empty((n, k if rest_at is None else k + 1), dtype=accumulate_dtype(operands))
 
 
 @torch.library.custom_op("raft_kernels::selected_logits_backward", mutates_args=())
-def _selected_logits_backward(
+def _student_logits_backward(
     dz: Tensor,  # (N, K or K + 1)
     z: Tensor | None,  # (N, K or K + 1), where the gradient needs it
     hidden: Tensor,  # (N, H)
@@ -127,6 +125,7 @@ def _selected_logits_backward(
     operands: torch.dtype,
     rest_at: float | None,
     backend: str,
+    way: str,
     sparse_gradient: bool,
 ) -> list[Tensor]:
     """The gradients that are needed, in the order hidden, weight, bias."""
@@ -134,14 +133,14 @@ def _selected_logits_backward(
     dz = dz.to(head.dtype)
     if mask is not None:
         dz = dz.masked_fill(~mask.unsqueeze(1), 0)
-    way = _way(head, indices.shape[1], rest_at is not None)
+    lists = [] if sparse_gradient else lists
     with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
-        grads = way.backward(head, dz, z, hidden, indices, mask, needs, rest_at, [] if sparse_gradient else lists)
+        grads = _module(way).backward(head, dz, z, hidden, indices, mask, needs, rest_at, lists)
     inputs = zip(grads, (hidden, weight, bias), strict=True)
     return [g.to(x.dtype) for g, x in inputs if g is not None and x is not None]
 
 
-@_selected_logits_backward.register_fake
+@_student_logits_backward.register_fake
 def _(dz, z, hidden, weight, bias, indices, mask, lists, needs, *_rest):
     inputs = zip((hidden, weight, bias), needs, strict=True)
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x, need in inputs if need]
@@ -149,7 +148,7 @@ def _(dz, z, hidden, weight, bias, indices, mask, lists, needs, *_rest):
 
 def _setup_context(ctx, inputs, output):
     hidden, weight, bias, indices, mask, lists, *settings = inputs
-    _, _, softcap, _, rest_at, _, sparse_gradient = settings
+    _, _, softcap, _, rest_at, _, _, sparse_gradient = settings
     ctx.set_materialize_grads(False)
     z = output if softcap is not None or rest_at is not None else None
     ctx.save_for_backward(z, hidden, weight, bias, indices, mask, *([] if sparse_gradient else lists))
@@ -159,10 +158,10 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dz):
     needs = list(ctx.needs_input_grad[:3])
     if dz is None:
-        return (*(None,) * 5, [None] * ctx.lists, *(None,) * 7)
+        return (*(None,) * 5, [None] * ctx.lists, *(None,) * 8)
     z, hidden, weight, bias, indices, mask, *lists = ctx.saved_tensors
-    grads = iter(_selected_logits_backward(dz, z, hidden, weight, bias, indices, mask, lists, needs, *ctx.settings))
-    return (*(next(grads) if need else None for need in needs), None, None, [None] * ctx.lists, *(None,) * 7)
+    grads = iter(_student_logits_backward(dz, z, hidden, weight, bias, indices, mask, lists, needs, *ctx.settings))
+    return (*(next(grads) if need else None for need in needs), None, None, [None] * ctx.lists, *(None,) * 8)
 
 
-_selected_logits.register_autograd(_backward, setup_context=_setup_context)
+_student_logits.register_autograd(_backward, setup_context=_setup_context)
