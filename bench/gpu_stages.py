@@ -24,7 +24,7 @@ def bench(*words: str) -> tuple[str, ...]:
 
 
 def stages(device: str) -> list[Stage]:
-    """On a CPU the same commands at tiny sizes, so that the way is tested: what they measure there means nothing."""
+    """On a CPU the same commands at tiny sizes: they test that everything runs, and their figures mean nothing."""
     cuda = device == "cuda"
     size = ("--device", device) if cuda else ("--device", device, "--quick")
     quick = () if cuda else ("--quick",)
@@ -35,7 +35,7 @@ def stages(device: str) -> list[Stage]:
     short = ("--rollout-tokens", "32") if cuda else ()
     rollout = ("rollout", *size, "--models", engines, "--prompts", "16", "--reps", "2", *short)
     return [
-        Stage("env", 45, 10, bench("machine", *quick)),  # reads torch from disk, which nobody has done before
+        Stage("env", 45, 10, bench("machine", *quick)),  # reads torch from disk for the first time
         Stage("smoke", 60, 15, bench("tests", "--group", "smoke")),
         Stage("point", 100, 25, bench(*loss, "--name", "point", "--providers", both)),
         Stage("profile", 40, 15, bench("profile", *size)),
@@ -46,7 +46,7 @@ def stages(device: str) -> list[Stage]:
             30,
             bench("tune", *size, *(() if cuda else ("--reps", "1"))),
             {} if cuda else INTERPRETED,
-            # The interpreter's loops fail there, whatever the kernels.
+            # Some versions of the interpreter fail at every loop.
             lambda results: None if cuda else _no_interpreter(),
         ),
         Stage(
@@ -66,16 +66,9 @@ def stages(device: str) -> list[Stage]:
                 "kernels",
                 *size,
                 "--plain",
-                "--sweep",
-                "axes",
-                "--name",
-                "axes",
-                "--reps",
-                "8",
-                "--cap",
-                "0.3",
                 "--providers",
                 both,
+                *["--sweep", "axes", "--name", "axes", "--reps", "8", "--cap", "0.3"],
             ),
         ),
         Stage("rest", 120, 20, bench("tests", "--group", "rest")),

@@ -269,7 +269,7 @@ def test_gradients_of_the_forward_pass_under_autocast():
 
 
 def test_memory_is_one_chunk_beyond_the_gradients(monkeypatch):
-    from bench.measure import peak_mib
+    from bench.common.measure import peak_mib
 
     monkeypatch.setattr(head, "CPU_BUDGET", 1 << 18)
     monkeypatch.setattr(ce, "TOKENS", 1)
