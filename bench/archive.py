@@ -30,7 +30,7 @@ def pack(work: Path, target: Path) -> None:
 def unpack(archive_path: Path, results: Path) -> list[Path]:
     """Writes the records (.json) and tables (.md) of an archive into a folder, and gives the paths of the records.
 
-    The list of stages, with the last lines of each, becomes gpu-<device>.json. ValueError for a file that is no such archive.
+    The list of stages, with the last lines of each, becomes gpu-<device>.json. ValueError for any other file.
     """
     found: dict[str, bytes] = {}
     try:

@@ -1,13 +1,13 @@
-"""All measurements on a GPU, in one command and in minutes: correctness, time by kernel, tuning, peers, memory, a whole step.
+"""All measurements on a GPU, in one command and in minutes: correctness, time by kernel, tuning, peers, memory, a step.
 
 python -m bench gpu --minutes 9 --out DIR
 python -m bench gpu --minutes 9 --out DIR --only env,point,profile
 python -m bench gpu --minutes 4 --out DIR --device cpu      the same way at tiny sizes: that it runs, not how fast
 
-Stages run one after the other, each in a process group of its own: one that crashes, hangs or takes the GPU's context down
-costs its own time only. At its limit a stage is interrupted, so that it saves what it has, and killed some seconds later.
-After each stage DIR/results.tgz (records and logs) and DIR/stages.json (name, code, seconds, skipped, tail) are complete,
-whatever happens next. `python -m bench records DIR/results.tgz` puts the records into bench/results.
+Stages run one after the other, each in a process group of its own: one that crashes, hangs or loses the GPU costs its
+own time only. At its limit a stage is interrupted, so that it saves what it has, and killed some seconds later. After
+each stage DIR/results.tgz (records and logs) and DIR/stages.json (name, code, seconds, skipped, tail) are complete.
+`python -m bench records DIR/results.tgz` puts the records into bench/results.
 
 Needs torch, triton, numpy, transformers, accelerate and pytest; peers and vLLM are used where they are installed.
 BENCH_COMMIT says which commit is measured, where the checkout's own history does not.
@@ -22,8 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +138,14 @@ def environment(stage: Stage, work: Path) -> dict[str, str]:
     return inherited | own | stage.environment
 
 
-class _default_interrupt:
-    """Started in the background of a shell, this process ignores interruptions, and so would its children."""
-
-    def __enter__(self) -> None:
-        self.before = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self.before)
+@contextmanager
+def _default_interrupt() -> Iterator[None]:
+    """A process that a shell started in the background ignores interruptions, and its children would too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _signal(child: subprocess.Popen[bytes], which: signal.Signals) -> None:

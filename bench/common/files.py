@@ -1,4 +1,4 @@
-"""Files of records: where they go, and what they say of their origin. Nothing here imports torch, which takes a while."""
+"""Files of records: where they go, and what they say of their origin. Nothing here imports torch, which is slow."""
 
 import functools
 import importlib.metadata
@@ -32,8 +32,8 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit(checkout: Path = ROOT) -> str:
-    """The commit of a working tree, with a plus where it has changes. For this one it is BENCH_COMMIT where that is set:
-    a copy on another machine may have no history, or another."""
+    """The commit of a working tree, with a plus where it has changes. For this one it is BENCH_COMMIT where that is
+    set: a copy on another machine may have no history, or another."""
 
     def git(*words: str) -> str:
         return subprocess.check_output(["git", *words], text=True, stderr=subprocess.DEVNULL, cwd=checkout).strip()

@@ -31,7 +31,7 @@ def ceilings(device: str, dtype: torch.dtype, quick: bool = False) -> Ceilings:
 
 
 def _product_s(side: int, device: str, dtype: torch.dtype) -> float:
-    # Normal numbers: a GPU that multiplies ones draws less power and runs faster than it ever will.
+    # Normal numbers: a GPU that multiplies ones draws less power and runs faster than with real data.
     a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
     return _seconds(lambda: torch.mm(a, b, out=out), device)
 

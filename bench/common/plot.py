@@ -39,11 +39,15 @@ PARTS = {
 class Bar:
     label: str
     under: str  # a second line of the label
-    parts: Mapping[str, float]  # names of PARTS, from left to right
+    parts: Mapping[str, float]  # from left to right; each name has a colour
     low: float  # ends of the whisker
     high: float
     note: str  # behind the bar
     strong: bool = False
+
+    @property
+    def end(self) -> float:
+        return max(self.high, sum(self.parts.values()))
 
 
 @contextmanager
@@ -73,13 +77,27 @@ def write_heads(figure: Any, title: str, where: str) -> None:
     figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=8.5, color=MUTED)
 
 
-def label_bars(panel: Any, labels: Sequence[str], strong: Sequence[bool]) -> None:
-    """Names horizontal bars at 0, 1, 2, ... from the bottom."""
-    panel.set_yticks(range(len(labels)), labels)
-    for tick, bold in zip(panel.get_yticklabels(), strong, strict=True):
-        tick.set_fontsize(9)
-        if bold:
-            tick.set_fontweight("bold")
+def draw_bars(panel: Any, bars: Sequence[Bar], colours: Mapping[str, str], unit: str, longest: float) -> None:
+    """Horizontal bars, the first one on top. A part that is too short to be seen is not drawn."""
+    for y, bar in enumerate(reversed(bars)):
+        left = 0.0
+        for name, value in bar.parts.items():
+            if value > 1e-4 * longest:
+                panel.barh(y, value, left=left, color=colours.get(name, MUTED), height=0.62)
+            if len(bar.parts) > 1 and value > 0.011 * (len(number(value)) + 1) * longest:  # its number has room
+                panel.text(left + value / 2, y, number(value), color="white", ha="center", va="center", fontsize=8)
+            left += value
+        if bar.high > bar.low:
+            panel.errorbar(bar.low, y - 0.4, xerr=[[0], [bar.high - bar.low]], ecolor=INK, elinewidth=1, capsize=2)
+        panel.annotate(bar.note, (bar.end, y), (6, 0), **BESIDE)
+    panel.set_xlim(0, 1.2 * longest)
+    panel.set_xlabel(unit)
+    panel.xaxis.grid(True, color=RULE)
+    panel.set_axisbelow(True)
+    panel.set_yticks(range(len(bars)), [f"{bar.label}\n{bar.under}" for bar in reversed(bars)])
+    # A panel that shares its axis with the one on its left has no labels.
+    for tick, bar in zip(panel.get_yticklabels(), reversed(bars), strict=False):
+        tick.set(fontsize=9, fontweight="bold" if bar.strong else "normal")
 
 
 def draw_stacked(bars: Sequence[Bar], title: str, where: str, unit: str, path: Path) -> str:
@@ -91,28 +109,11 @@ def draw_stacked(bars: Sequence[Bar], title: str, where: str, unit: str, path: P
 
 
 def stacked(pyplot: Any, bars: Sequence[Bar], title: str, where: str, unit: str) -> Any:
-    """The first bar on top. A part too short to be seen is not drawn, and one too short for its number has none."""
-    bars = bars[::-1]
     figure, panel = pyplot.subplots(figsize=(10, 1.9 + 0.42 * len(bars)), layout="constrained")
-    longest = max([max(bar.high, sum(bar.parts.values())) for bar in bars], default=0.0) or 1.0
+    draw_bars(panel, bars, PARTS, unit, max((bar.end for bar in bars), default=0.0) or 1.0)
     named = [name for name in PARTS if any(name in bar.parts for bar in bars)]
-    for y, bar in enumerate(bars):
-        left = 0.0
-        for name, value in bar.parts.items():
-            if value > 1e-4 * longest:
-                panel.barh(y, value, left=left, color=PARTS[name], height=0.62)
-            if value > 0.011 * (len(number(value)) + 1) * longest:
-                panel.text(left + value / 2, y, number(value), color="white", ha="center", va="center", fontsize=8)
-            left += value
-        panel.errorbar(bar.low, y - 0.4, xerr=[[0], [bar.high - bar.low]], ecolor=INK, elinewidth=1, capsize=2)
-        panel.annotate(bar.note, (max(left, bar.high), y), (6, 0), **BESIDE)
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=PARTS[name]) for name in named]
     labels = [name.replace("_", " + ") for name in named]
     panel.legend(handles, labels, ncols=len(named), loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
-    panel.set_xlim(0, 1.2 * longest)
-    panel.set_xlabel(unit)
-    panel.xaxis.grid(True, color=RULE)
-    panel.set_axisbelow(True)
-    label_bars(panel, [f"{bar.label}\n{bar.under}" for bar in bars], [bar.strong for bar in bars])
     write_heads(figure, title, where)
     return figure

@@ -115,7 +115,7 @@ def _run(connection: Connection, work: str, arguments: tuple[Any, ...], log: str
         connection.send(("done", call(Desk(connection), *arguments)))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent has ended, or needs the child no more
         pass
-    except Exception as error:  # noqa: BLE001  # whatever a provider does, the others are measured
+    except Exception as error:  # noqa: BLE001  # the other providers are measured however one fails
         from bench.common.failures import reason
 
         traceback.print_exc()

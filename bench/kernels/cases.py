@@ -41,8 +41,8 @@ AXES: dict[Case, dict[str, tuple[int, ...]]] = {
 }
 
 
-# Cross-entropy, at vocabularies of models: SmolLM2 (49,152 ids), Llama 3, Qwen 3. Defaults of libraries that are fast at
-# small vocabularies may be slow at these.
+# Cross-entropy, at vocabularies of models: SmolLM2 (49,152 ids), Llama 3, Qwen 3. Defaults of libraries that are fast
+# at small vocabularies may be slow at these.
 CROSS_ENTROPY: dict[Case, list[Case]] = {
     QUICK: [Case(64, 32, 2048, 1, "float32", LABELS)],
     CPU: [
@@ -181,7 +181,7 @@ def union_fraction(
     v: int,
     tile: int = TILE,
 ) -> float:
-    """|union of the ids of a tile of neighbouring tokens| / V, mean over tiles; a last tile that is not full is left out."""
+    """|union of the ids of a tile of neighbouring tokens| / V, mean over tiles without a last one that is not full."""
     tiles = ids.split(tile)
     full = [part for part in tiles if len(part) == tile] or tiles[:1]
     return sum(part.unique().numel() for part in full) / len(full) / v

@@ -6,7 +6,7 @@ all other tokens must have none.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -44,12 +44,8 @@ class Reference:
 
     def check(self, op: str, call: Callable[[], object]) -> None:
         """Raises WrongResult."""
-        if op == "linear_topk":
-            self._check_topk(call)
-        elif op == "linear_cross_entropy":
-            self._check_cross_entropy(call)
-        else:
-            self._check_loss(call)
+        checks = {"linear_topk": self._check_topk, "linear_cross_entropy": self._check_cross_entropy}
+        checks.get(op, self._check_loss)(call)
 
     def _check_topk(self, call: Callable[[], object]) -> None:
         """By value: where two logits are nearly equal either id may be kept."""
@@ -70,18 +66,13 @@ class Reference:
         hidden, weight = (self._precise(t).requires_grad_() for t in self.x.parameters)
         expected_loss = F.cross_entropy(hidden @ weight.t(), self.x.labels, reduction="sum")
         expected = torch.autograd.grad(expected_loss, (hidden, weight))
-        self._close("loss", loss, expected_loss.detach())
-        self._close("gradient by hidden", found[0], expected[0])
-        self._close("gradient by head", found[1], expected[1])
+        self._close_losses((loss, *found), (expected_loss.detach(), *expected))
 
     def _check_loss(self, call: Callable[[], object]) -> None:
         loss = cast(Tensor, call())
         gradients = torch.autograd.grad(loss[self.rows].sum(), self.x.parameters)
         self._losses = self._losses or self._make_losses()
-        expected_loss, expected_hidden, expected_weight = self._losses
-        self._close("loss", loss[self.rows], expected_loss)
-        self._close("gradient by hidden", gradients[0][self.rows], expected_hidden)
-        self._close("gradient by head", gradients[1], expected_weight)
+        self._close_losses((loss[self.rows], gradients[0][self.rows], gradients[1]), self._losses)
         others = torch.ones(len(gradients[0]), dtype=torch.bool, device=loss.device)
         others[self.rows] = False
         if gradients[0][others].ne(0).any():
@@ -94,11 +85,19 @@ class Reference:
         loss = topk_kl_ref(hidden, weight, teacher, temperature=TEMPERATURE)
         return loss.detach(), *torch.autograd.grad(loss.sum(), (hidden, weight))
 
+    def _close_losses(self, found: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+        for what, *pair in zip(("loss", "gradient by hidden", "gradient by head"), found, expected, strict=True):
+            self._close(what, *pair)
+
     def _close(self, what: str, found: Tensor, expected: Tensor) -> None:
-        found = found.detach().to(expected.dtype)
-        error = ((found - expected).norm() / expected.norm()).item()
-        if not error <= self.tolerance:  # also where it is NaN
-            raise WrongResult(f"wrong result: {what} off by {error:.1e} of its norm, {self.tolerance:.0e} allowed")
+        check_close(what, found, expected, self.tolerance)
+
+
+def check_close(what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Raises WrongResult. `tolerance`: of the norm over all elements."""
+    error = ((found.detach().to(expected.dtype) - expected).norm() / expected.norm()).item()
+    if not error <= tolerance:  # also where it is NaN
+        raise WrongResult(f"wrong result: {what} off by {error:.1e} of the norm, {tolerance:.0e} allowed")
 
 
 def poison(device: str) -> None:

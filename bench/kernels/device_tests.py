@@ -2,8 +2,8 @@
 
 python -m bench tests --group numbers
 
-A test after which the GPU no longer answers is recorded as such, and the rest go on in a new process: in the old one each of
-them would fail. Writes tests-<device>-<group>.json: test, outcome, seconds, message.
+A test after which the GPU no longer answers is recorded as such, and the rest run in a new process: in the old one each
+of them would fail. Writes tests-<device>-<group>.json: test, outcome, seconds, message.
 """
 
 import argparse

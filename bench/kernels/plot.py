@@ -1,13 +1,11 @@
 """The picture of a run of the losses: bars for one case, lines over N and K for a sweep. Needs matplotlib."""
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.common.plot import BESIDE, INK, MUTED, RULE, label_bars, save, styled, write_heads
+from bench.common.plot import INK, MUTED, RULE, Bar, draw_bars, save, styled, write_heads
 from bench.common.records import number
 from bench.kernels.cases import Case
 from bench.kernels.goals import full_records
@@ -43,7 +41,7 @@ def draw(records: Sequence[dict], path: Path) -> list[str]:
 
 
 def axes_of(cases: Sequence[Case]) -> tuple[Case, list[Case], list[Case]]:
-    """The case around which most others lie, and those that differ from it in N alone and in K alone, itself included."""
+    """The case around which most others lie, and those that differ from it in N alone and in K alone, with itself."""
 
     def along(base: Case, axis: str) -> list[Case]:
         same = [c for c in cases if replace(c, **{axis: getattr(base, axis)}) == base]
@@ -69,38 +67,28 @@ def finding(records: dict[str, dict]) -> str:
 
 
 def _bars(plt: Any, case: Case, records: dict[str, dict]) -> Any:
-    names = sorted(records, key=lambda name: records[name]["ms_p50"], reverse=True)
+    """Times on the left, memory on the right; the fastest provider on top."""
+    ordered = sorted(records.values(), key=lambda r: r["ms_p50"])
     figure, panels = plt.subplots(
-        1, 2, figsize=(10, 1.9 + 0.42 * len(names)), sharey=True, layout="constrained", gridspec_kw={"wspace": 0.06}
+        1, 2, figsize=(10, 1.9 + 0.42 * len(ordered)), sharey=True, layout="constrained", gridspec_kw={"wspace": 0.06}
     )
-    floor = records[names[0]]["floor_ms"]
-    for panel, key, label in (
-        (panels[0], "ms_p50", "time of forward + backward, ms (p50; whisker p20 to p80)"),
-        (panels[1], "peak_mib", "peak memory beyond the inputs, MiB"),
+    floor = ordered[0]["floor_ms"]
+
+    def bar(r: dict, key: str, low: str, high: str) -> Bar:
+        parts, name = {r["provider"]: r[key]}, r["provider"]
+        return Bar(name, _over(r), parts, r[low], r[high], number(r[key]), strong=name == OURS)
+
+    for panel, unit, ends in (
+        (panels[0], "time of forward + backward, ms (p50; whisker p20 to p80)", ("ms_p50", "ms_p20", "ms_p80")),
+        (panels[1], "peak memory beyond the inputs, MiB", ("peak_mib", "peak_mib", "peak_mib")),
     ):
-        values = [records[name][key] for name in names]
-        panel.barh(range(len(names)), values, color=[COLOURS.get(name, MUTED) for name in names], height=0.62)
-        right = values
-        if key == "ms_p50":
-            low, high = ([abs(records[name][c] - records[name][key]) for name in names] for c in ("ms_p20", "ms_p80"))
-            panel.errorbar(values, range(len(names)), xerr=[low, high], fmt="none", ecolor=INK, elinewidth=1)
-            right = [value + more for value, more in zip(values, high, strict=True)]
-        for y, (value, end) in enumerate(zip(values, right, strict=True)):
-            panel.annotate(number(value), (end, y), (4, 0), **BESIDE)
-        panel.set_xlim(0, 1.14 * max(*right, floor if key == "ms_p50" else 0))
-        panel.set_xlabel(label)
-        panel.xaxis.grid(True, color=RULE)
-        panel.set_axisbelow(True)
+        bars = [bar(r, *ends) for r in ordered]
+        longest = max(one.end for one in bars)
+        draw_bars(panel, bars, COLOURS, unit, max(longest, floor) if panel is panels[0] else longest)
     panels[0].axvline(floor, color=INK, linestyle=(0, (4, 3)), linewidth=1)
-    panels[0].annotate(
-        f"floor {number(floor)} ms",
-        (floor, len(names) - 0.45),
-        (4, 0),
-        textcoords="offset points",
-        fontsize=9,
-    )
-    panels[0].set_ylim(-0.6, len(names) - 0.1)
-    label_bars(panels[0], [f"{name}\n{_over(records[name])}" for name in names], [name == OURS for name in names])
+    where = (floor, len(ordered) - 0.45)
+    panels[0].annotate(f"floor {number(floor)} ms", where, (4, 0), textcoords="offset points", fontsize=9)
+    panels[0].set_ylim(-0.6, len(ordered) - 0.1)
     write_heads(figure, finding(records), _where(case, records))
     return figure
 
@@ -113,35 +101,21 @@ def _lines(plt: Any, cases: dict[Case, dict[str, dict]], base: Case, over_n: lis
     ]
     wanted = [panel for panel in wanted if len(panel[0]) > 1]
     figure, panels = plt.subplots(1, len(wanted), figsize=(4.5 * len(wanted), 4.6), layout="constrained", squeeze=False)
+    names = list(dict.fromkeys(name for found in cases.values() for name in found))
     for panel, (along, axis, key, divisor, what, xlabel, ylabel) in zip(panels[0], wanted, strict=True):
-        ends: dict[str, tuple[float, float]] = {}
-        names = list(dict.fromkeys(name for case in along for name in cases[case]))
         for name in names:
             points = [(getattr(c, axis), cases[c][name][key] / divisor) for c in along if name in cases[c]]
-            ours = name == OURS
-            panel.plot(
-                *zip(*points, strict=True),
-                color=COLOURS.get(name, MUTED),
-                marker="o",
-                markersize=4,
-                linewidth=2.6 if ours else 1.5,
-                zorder=3 if ours else 2,
-            )
-            if points[-1][0] == getattr(along[-1], axis):
-                ends[name] = points[-1]
-            else:  # it could not do the larger cases
-                panel.annotate(name, points[-1], (-4, 6), color=COLOURS.get(name, MUTED), ha="right", **BESIDE)
+            width = 2.6 if name == OURS else 1.5
+            style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": width, "label": name}
+            panel.plot(*zip(*points, strict=True), color=COLOURS.get(name, MUTED), zorder=width, **style)
         if key == "ms_p50":
             points = [(getattr(c, axis), next(iter(cases[c].values()))["floor_ms"]) for c in along]
-            panel.plot(*zip(*points, strict=True), color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
-            ends["floor"] = points[-1]
-        panel.set(xscale="log", yscale="log", xlabel=xlabel, title=f"{what} against {axis.upper()}")
-        panel.set_ylabel(ylabel)
+            panel.plot(*zip(*points, strict=True), color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label="floor")
+        panel.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel, title=f"{what} against {axis.upper()}")
         _plain_ticks(panel, [getattr(c, axis) for c in along])
         panel.grid(True, which="major", color=RULE)
         panel.set_axisbelow(True)
-        panel.margins(y=0.08)
-        _label_ends(figure, panel, ends)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     write_heads(figure, finding(cases[base]), _where(base, cases[base]))
     return figure
 
@@ -166,29 +140,3 @@ def _plain_ticks(panel: Any, xs: Sequence[int]) -> None:
     panel.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _label_ends(figure: Any, panel: Any, ends: dict[str, tuple[float, float]]) -> None:
-    """Names at the right ends of the lines, moved apart where they would overlap."""
-    low, high = panel.get_ylim()
-    height = 1.15 * 9 / 72 / (0.72 * figure.get_figheight())  # of a line of text, as a part of the axis
-    at = {name: (math.log(y) - math.log(low)) / (math.log(high) - math.log(low)) for name, (_, y) in ends.items()}
-    names = sorted(at, key=lambda name: at[name])
-    for below, name in itertools.pairwise(names):
-        at[name] = max(at[name], at[below] + height)
-    for above, name in itertools.pairwise(reversed(names)):
-        at[name] = min(at[name], at[above] - height)
-    for name in names:
-        x, y = ends[name]
-        panel.annotate(
-            name,
-            (x, y),
-            (1.04, at[name]),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=9,
-            fontweight="bold" if name == OURS else "normal",
-            color=COLOURS.get(name, INK),
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": RULE, "shrinkA": 0, "shrinkB": 3},
-        )

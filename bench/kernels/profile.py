@@ -106,8 +106,8 @@ def profiled(x: Inputs, device: str) -> list[dict[str, Any]]:
 
 
 def short(name: str) -> str:
-    """A kernel's name without its arguments and template arguments, of which there may be a page; of torch's elementwise
-    kernels, which all have one name, also what they do."""
+    """A kernel's name without its arguments and template arguments, which may fill a page. torch's elementwise kernels
+    all have one name, so what they do is added."""
     name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
     if not re.match(r"[\w:]", name):
         return name[:80]
@@ -130,12 +130,10 @@ def table(found: Sequence[dict[str, Any]]) -> str:
             large = [r for r in kernels if r["ms"] >= LEAST * whole]
             small = [r for r in kernels if r["ms"] < LEAST * whole]
             if small:
-                kind = f"{len(small)} others"
-                ms, launches = sum(r["ms"] for r in small), sum(r["launches"] for r in small)
-                large.append({"kernel": kind, "launches": launches, "ms": ms})
+                sums = {column: sum(r[column] for r in small) for column in ("launches", "ms")}
+                large.append({"kernel": f"{len(small)} others", **sums})
             busy = sum(r["ms"] for r in kernels)
-            large.append({"kernel": "busy", "launches": total["launches"], "ms": busy})
-            large.append({"kernel": "**all, not profiled**", "launches": total["launches"], "ms": total["ms"]})
+            large += [total | {"kernel": "busy", "ms": busy}, total | {"kernel": "**all, not profiled**"}]
             for r in large:
                 share = 100 * r["ms"] / whole
                 lines.append([part, r["kernel"], str(r["launches"]), common.number(r["ms"]), f"{share:.1f}"])

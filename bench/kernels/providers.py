@@ -2,7 +2,8 @@
 
 `raft_kernels`, `torch` and `torch.compile` compute the same loss, on the teacher's top-K. TRL and Liger compute a
 divergence over the full vocabulary: another loss, and what a user would run instead. `gemm` is the bare product of the
-teacher's hidden states and head, with which `linear_topk` is compared; `gemm+topk` selects from it, a chunk of tokens at a time.
+teacher's hidden states and head, with which `linear_topk` is compared; `gemm+topk` selects from it, a chunk of tokens
+at a time.
 cut-cross-entropy is not here: its loss has one label per token and no teacher, so its time compares with nothing below.
 """
 
@@ -94,14 +95,6 @@ def _full_student(x: Inputs, indices: Tensor, values: Tensor) -> Tensor:
     return TEMPERATURE**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def _full_given(x: Inputs) -> Tensor:
-    return _full_student(x, x.teacher.indices.long(), x.teacher.logits)
-
-
-def _full_both(x: Inputs) -> Tensor:
-    return _full_student(x, *_full_topk(x))
-
-
 def _full_cross_entropy(x: Inputs) -> Tensor:
     hidden, weight = x.parameters
     return F.cross_entropy((hidden @ weight.t()).float(), x.labels, reduction="sum")
@@ -109,8 +102,8 @@ def _full_cross_entropy(x: Inputs) -> Tensor:
 
 FULL: dict[str, Callable[[Inputs], object]] = {
     "linear_topk": _full_topk,
-    "topk_kl": _full_given,
-    "linear_topk_kl": _full_both,
+    "topk_kl": lambda x: _full_student(x, x.teacher.indices.long(), x.teacher.logits),
+    "linear_topk_kl": lambda x: _full_student(x, *_full_topk(x)),
     "linear_cross_entropy": _full_cross_entropy,
 }
 
@@ -148,31 +141,24 @@ def _torch_native(_device: str, _quick: bool) -> Provider:
     if not hasattr(F, "linear_cross_entropy"):
         raise Unavailable("this torch has no F.linear_cross_entropy")
 
-    def loss(x: Inputs) -> Tensor:
-        return F.linear_cross_entropy(*x.parameters, x.labels, reduction="sum")
-
-    return Provider("torch_native", TOP_K, {"linear_cross_entropy": _bind(loss)}, full_logits=2)
+    loss = _bind(lambda x: F.linear_cross_entropy(*x.parameters, x.labels, reduction="sum"))
+    return Provider("torch_native", TOP_K, {"linear_cross_entropy": loss}, full_logits=2)
 
 
 def _liger_ce(device: str, _quick: bool) -> Provider:
-    _need("liger_kernel")
-    _need_gpu(device)
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    _need("liger_kernel", device)
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as fused
 
-    def loss(x: Inputs) -> Tensor:
-        return liger_fused_linear_cross_entropy(*x.parameters, x.labels, reduction="sum")
-
-    return Provider("liger_ce", TOP_K, {"linear_cross_entropy": _bind(loss)})
+    loss = _bind(lambda x: fused(*x.parameters, x.labels, reduction="sum"))
+    return Provider("liger_ce", TOP_K, {"linear_cross_entropy": loss})
 
 
 # The teacher alone
 
 
 def _gemm(_device: str, _quick: bool) -> Provider:
-    def product(x: Inputs) -> Tensor:
-        return x.teacher_hidden @ x.teacher_weight.t()
-
-    return Provider("gemm", NO_LOSS, {"linear_topk": _bind(product)}, full_logits=1)
+    product = _bind(lambda x: x.teacher_hidden @ x.teacher_weight.t())
+    return Provider("gemm", NO_LOSS, {"linear_topk": product}, full_logits=1)
 
 
 def _gemm_topk(_device: str, _quick: bool) -> Provider:
@@ -239,8 +225,7 @@ def _liger_jsd(_device: str, quick: bool) -> Provider:
 
 
 def _liger_fused_jsd(device: str, _quick: bool) -> Provider:
-    _need("liger_kernel")
-    _need_gpu(device)
+    _need("liger_kernel", device)
     from liger_kernel.ops.fused_linear_jsd import LigerFusedLinearJSDFunction
 
     def loss(x: Inputs) -> Tensor:
@@ -252,8 +237,7 @@ def _liger_fused_jsd(device: str, _quick: bool) -> Provider:
 
 def _liger_kl(device: str, _quick: bool) -> Provider:
     """The teacher's probabilities are an explicit [N, V] tensor."""
-    _need("liger_kernel")
-    _need_gpu(device)
+    _need("liger_kernel", device)
     import liger_kernel.functional  # noqa: F401  # registers the kernels that the next one calls
     from liger_kernel.ops.fused_linear_kl_div import LigerFusedLinearKLDivFunction
 
@@ -267,19 +251,17 @@ def _liger_kl(device: str, _quick: bool) -> Provider:
     def student(x: Inputs, target: Tensor) -> Tensor:
         return LigerFusedLinearKLDivFunction.apply(*x.parameters, target, None, "batchmean", -100, TEMPERATURE)
 
-    def given(x: Inputs) -> Call:
-        return partial(student, x, probabilities(x))
+    ops: dict[str, Bind] = {
+        "topk_kl": lambda x: partial(student, x, probabilities(x)),
+        "linear_topk_kl": _bind(lambda x: student(x, probabilities(x))),
+    }
+    return Provider("liger_kl", VOCABULARY, ops, full_logits=1)
 
-    both = _bind(lambda x: student(x, probabilities(x)))
-    return Provider("liger_kl", VOCABULARY, {"topk_kl": given, "linear_topk_kl": both}, full_logits=1)
 
-
-def _need(package: str) -> None:
+def _need(package: str, device: str = "cuda") -> None:
+    """`device` is given by providers whose kernels need a GPU."""
     if importlib.util.find_spec(package) is None:
         raise Unavailable("not installed")
-
-
-def _need_gpu(device: str) -> None:
     if device != "cuda":
         raise Unavailable("its Triton kernels need a GPU")
 

@@ -6,9 +6,10 @@ python -m bench tune --list               the space itself; needs no GPU
 TRITON_INTERPRET=1 python -m bench tune --quick --device cpu    that it runs: one configuration each, interpreted
 
 Each row is a whole operation with one kernel's configuration changed, as a ratio to the shipped one in the same run. A
-configuration counts only if its result is right: in the norm over all elements, against float64. What wins by more than the
-noise (`winners`; `bench kernels --tuned` times them together) goes into kernels/raft_kernels/gpu/configs.py by hand, with
-a line in LOG.md: a configuration that changed by itself would change the bits of a result from one run to the next.
+configuration counts only if its result is right: in the norm over all elements, against float64. What wins by more
+than the noise (`winners`; `bench kernels --tuned` times them together) goes into kernels/raft_kernels/gpu/configs.py by
+hand, with a line in LOG.md: a configuration that changed by itself would change the bits of a result from one run to
+the next.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from bench.common.measure import measure
 from bench.common.options import choose, make_parser
 from bench.kernels import cases, lost
 from bench.kernels.cases import Inputs, make_inputs
-from bench.kernels.check import WrongResult
+from bench.kernels.check import check_close
 from bench.kernels.variants import Config, using
 from raft_kernels import TopK
 
@@ -87,8 +88,8 @@ SPACE: dict[str, list[tuple[int, ...]]] = {
 
 
 QUICK = cases.Case(16, 32, 512, 16, "bfloat16", "randn")
-# Of the norm of the exact result. Operands are rounded to bf16 once, and so is the result: 0.3 % in all. The interpreter
-# truncates instead.
+# Of the norm of the exact result. Operands are rounded to bf16 once, and so is the result: 0.3 % in all. The
+# interpreter truncates instead.
 TOLERANCE, INTERPRETED_TOLERANCE = 1e-2, 3e-2
 # A winner is faster than what ships by this share, over both regimes: less is noise.
 MARGIN = 0.02
@@ -134,11 +135,9 @@ def exact(x: Inputs) -> dict[str, Tensor]:
 
 
 def check(result: object, expected: Tensor, tolerance: float) -> None:
-    """Raises WrongResult. Of a top-K the logits in order: another order of summation may swap the ids of near ties."""
+    """Raises WrongResult. Compares the sorted logits of a top-K: another order of sums may swap ids of near ties."""
     found = result.logits.sort(-1).values if isinstance(result, TopK) else cast(Tensor, result)
-    error = ((found.detach().double() - expected).norm() / expected.norm()).item()
-    if not error <= tolerance:  # also where it is NaN
-        raise WrongResult(f"off by {error:.1e} of the norm, {tolerance:.0e} allowed")
+    check_close("it is", found, expected, tolerance)
 
 
 def main(argv: list[str]) -> int:
@@ -213,8 +212,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def tuned(
     kernel: str, x: Inputs, expected: Tensor, args: argparse.Namespace, found: Sequence[dict]
 ) -> Iterator[dict[str, Any]]:
-    """Rows by configuration: the shipped one (for `project` the product by cuBLAS and a pass over the logits), and those of
-    the space. One that is wrong, or needs more than the chip has, has the reason in `failed`, and the run goes on."""
+    """Rows by configuration: the shipped one (for `project` the product by cuBLAS and a pass over the logits), and those
+    of the space. One that is wrong, or needs more than the chip has, says why in `failed`; the run goes on."""
     from raft_kernels import use_backend
 
     tolerance = TOLERANCE if args.device == "cuda" else INTERPRETED_TOLERANCE
@@ -257,8 +256,8 @@ def tuned(
 
 def winners(found: Sequence[dict[str, Any]]) -> dict[str, Config]:
     """Kernel -> the configuration that is fastest over all regimes, by the geometric mean of its times to the shipped
-    one's, where it wins by MARGIN. One that failed in any regime cannot win. Each is tuned alone; `bench kernels --tuned`
-    measures whether they gain together (tiles of tokens of different sizes need lists of their own)."""
+    one's, where it wins by MARGIN. One that failed in any regime cannot win. Each is tuned alone; `bench kernels
+    --tuned` measures whether they gain together (tiles of tokens of different sizes need lists of their own)."""
     times: dict[str, dict[str, list[float]]] = {}
     for r in found:
         if "ms_p50" in r:

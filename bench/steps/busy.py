@@ -21,10 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.common import files
+from bench.common import files, machine
 from bench.common import records as common
 from bench.common.goals import goal_line
 from bench.common.options import choose, make_parser
+from bench.steps.command import checkpoint
+from bench.steps.work import make_rows
 
 IDLE_GOAL, BUSY_GOAL = 1.1, 4.0  # times the idle time of an earlier commit, and of our own
 PATIENCE_S = 1800.0  # for one command
@@ -93,8 +95,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.tasks = choose(parser, "--tasks", args.tasks, TASKS)
     if args.tasks != ["demo"]:
-        from bench.steps.command import checkpoint
-
         args.batch = ROWS
         try:
             args.work = checkpoint(args)
@@ -105,8 +105,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    from bench.common import machine  # imports torch
-
     state = machine.state()
     print(state, flush=True)
     found: list[dict[str, Any]] = []
@@ -186,8 +184,6 @@ def _medians(record: dict[str, Any]) -> tuple[float | None, float, float]:
 
 def _rows(work: Any, path: Path) -> Path:
     """The first rows of the data, in a file of their own."""
-    from bench.steps.work import make_rows
-
     lines = [json.dumps({"question": row["question"], "answer": row["answer"]}) for row in make_rows(work)[:ROWS]]
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -129,8 +129,8 @@ def measure_with_memory(
     args: argparse.Namespace,
     run: ChildRun,
 ) -> tuple[dict[str, ChildResult], dict[str, ChildResult]]:
-    """What the children hand in when they are timed, and what when their memory is measured: on a CPU in other processes,
-    one after the other, which are not timed. By name, without those that failed."""
+    """What the children hand in when they are timed, and when their memory is measured: on a CPU that is in other
+    processes, one after the other, which are not timed. By name, without those that failed."""
     timed = measure_children(child, arguments, turns, run, alone=args.alone, prime=not args.quick)
     if run.device == "cuda" or args.quick or run.interrupted:
         return timed, timed

@@ -107,8 +107,8 @@ HEAD = (
 NOTES = """\
 Milliseconds a step; parts are means over the steps between the 20th and the 80th percentile. A step's work varies
 with its rows, and so do p20 and p80. With r4 and r16, which generate for 4 or 16 steps at once, a step is the mean of
-those. Student tokens are those of the sequences in its forward (a question once, where answer and rollout share it), means
-over steps, and "ms per 1000" is p50 over them.
+those. Student tokens are those of the sequences in its forward (a question once, where answer and rollout share it),
+means over steps, and "ms per 1000" is p50 over them.
 Padding is the share of what passes through the layers in rollouts, teacher and student together that belongs to no
 sequence; vLLM feeds none. Peak is that of the whole process from its start, libraries included; on a CPU it is
 resident memory, in a process of its own, which is not timed, and in which whatever is freed goes back to the system

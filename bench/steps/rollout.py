@@ -10,10 +10,9 @@ Writes rollout-<device>.json (records), .md (tables) and .svg to bench/results; 
 """
 
 import argparse
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
-
-import numpy as np
 
 from bench.common import goals
 from bench.common.children import ChildResult, ChildRun
@@ -71,18 +70,14 @@ def rollout_records(
 ) -> Iterator[dict[str, Any]]:
     """One for each pass. Percentiles of the construction are its one value."""
     turns, about = child.turns[1:], child.about
-    times = {
-        "construct": [about["construct_s"]],
-        "generate": [turn["generate_s"] for turn in turns],
-        "refresh": [turn["refresh_s"] for turn in turns],
-    }
-    tokens = float(np.mean([turn["tokens"] for turn in turns]))
-    held: dict[str, Any] = {"construct_peak_mib": None, "peak_mib": None, "parameter_mib": None}
-    held["greedy_agreement"] = (child.final or {}).get("greedy_agreement")
+    times = {name: [turn[f"{name}_s"] for turn in turns] for name in ("generate", "refresh")}
+    times["construct"] = [about["construct_s"]]
+    tokens = statistics.fmean(turn["tokens"] for turn in turns)
+    held: dict[str, Any] = dict(child.final or {})
     if for_memory is not None:
         held |= for_memory.about | (for_memory.final or {})
-    peaks = {"construct": held["construct_peak_mib"], "generate": held["peak_mib"], "refresh": held["peak_mib"]}
     for name_of_pass in PASSES:
+        peak = held.get("construct_peak_mib" if name_of_pass == "construct" else "peak_mib")
         p20, p50, p80 = (digits(1e3 * seconds) for seconds in percentiles(times[name_of_pass]))
         yield {
             "op": "rollout",
@@ -97,9 +92,9 @@ def rollout_records(
             "ms_p80": p80,
             "tokens": digits(tokens),
             "tokens_per_second": digits(1e3 * tokens / p50) if name_of_pass == "generate" else None,
-            "peak_mib": None if peaks[name_of_pass] is None else digits(peaks[name_of_pass]),
-            "parameter_mib": held["parameter_mib"],
-            "greedy_agreement": held["greedy_agreement"],
+            "peak_mib": None if peak is None else digits(peak),
+            "parameter_mib": held.get("parameter_mib"),
+            "greedy_agreement": held.get("greedy_agreement"),
             **origin(run.limit, run.command),
         }
 

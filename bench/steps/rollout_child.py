@@ -53,8 +53,8 @@ def rollout(
 
 
 def agreement(engine: Any, model: Any, tokenizer: Any, work: Work) -> float:
-    """The share of the greedy tokens that transformers gives too, after all refreshes: 1 in fp32; less in half precision,
-    where two tokens may be equally likely; near 0 where the engine generates from other weights."""
+    """The share of the greedy tokens that transformers gives too, after all refreshes: 1 in fp32; less in half
+    precision, where two tokens may be equally likely; near 0 where the engine generates from other weights."""
     prompts, greedy = make_prompts(work, 4, seed=1), Sampling(temperature=0.0, max_tokens=min(16, work.rollout_most))
     pairs = zip(
         engine.generate(prompts, greedy),

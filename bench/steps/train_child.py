@@ -34,7 +34,7 @@ def train(desk: Desk, name: str, work: Work, device: str, turn_steps: int, turns
 
 
 class Steps(TrainerCallback):
-    """Times whole steps, from one log to the next, so that all is counted that a trainer does between optimizer steps."""
+    """Times whole steps, from one log to the next, with all that a trainer does between two optimizer steps."""
 
     def __init__(self, desk: Desk, setup: Setup, turn_steps: int):
         self._desk, self._setup, self._turn_steps = desk, setup, turn_steps

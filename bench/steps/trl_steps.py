@@ -1,10 +1,9 @@
 """TRL's on-policy trainers on the same rows, as they come and with the cross-entropy of the answers added; and its
 SFTTrainer.
 
-In this their work differs from our step: DistillationTrainer's teacher sees the question only, and its
-divergence is over the full vocabulary; SDFTTrainer materialises the logits of student and teacher and cuts them to the
-student's top-K; neither has a loss on the answers, so `-ce` adds it as a user of TRL would, with a forward of its own on a
-padded batch.
+Their work differs from our step's. DistillationTrainer's teacher sees the question only, and its divergence is over the
+full vocabulary. SDFTTrainer materialises the logits of student and teacher and cuts them to the student's top-K.
+Neither has a loss on the answers, so `-ce` adds it as a user of TRL would, with a forward of its own on a padded batch.
 """
 
 import copy
@@ -166,7 +165,7 @@ def _watch_rollouts(setup: Setup) -> None:
 
 
 def _watch_teacher(setup: Setup) -> None:
-    """SDFT calls the whole model, DistillationTrainer its decoder; the latter counts the teacher's logits to the loss."""
+    """SDFT calls the whole model, DistillationTrainer its decoder: there the teacher's logits are part of the loss."""
     teacher = setup.trainer.accelerator.unwrap_model(setup.trainer.teacher_model)
     for module in (teacher, teacher.get_decoder()):
         module.register_forward_pre_hook(lambda *_: setup.watch.start("teacher"))
@@ -175,7 +174,7 @@ def _watch_teacher(setup: Setup) -> None:
 
 
 class Optimizer(TrainerCallback):
-    """Times what our trainer counts as the optimizer, all that follows the backward pass; hands over a step's seconds."""
+    """Times what follows the backward pass, which our trainer counts as the optimizer, and gives a step's seconds."""
 
     def __init__(self, watch: Stopwatch, last: dict[str, float]):
         self._watch, self._last = watch, last

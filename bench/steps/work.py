@@ -1,5 +1,5 @@
-"""What every engine and trainer is given: a model of random weights, a tokenizer of made-up words, and rows; or a checkpoint
-with rows of a file.
+"""What every engine and trainer is given: a model of random weights, a tokenizer of made-up words, and rows; or a
+checkpoint with rows of a file.
 
 Lengths decide what a step costs, so they are mixed as in real data: prompts and answers are log-normal. A random model
 never ends an answer by itself; here one word in `rollout_mean` of the vocabulary ends it, so rollouts have geometric
@@ -66,18 +66,21 @@ class Work:
         return self.config["vocab_size"]
 
 
-def _small(hidden: int, intermediate: int, layers: int, heads: int, head_dim: int, v: int) -> dict[str, Any]:
+def _shape(
+    model_type: str, hidden: int, intermediate: int, layers: int, heads: int, key_value_heads: int, v: int, **more: Any
+) -> dict[str, Any]:
+    """Fields of a transformers configuration; `more` are those that have a default, or that only some models have."""
     return {
-        "model_type": "qwen3",
+        "model_type": model_type,
         "hidden_size": hidden,
         "intermediate_size": intermediate,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": 2,
-        "head_dim": head_dim,
+        "num_key_value_heads": key_value_heads,
         "vocab_size": v,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 131072,
         "tie_word_embeddings": True,
+        **more,
     }
 
 
@@ -86,77 +89,21 @@ def _large(name: str, config: dict[str, Any]) -> Work:
     return Work(name, config, "bfloat16", 512, 16, Lengths(192, 0.7, 768), Lengths(320, 0.7, 1024), 256, 512)
 
 
-SMOLLM3: dict[str, Any] = {
-    "model_type": "smollm3",
-    "hidden_size": 2048,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "vocab_size": 128256,
-    "no_rope_layer_interval": 4,
-    "max_position_embeddings": 65536,
-    "tie_word_embeddings": True,
-}
+_QUICK = _shape("qwen3", 64, 128, 2, 2, 2, 1024, head_dim=32, max_position_embeddings=4096)
+_16M = _shape("qwen3", 384, 1024, 8, 6, 2, 8192, head_dim=64, max_position_embeddings=4096)
+_SMOLLM3 = _shape("smollm3", 2048, 11008, 36, 16, 4, 128256, no_rope_layer_interval=4, max_position_embeddings=65536)
+_LLAMA = _shape("llama", 3072, 8192, 28, 24, 8, 128256, head_dim=128)
+_PHI4 = _shape("phi3", 3072, 8192, 32, 24, 8, 200064, partial_rotary_factor=0.75, original_max_position_embeddings=4096)
 WORKS: dict[str, Work] = {
     # Takes seconds on any machine: it shows that a benchmark runs, not how fast anything is.
-    "quick": Work(
-        "qwen3-quick",
-        _small(64, 128, 2, 2, 32, 1024),
-        "float32",
-        64,
-        4,
-        Lengths(8, 0.6, 24),
-        Lengths(10, 0.8, 32),
-        8,
-        16,
-    ),
+    "quick": Work("qwen3-quick", _QUICK, "float32", 64, 4, Lengths(8, 0.6, 24), Lengths(10, 0.8, 32), 8, 16),
     # A fifth of its products are the head, as in models of 3B.
-    "cpu": Work(
-        "qwen3-16m",
-        _small(384, 1024, 8, 6, 64, 8192),
-        "float32",
-        512,
-        16,
-        Lengths(24, 0.6, 96),
-        Lengths(40, 0.8, 224),
-        40,
-        160,
-    ),
-    "smollm3-3b": _large("SmolLM3-3B", SMOLLM3),
+    "cpu": Work("qwen3-16m", _16M, "float32", 512, 16, Lengths(24, 0.6, 96), Lengths(40, 0.8, 224), 40, 160),
+    "smollm3-3b": _large("SmolLM3-3B", _SMOLLM3),
     # The same in small: whether an engine runs at all on a machine that is new to it.
-    "smollm3-2-layers": _large("SmolLM3-2-layers", {**SMOLLM3, "num_hidden_layers": 2}),
-    "llama-3.2-3b": _large(
-        "Llama-3.2-3B",
-        {
-            "model_type": "llama",
-            "hidden_size": 3072,
-            "intermediate_size": 8192,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 24,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "vocab_size": 128256,
-            "max_position_embeddings": 131072,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "phi-4-mini": _large(
-        "Phi-4-mini",
-        {
-            "model_type": "phi3",
-            "hidden_size": 3072,
-            "intermediate_size": 8192,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 24,
-            "num_key_value_heads": 8,
-            "vocab_size": 200064,
-            "partial_rotary_factor": 0.75,
-            "max_position_embeddings": 131072,
-            "original_max_position_embeddings": 4096,
-            "tie_word_embeddings": True,
-        },
-    ),
+    "smollm3-2-layers": _large("SmolLM3-2-layers", {**_SMOLLM3, "num_hidden_layers": 2}),
+    "llama-3.2-3b": _large("Llama-3.2-3B", _LLAMA),
+    "phi-4-mini": _large("Phi-4-mini", _PHI4),
 }
 ON_GPU = ["smollm3-3b", "llama-3.2-3b", "phi-4-mini"]
 
@@ -165,7 +112,7 @@ MOST_CHARACTERS = 2_000  # of a question and answer from a file: some 500 tokens
 
 
 def real(folder: str, data: str, batch: int) -> Work:
-    """A checkpoint as it would be trained on a CPU, in fp32, with rows of a file. ValueError for what cannot be read."""
+    """A checkpoint in fp32, as it would be trained on a CPU, with rows of a file. ValueError if one cannot be read."""
     from transformers import AutoConfig
 
     try:

@@ -1,4 +1,4 @@
-"""`python -m bench gpu` and `python -m bench records`: whatever a stage does, the others run and what was written comes back."""
+"""`python -m bench gpu` and `python -m bench records`: no stage stops the others, and what was written comes back."""
 
 import ast
 import io

@@ -1,4 +1,4 @@
-"""Tuning: a configuration counts only if its result is right, and only where it wins. And a GPU that is lost on the way."""
+"""Tuning: a configuration counts only if its result is right, and only where it wins. And runs that lose their GPU."""
 
 import json
 
