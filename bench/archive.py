@@ -32,21 +32,19 @@ def unpack(archive_path: Path, results: Path) -> list[Path]:
 
     The list of stages, with the last lines of each, becomes gpu-<device>.json. ValueError for any other file.
     """
-    found: dict[str, bytes] = {}
+    texts: dict[str, str] = {}
     try:
         with tarfile.open(archive_path) as archive:
             for member in archive:
                 path = Path(member.name)
                 wanted = path.parent == Path("results") and path.suffix in (".json", ".md")
-                if member.isfile() and (wanted or member.name == "stages.json"):
-                    content = archive.extractfile(member)
-                    found[path.name] = b"" if content is None else content.read()
+                if (wanted or member.name == "stages.json") and (content := archive.extractfile(member)):
+                    texts[path.name] = content.read().decode()
     except (OSError, EOFError, tarfile.TarError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"{archive_path}: not an archive of `python -m bench gpu` ({why})") from error
-    if "stages.json" not in found:
+    if "stages.json" not in texts:
         raise ValueError(f"{archive_path}: not an archive of `python -m bench gpu` (it has no stages.json)")
-    texts = {name: content.decode() for name, content in found.items()}
     for name, text in texts.items():
         if name.endswith(".json"):  # half a file is refused before any is written
             try:

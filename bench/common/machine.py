@@ -50,13 +50,12 @@ def _processor() -> str:
 
 
 def _memory_gib() -> dict[str, float]:
+    """Total and available memory; empty where there is no /proc/meminfo."""
     try:
-        with open("/proc/meminfo") as lines:
-            fields = (line.split() for line in lines)
-            found = {name.rstrip(":"): int(value) / 2**20 for name, value, *_ in fields}
-    except (OSError, ValueError):
+        lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
+    except OSError:
         return {}
-    return {name: found[name] for name in ("MemTotal", "MemAvailable")} if "MemAvailable" in found else {}
+    return {name[:-1]: int(value) / 2**20 for name, value, *_ in lines if name in ("MemTotal:", "MemAvailable:")}
 
 
 def main(argv: list[str]) -> int:

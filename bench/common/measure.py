@@ -33,17 +33,13 @@ def measure(
     peaks: dict[str, float] = {}
     times: dict[str, list[float]] = {name: [] for name in variants}
 
-    def warm_up(name: str) -> None:
-        peaks[name] = peak_mib(variants[name], device)
-
-    def once(name: str) -> None:
-        if len(times[name]) < MIN_REPS or sum(times[name]) < cap_s * 1e3:
-            times[name].append(milliseconds(variants[name], device))
-
-    for step in [warm_up, *[once] * reps]:
+    for _ in range(1 + reps):
         for name in list(times):
             try:
-                step(name)
+                if name not in peaks:
+                    peaks[name] = peak_mib(variants[name], device)
+                elif len(times[name]) < MIN_REPS or sum(times[name]) < cap_s * 1e3:
+                    times[name].append(milliseconds(variants[name], device))
             except Exception as error:
                 if on_error is None:
                     raise

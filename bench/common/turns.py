@@ -83,12 +83,10 @@ class Child:
 
     def stop(self, patience_s: float = 10) -> None:
         self._connection.close()  # a child that waits for a turn ends then
-        self._process.join(patience_s)
-        if self._process.is_alive():
-            self._process.terminate()
-        self._process.join(patience_s)
-        if self._process.is_alive():
-            self._process.kill()
+        for harder in (self._process.terminate, self._process.kill):
+            self._process.join(patience_s)
+            if self._process.is_alive():
+                harder()
         self._process.join()
 
     def _receive(self, expected: str) -> Any:

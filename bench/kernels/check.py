@@ -7,6 +7,7 @@ all other tokens must have none.
 
 import math
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -37,7 +38,6 @@ class Reference:
             torch.linspace(0, n - 1, min(n, TOKENS), dtype=torch.float64).round().long().to(x.teacher_hidden.device)
         )
         self.tolerance = TOLERANCE[x.teacher_hidden.dtype]
-        self._losses: tuple[Tensor, ...] | None = None
 
     def _precise(self, x: Tensor) -> Tensor:
         return x.detach().to(torch.promote_types(x.dtype, torch.float32))
@@ -71,14 +71,15 @@ class Reference:
     def _check_loss(self, call: Callable[[], object]) -> None:
         loss = cast(Tensor, call())
         gradients = torch.autograd.grad(loss[self.rows].sum(), self.x.parameters)
-        self._losses = self._losses or self._make_losses()
         self._close_losses((loss[self.rows], gradients[0][self.rows], gradients[1]), self._losses)
         others = torch.ones(len(gradients[0]), dtype=torch.bool, device=loss.device)
         others[self.rows] = False
         if gradients[0][others].ne(0).any():
             raise WrongResult("wrong result: gradient at tokens whose loss was not summed")
 
-    def _make_losses(self) -> tuple[Tensor, ...]:
+    @cached_property
+    def _losses(self) -> tuple[Tensor, ...]:
+        """Loss and gradients of the few tokens."""
         hidden = self._precise(self.x.student_hidden[self.rows]).requires_grad_()
         weight = self._precise(self.x.student_weight).requires_grad_()
         teacher = TopK(self.x.teacher.indices[self.rows], self.x.teacher.logits[self.rows])

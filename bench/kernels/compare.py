@@ -158,7 +158,9 @@ def main(argv: list[str]) -> int:
 
 def tune_records(args: argparse.Namespace, device_name: str) -> list[dict]:
     """The records that --tuned names, or this device's."""
-    path = Path(args.tuned if args.tuned != Path() else files.path_of("tune", device_name=device_name))
+    path = args.tuned
+    if path == Path():
+        path = files.path_of("tune", device_name=device_name)
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

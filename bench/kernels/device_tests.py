@@ -48,7 +48,7 @@ def in_group(test: str, group: str) -> bool:
 
 
 class Recorder:
-    """A plugin of pytest: runs the tests of a group that have no record yet, and keeps what comes of each."""
+    """A plugin of pytest: runs the tests of a group that have no record yet, and records the outcome of each."""
 
     def __init__(self, group: str, device: str, out: Path | None, found: list[dict[str, Any]], origin: dict[str, Any]):
         self.group, self.device, self.out, self.found, self.origin = group, device, out, found, origin

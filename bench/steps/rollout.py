@@ -20,7 +20,7 @@ from bench.common.goals import goal_line, ratio
 from bench.common.measure import percentiles
 from bench.common.options import choose
 from bench.common.plot import Bar
-from bench.common.records import digits, number, origin
+from bench.common.records import digits, grouped, number, origin
 from bench.common.records import table as markdown
 from bench.common.view import View
 from bench.steps.command import draw_models, make_parser, measure_with_memory, run_models
@@ -137,10 +137,8 @@ def _times(record: dict[str, Any]) -> list[str]:
 
 def by_engine(records: Sequence[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], ...]]:
     """Provider -> its records in the order of PASSES."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for r in records:
-        found.setdefault(r["provider"], {})[r["pass"]] = r
-    return {name: tuple(passes[p] for p in PASSES) for name, passes in found.items()}
+    engines = grouped(sorted(records, key=lambda r: PASSES.index(r["pass"])), lambda r: r["provider"])
+    return {name: tuple(found) for name, found in engines.items()}
 
 
 def summary(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -149,8 +147,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[str]:
 
 def _lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Goals and ratios of one model."""
-    generate = {name: passes[1] for name, passes in by_engine(found).items()}
-    refresh = {name: passes[2] for name, passes in by_engine(found).items()}
+    generate, refresh = ({r["provider"]: r for r in found if r["pass"] == name} for name in ("generate", "refresh"))
     shared, copied = generate.get("vllm-shared"), generate.get("vllm-copied")
     yield from memory_goals(shared, copied)
     share = ratio(refresh.get("vllm-shared"), shared, "ms_p50")
@@ -186,7 +183,7 @@ def bars(records: Sequence[dict[str, Any]]) -> list[Bar]:
 
 
 def titles(records: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    first, generate = records[0], {name: passes[1] for name, passes in by_engine(records).items()}
+    first, generate = records[0], {r["provider"]: r for r in records if r["pass"] == "generate"}
     title = "Rollouts of a model in training"
     if "vllm-shared" in generate and "hf" in generate:
         times = generate["vllm-shared"]["tokens_per_second"] / generate["hf"]["tokens_per_second"]
