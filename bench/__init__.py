@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m bench kernels|rollout|train`. Every figure in this repository's tables is from their records."""
+"""Benchmarks: `python -m bench kernels|train|rollout|...`. Every figure in our tables is in their records."""
 
 import importlib.util
 import sys

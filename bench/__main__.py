@@ -4,16 +4,16 @@ import importlib
 import os
 import sys
 
-# Command -> its module; the same name but for those that a module of plain functions has.
+# Command -> its module in this package.
 COMMANDS = {
-    "kernels": "kernels",
-    "rollout": "rollout",
-    "train": "train",
-    "tune": "tune",
-    "profile": "profile",
-    "busy": "busy",
-    "tests": "device_tests",
-    "machine": "machine",
+    "kernels": "kernels.compare",
+    "rollout": "steps.rollout",
+    "train": "steps.train",
+    "tune": "kernels.tune",
+    "profile": "kernels.profile",
+    "busy": "steps.busy",
+    "tests": "kernels.device_tests",
+    "machine": "common.machine",
     "gpu": "gpu",
     "records": "archive",
 }
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         print(f"usage: python -m bench {{{','.join(COMMANDS)}}} [options]; --help after the name lists them")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    # The memory profiler of torch logs every start and stop.
+    # Without it the memory profiler of torch logs every start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     return importlib.import_module(f"bench.{COMMANDS[argv[0]]}").main(argv[1:])
 

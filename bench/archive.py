@@ -1,10 +1,8 @@
-"""The archive that `python -m bench gpu` leaves, and what becomes of it.
+"""The archive that `python -m bench gpu` leaves: packs it, and unpacks it again.
 
 python -m bench records DIR/results.tgz    unpacks its records into bench/results, and draws their tables and pictures
 """
 
-import argparse
-import importlib
 import json
 import os
 import tarfile
@@ -12,14 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.files import RESULTS, short_name, write
+from bench.__main__ import main as bench_command
+from bench.common.files import RESULTS, short_name, write
+from bench.common.options import make_parser
 
-# Benchmark -> the module that shows its records again; the others are records alone.
+# Commands that show their records again; those of the others have no table.
 SHOWN = ("kernels", "train", "rollout", "profile")
 
 
 def pack(work: Path, target: Path) -> None:
-    """Records, logs and the list of stages; replaced as a whole, so that there is a good one at any moment."""
+    """Records, logs and the list of stages. The file is replaced as a whole, so that it is complete at any moment."""
     temporary = target.with_name(target.name + ".tmp")
     with tarfile.open(temporary, "w:gz") as archive:
         for part in ("results", "logs", "stages.json"):
@@ -30,23 +30,21 @@ def pack(work: Path, target: Path) -> None:
 def unpack(archive_path: Path, results: Path) -> list[Path]:
     """Writes the records (.json) and tables (.md) of an archive into a folder, and gives the paths of the records.
 
-    The list of stages, with the last lines of each, becomes gpu-<device>.json. ValueError where it is no such archive.
+    The list of stages, with the last lines of each, becomes gpu-<device>.json. ValueError for any other file.
     """
-    found: dict[str, bytes] = {}
+    texts: dict[str, str] = {}
     try:
         with tarfile.open(archive_path) as archive:
             for member in archive:
                 path = Path(member.name)
                 wanted = path.parent == Path("results") and path.suffix in (".json", ".md")
-                if member.isfile() and (wanted or member.name == "stages.json"):
-                    content = archive.extractfile(member)
-                    found[path.name] = b"" if content is None else content.read()
+                if (wanted or member.name == "stages.json") and (content := archive.extractfile(member)):
+                    texts[path.name] = content.read().decode()
     except (OSError, EOFError, tarfile.TarError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"{archive_path}: not an archive of `python -m bench gpu` ({why})") from error
-    if "stages.json" not in found:
+    if "stages.json" not in texts:
         raise ValueError(f"{archive_path}: not an archive of `python -m bench gpu` (it has no stages.json)")
-    texts = {name: content.decode() for name, content in found.items()}
     for name, text in texts.items():
         if name.endswith(".json"):  # half a file is refused before any is written
             try:
@@ -62,14 +60,14 @@ def unpack(archive_path: Path, results: Path) -> list[Path]:
 
 
 def _device(texts: Mapping[str, str]) -> str:
-    """As it is in the names of files: every record has its device's name."""
+    """The short name of the device, which every record names."""
     rows = (json.loads(text) for name, text in sorted(texts.items()) if name.endswith(".json"))
     names = (row[0]["device"] for row in rows if row and "device" in row[0])
     return next((short_name(name) for name in names), "unknown")
 
 
 def _merged(path: Path, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The stages of earlier calls stay, where this one did not run them."""
+    """The stages of this call, and those of earlier calls that this one did not run."""
     try:
         before = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -80,9 +78,7 @@ def _merged(path: Path, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench records", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("records", __doc__)
     parser.add_argument("archive", type=Path)
     parser.add_argument("--into", type=Path, default=RESULTS, help="default: bench/results")
     args = parser.parse_args(argv)
@@ -94,7 +90,7 @@ def main(argv: list[str]) -> int:
         print(f"\n== {path.name}")
         kind = path.name.partition("-")[0]
         if kind in SHOWN and json.loads(path.read_text()):
-            importlib.import_module(f"bench.{kind}").main(["--records", str(path)])
+            bench_command([kind, "--records", str(path)])
         elif kind == "gpu":
             from bench.gpu import table
 

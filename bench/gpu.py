@@ -1,13 +1,13 @@
-"""All that a GPU can tell, in one command and in minutes: correctness, time by kernel, tuning, peers, memory, a whole step.
+"""All measurements on a GPU, in one command and in minutes: correctness, time by kernel, tuning, peers, memory, a step.
 
 python -m bench gpu --minutes 9 --out DIR
 python -m bench gpu --minutes 9 --out DIR --only env,point,profile
 python -m bench gpu --minutes 4 --out DIR --device cpu      the same way at tiny sizes: that it runs, not how fast
 
-Stages run one after the other, each in a process group of its own: one that crashes, hangs or takes the GPU's context down
-costs its own time only. At its limit a stage is interrupted, so that it saves what it has, and killed some seconds later.
-After each stage DIR/results.tgz (records and logs) and DIR/stages.json (name, code, seconds, skipped, tail) are complete,
-whatever happens next. `python -m bench records DIR/results.tgz` puts the records into bench/results.
+Stages run one after the other, each in a process group of its own: one that crashes, hangs or loses the GPU costs its
+own time only. At its limit a stage is interrupted, so that it saves what it has, and killed some seconds later. After
+each stage DIR/results.tgz (records and logs) and DIR/stages.json (name, code, seconds, skipped, tail) are complete.
+`python -m bench records DIR/results.tgz` puts the records into bench/results.
 
 Needs torch, triton, numpy, transformers, accelerate and pytest; peers and vLLM are used where they are installed.
 BENCH_COMMIT says which commit is measured, where the checkout's own history does not.
@@ -22,36 +22,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from bench.archive import pack
-from bench.files import commit, write
+from bench.common.files import ROOT, commit, write
+from bench.common.options import choose, make_parser
 from bench.gpu_stages import Stage, stages
 
-ROOT = Path(__file__).parents[1]
 GRACE_S = 4.0  # between an interruption and the end
 RESERVE_S = 3.0  # for the last archive
 TAIL_LINES = 12
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("gpu", __doc__)
     parser.add_argument("--minutes", type=float, default=9.0, help="all stages together (default: 9)")
     parser.add_argument("--out", type=Path, required=True, help="the folder for results.tgz and stages.json")
     parser.add_argument("--only", help="comma-separated stages")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     args = parser.parse_args(argv)
-    args.stages = stages(args.device)
-    names = [stage.name for stage in args.stages]
-    wanted = args.only.split(",") if args.only else names
-    if unknown := [name for name in wanted if name not in names]:
-        parser.error(f"--only: {', '.join(unknown)} unknown; there are {', '.join(names)}")
-    args.stages = [stage for stage in args.stages if stage.name in wanted]
+    found = stages(args.device)
+    wanted = choose(parser, "--only", args.only, [stage.name for stage in found])
+    args.stages = [stage for stage in found if stage.name in wanted]
     if (args.out / "results.tgz").exists():
         parser.error(f"--out: {args.out} holds the results of an earlier call; name another folder")
     if args.device == "cuda" and shutil.which("nvidia-smi") is None:
@@ -119,7 +114,7 @@ def run(stage: Stage, work: Path, ends: float) -> dict[str, Any]:
                 child.wait(GRACE_S)
     finally:
         _signal(child, signal.SIGKILL)  # and whatever it has left running
-        with suppress(subprocess.TimeoutExpired):  # a process that is stuck in the driver does not even die
+        with suppress(subprocess.TimeoutExpired):  # a process that is stuck in the driver cannot be killed
             child.wait(GRACE_S)
     seconds = time.monotonic() - began
     if late:
@@ -130,7 +125,7 @@ def run(stage: Stage, work: Path, ends: float) -> dict[str, Any]:
 
 
 def environment(stage: Stage, work: Path) -> dict[str, str]:
-    """Records go to the archive, compiled modules are shared by the stages, and nothing asks a network for anything."""
+    """Records go to the archive, the stages share compiled modules, and nothing is downloaded."""
     own = {
         "BENCH_RESULTS": str(work / "results"),
         "BENCH_COMMIT": commit(),
@@ -143,25 +138,24 @@ def environment(stage: Stage, work: Path) -> dict[str, str]:
     return inherited | own | stage.environment
 
 
-class _default_interrupt:
-    """Started in the background of a shell, this process ignores interruptions, and so would its children."""
-
-    def __enter__(self) -> None:
-        self.before = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self.before)
+@contextmanager
+def _default_interrupt() -> Iterator[None]:
+    """A process that a shell started in the background ignores interruptions, and its children would too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _signal(child: subprocess.Popen[bytes], which: signal.Signals) -> None:
-    """To its whole process group, which has its number; where all of it is gone already, to nobody."""
+    """To its whole process group, whose number is its own; nothing happens where all of the group has ended."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, which)
 
 
 def _tail(log: Path) -> str:
-    """The last lines, without those that name files of the folder that is about to go."""
+    """The last lines, without those that name files of the folder that is about to be removed."""
     lines = log.read_text(errors="replace").rstrip().splitlines()
     return "\n".join([line for line in lines if not line.startswith(("records: ", "picture: "))][-TAIL_LINES:])
 

@@ -19,81 +19,56 @@ class Stage:
     absent: Callable[[Path], str | None] = lambda results: None  # why it cannot run, if it cannot
 
 
-def bench(*words: str) -> tuple[str, ...]:
-    return ("-m", "bench", *words)
+def bench(words: str) -> tuple[str, ...]:
+    return ("-m", "bench", *words.split())
 
 
 def stages(device: str) -> list[Stage]:
-    """On a CPU the same commands at tiny sizes, so that the way is tested: what they measure there means nothing."""
+    """On a CPU the same commands at tiny sizes: they test that everything runs, and their figures mean nothing."""
     cuda = device == "cuda"
-    size = ("--device", device) if cuda else ("--device", device, "--quick")
-    quick = () if cuda else ("--quick",)
-    loss = ("kernels", *size, "--plain", "--regime", "both", "--sweep", "point")
-    both = "raft_kernels,gemm,gemm+topk,torch,torch_native,trl,liger_ce,liger_fused_jsd,liger_kl"
-    models = "smollm3-3b,llama-3.2-3b,phi-4-mini" if cuda else "quick"
-    engines = "smollm3-2-layers,smollm3-3b" if cuda else "quick"
-    short = ("--rollout-tokens", "32") if cuda else ()
-    rollout = ("rollout", *size, "--models", engines, "--prompts", "16", "--reps", "2", *short)
+    quick = "" if cuda else "--quick"
+    size = f"--device {device} {quick}"
+    point = f"kernels {size} --plain --regime both --sweep point"
+    axes = f"kernels {size} --plain --sweep axes --name axes --reps 8 --cap 0.3"
+    all_but_compilers = "raft_kernels,gemm,gemm+topk,torch,torch_native,trl,liger_ce,liger_fused_jsd,liger_kl"
+    short = "--rollout-tokens 32" if cuda else ""
+    step = f"train {size} --providers ours-hf --steps 2 {short}"
+    rollout = f"rollout {size} --prompts 16 --reps 2 {short}"
+    step += " --models " + ("smollm3-3b,llama-3.2-3b,phi-4-mini" if cuda else "quick")
+    rollout += (
+        " --providers vllm-shared,hf --models smollm3-2-layers,smollm3-3b" if cuda else " --providers hf --models quick"
+    )
+
+    def no_winners(results: Path) -> str | None:
+        return None if any(results.glob("tune-*.json")) else "there are no records of tune"
+
+    def no_vllm(_results: Path) -> str | None:
+        return None if not cuda or importlib.util.find_spec("vllm") else "vllm is not installed"
+
+    def no_interpreter(_results: Path) -> str | None:
+        return None if cuda else _no_interpreter()
+
+    interpreted = {} if cuda else INTERPRETED
     return [
-        Stage("env", 45, 10, bench("machine", *quick)),  # reads torch from disk, which nobody has done before
-        Stage("smoke", 60, 15, bench("tests", "--group", "smoke")),
-        Stage("point", 100, 25, bench(*loss, "--name", "point", "--providers", both)),
-        Stage("profile", 40, 15, bench("profile", *size)),
-        Stage("numbers", 100, 20, bench("tests", "--group", "numbers")),
-        Stage(
-            "tune",
-            110,
-            30,
-            bench("tune", *size, *(() if cuda else ("--reps", "1"))),
-            {} if cuda else INTERPRETED,
-            # The interpreter's loops fail there, whatever the kernels.
-            lambda results: None if cuda else _no_interpreter(),
-        ),
-        Stage(
-            "tuned",
-            40,
-            15,
-            bench(*loss, "--name", "tuned", "--providers", "raft_kernels,gemm", "--tuned"),
-            absent=lambda results: None if any(results.glob("tune-*.json")) else "there are no records of tune",
-        ),
-        Stage("compiled-tests", 30, 10, bench("tests", "--group", "compiled")),
-        Stage("compiled", 70, 30, bench(*loss, "--name", "compiled", "--providers", COMPILERS)),
-        Stage(
-            "axes",
-            150,
-            30,
-            bench(
-                "kernels",
-                *size,
-                "--plain",
-                "--sweep",
-                "axes",
-                "--name",
-                "axes",
-                "--reps",
-                "8",
-                "--cap",
-                "0.3",
-                "--providers",
-                both,
-            ),
-        ),
-        Stage("rest", 120, 20, bench("tests", "--group", "rest")),
-        Stage(
-            "step", 90, 40, bench("train", *size, "--providers", "ours-hf", "--models", models, "--steps", "2", *short)
-        ),
-        Stage("sanitizer", 120, 20, bench("tests", "--group", "sanitizer")),
-        Stage(
-            "rollout",
-            120,
-            50,
-            bench(*rollout, "--providers", "vllm-shared,hf" if cuda else "hf"),
-            absent=lambda results: None if not cuda or importlib.util.find_spec("vllm") else "vllm is not installed",
-        ),
+        Stage("env", 45, 10, bench(f"machine {quick}")),  # reads torch from disk for the first time
+        Stage("smoke", 60, 15, bench("tests --group smoke")),
+        Stage("point", 100, 25, bench(f"{point} --name point --providers {all_but_compilers}")),
+        Stage("profile", 40, 15, bench(f"profile {size}")),
+        Stage("numbers", 100, 20, bench("tests --group numbers")),
+        Stage("tune", 110, 30, bench(f"tune {size} {'' if cuda else '--reps 1'}"), interpreted, no_interpreter),
+        Stage("tuned", 40, 15, bench(f"{point} --name tuned --providers raft_kernels,gemm --tuned"), absent=no_winners),
+        Stage("compiled-tests", 30, 10, bench("tests --group compiled")),
+        Stage("compiled", 70, 30, bench(f"{point} --name compiled --providers {COMPILERS}")),
+        Stage("axes", 150, 30, bench(f"{axes} --providers {all_but_compilers}")),
+        Stage("rest", 120, 20, bench("tests --group rest")),
+        Stage("step", 90, 40, bench(step)),
+        Stage("sanitizer", 120, 20, bench("tests --group sanitizer")),
+        Stage("rollout", 120, 50, bench(rollout), absent=no_vllm),
     ]
 
 
 def _no_interpreter() -> str | None:
+    """Some versions of the interpreter fail at every loop, whatever the kernel."""
     import numpy
     import triton
 

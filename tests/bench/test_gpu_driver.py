@@ -1,4 +1,4 @@
-"""`python -m bench gpu` and `python -m bench records`: whatever a stage does, the others run and what was written comes back."""
+"""`python -m bench gpu` and `python -m bench records`: no stage stops the others, and what was written comes back."""
 
 import ast
 import io
@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import archive, device_tests, files, gpu, gpu_stages
+from bench import archive, gpu, gpu_stages
+from bench.common import files
 from bench.gpu_stages import Stage
+from bench.kernels import device_tests
 
 ROOT = Path(gpu.__file__).parents[1]
 CRASH = "import os, sys; print('about to crash', flush=True); os.abort()"
@@ -193,10 +195,11 @@ def test_every_stage_has_a_command_that_there_is(device):
 
 def test_every_stage_understands_its_words(monkeypatch):
     """The parsers of the commands take the words of the GPU's stages; what needs a GPU to be checked is let through."""
-    from bench import kernels, profile, rollout, train, tune
+    from bench.kernels import compare, profile, tune
+    from bench.steps import rollout, train
 
     monkeypatch.setattr(tune.torch.cuda, "is_available", lambda: True)
-    parsers = {"kernels": kernels.parse, "train": train.parse, "rollout": rollout.parse, "tune": tune.parse}
+    parsers = {"kernels": compare.parse, "train": train.parse, "rollout": rollout.parse, "tune": tune.parse}
     parsed = {}
     for stage in gpu_stages.stages("cuda"):
         command, words = stage.words[2], list(stage.words[3:])
@@ -325,7 +328,7 @@ def test_after_a_lost_gpu_the_rest_of_the_tests_run(tmp_path):
     program.write_text(
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from bench import device_tests, lost\n"
+        "from bench.kernels import device_tests, lost\n"
         f"device_tests.FILE = Path({str(tests)!r})\n"
         "def check(device, culprit):\n"
         "    raise lost.DeviceLost(culprit)\n"

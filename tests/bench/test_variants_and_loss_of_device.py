@@ -1,13 +1,12 @@
-"""Tuning: a configuration counts only if its result is right, and only where it wins. And a GPU that stops
-answering."""
+"""Tuning: a configuration counts only if its result is right, and only where it wins. And runs that lose their GPU."""
 
 import json
 
 import pytest
 import torch
 
-from bench import cases, check, kernels, lost, providers, tune, variants
-from bench.providers import Provider
+from bench.kernels import cases, check, compare, lost, providers, tune, variants
+from bench.kernels.providers import Provider
 from raft_kernels.gpu import tiles
 
 TINY = ["--n", "8", "--h", "4", "--v", "96", "--k", "6", "--reps", "2", "--device", "cpu", "--quick"]
@@ -82,18 +81,18 @@ def test_the_winners_run_beside_what_ships(monkeypatch, tmp_path):
     pytest.importorskip("triton")
     (tmp_path / "tune.json").write_text(json.dumps(rows("product", "randn", shipped=10.0, a=8.0)))
     chosen = []
-    monkeypatch.setattr(kernels, "using", lambda changes: chosen.append(changes) or variants.using({}))
+    monkeypatch.setattr(compare, "using", lambda changes: chosen.append(changes) or variants.using({}))
     out = tmp_path / "records.json"
     words = [*TINY, "--providers", "raft_kernels", "--tuned", str(tmp_path / "tune.json"), "--out", str(out)]
-    assert kernels.main(words) == 0
+    assert compare.main(words) == 0
     found = json.loads(out.read_text())
     assert {r["provider"] for r in found if r["op"] == "linear_topk_kl"} == {"raft_kernels", "raft_kernels:tuned"}
     assert chosen and all(changes == {"product": {"BLOCK": "a"}} for changes in chosen)
     (tmp_path / "tune.json").write_text("[]")
-    assert kernels.main(words) == 0
+    assert compare.main(words) == 0
     assert "raft_kernels:tuned: left out, what ships was not beaten" in out.with_suffix(".md").read_text()
     with pytest.raises(SystemExit, match="holds no records of `bench tune`"):
-        kernels.main([*words[:-4], "--tuned", str(tmp_path / "none.json"), "--out", str(out)])
+        compare.main([*words[:-4], "--tuned", str(tmp_path / "none.json"), "--out", str(out)])
 
 
 # A GPU that no longer answers
@@ -128,18 +127,18 @@ def test_a_run_goes_on_without_the_provider_that_lost_the_gpu(monkeypatch, tmp_p
     out = tmp_path / "records.json"
     words = [*TINY, "--plain", "--out", str(out)]
     with pytest.raises(SystemExit):
-        kernels.main(words)
+        compare.main(words)
     assert fragile == [["kernels", *words, "--without", "illegal"]]
     first = json.loads(out.read_text())
     assert {(r["op"], r["provider"]) for r in first} == {("linear_topk", "raft_kernels"), ("linear_topk", "torch")}
-    assert kernels.main(fragile[0][1:]) == 0
+    assert compare.main(fragile[0][1:]) == 0
     found = json.loads(out.read_text())
     assert found[:2] == first  # kept, not measured again
     assert [(r["op"], r["pass"]) for r in found[2::2]] == [
         *(("topk_kl", "forward"), ("topk_kl", "full"), ("linear_topk_kl", "forward"), ("linear_topk_kl", "full"))
     ]
     assert "illegal: left out, the GPU no longer answered after it" in out.with_suffix(".md").read_text()
-    assert kernels.without(fragile[0][1:], ["illegal", "torch"]) == [*words, "--without", "illegal,torch"]
+    assert compare.without(fragile[0][1:], ["illegal", "torch"]) == [*words, "--without", "illegal,torch"]
 
 
 def test_half_of_an_operation_is_measured_again(monkeypatch, tmp_path, fragile):
@@ -161,12 +160,12 @@ def test_half_of_an_operation_is_measured_again(monkeypatch, tmp_path, fragile):
     out = tmp_path / "records.json"
     words = [*TINY, "--plain", "--out", str(out)]
     with pytest.raises(SystemExit):
-        kernels.main(words)
+        compare.main(words)
     assert [(r["op"], r["pass"], r["provider"]) for r in json.loads(out.read_text())[1:]] == [
         ("topk_kl", "forward", "raft_kernels"),
         ("topk_kl", "forward", "late"),
     ]
-    assert kernels.main(fragile[0][1:]) == 0
+    assert compare.main(fragile[0][1:]) == 0
     found = [(r["op"], r["pass"], r["provider"]) for r in json.loads(out.read_text())]
     assert len(found) == len(set(found)) == 5 and {provider for *_, provider in found} == {"raft_kernels"}
 

@@ -14,7 +14,7 @@ import torch
 from kernel_cases import KINDS, adversarial, leaves, selection, sorted_topk
 from torch import Tensor
 
-from bench.measure import peak_mib
+from bench.common.measure import peak_mib
 from raft_kernels import TopK, dispatch, linear_topk, linear_topk_kl, topk_kl, topk_metrics
 from raft_kernels.reference import topk_kl_ref
 

@@ -8,7 +8,7 @@ import torch
 from kernel_cases import fewer, leaves, make_case, truncated
 from torch.utils.checkpoint import checkpoint
 
-from bench.measure import peak_mib
+from bench.common.measure import peak_mib
 from raft_kernels import (
     TopK,
     TopKDistillationLoss,

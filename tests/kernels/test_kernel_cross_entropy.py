@@ -266,7 +266,7 @@ def test_gradients_of_the_forward_pass_under_autocast():
 
 
 def test_memory_is_one_chunk_beyond_the_gradients():
-    from bench.measure import peak_mib
+    from bench.common.measure import peak_mib
 
     n, h, v = 512, 16, 8192
     x = leaves(tuple(make_case(n, h, v).student[:2]))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import tune
+from bench.kernels import tune
 from raft_kernels.gpu import tiles
 from raft_kernels.gpu.tiles import ProjectConfig, StudentProductConfig
 

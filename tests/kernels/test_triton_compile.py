@@ -13,8 +13,8 @@ if dispatch.INTERPRETED:
 
 from cross_compile import CHIPS, SHARED_LIMIT, TENSOR_CORE, Variant, compile_for, products_of, projections, variants
 
-from bench import tune
-from bench.variants import using
+from bench.kernels import tune
+from bench.kernels.variants import using
 
 MAX_REGISTERS = 255
 
