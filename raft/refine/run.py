@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def refine_run(config: Config, run: Run, resume: bool = False, preview: int = 0) -> None:
-    """Refines `config.data` with `config.model` into `run.refine_dir`; with `preview` shows that many rows and writes nothing.
+    """Refines `config.data` with `config.model` into `run.refine_dir`.
 
-    The settings go to config.yaml of the run. `resume` changes nothing here: what is on disk and still fits is always used.
+    preview: shows that many rows and writes nothing. The settings go to config.yaml of the run. `resume` changes
+    nothing here: what is on disk and still fits is always used.
     """
     if config.model is None or config.data is None:
         raise ConfigError(f"refine: expected a model and data, found model {config.model!r} and data {config.data!r}")
