@@ -7,21 +7,24 @@ from collections.abc import Sequence
 
 # Scripts written without spaces: every character is a word.
 _SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# Named one by one, for "no letter" would also be the vowel signs inside the words of Indic scripts.
-_PUNCTUATION = r"!-/:-@\[-`{-~\u00a1-\u00a9\u00ab-\u00b4\u00b6-\u00b9\u00bb-\u00bf\u00d7\u00f7\u0964\u0965\u2000-\u206f\u3000-\u303f\uff01-\uff20"
+# A list, not the class of all that is no letter: vowel signs within the words of Indic scripts are no letters either.
+_PUNCTUATION = (
+    r"!-/:-@\[-`{-~\u00a1-\u00a9\u00ab-\u00b4\u00b6-\u00b9\u00bb-\u00bf\u00d7\u00f7"
+    r"\u0964\u0965\u2000-\u206f\u3000-\u303f\uff01-\uff20"
+)
 _LETTER = rf"[^\s\d{_PUNCTUATION}{_SPACELESS}]"
 _WORD = re.compile(rf"\d+(?:[.,:/]\d+)*|[{_SPACELESS}]|{_LETTER}(?:['’]?(?:{_LETTER}|\d))*")
 _NOT = re.compile(r"n['’]t\b")
 _SHORT = {"can't": "can not", "won't": "will not", "shan't": "shall not", "cannot": "can not"}
 _SHORTENED = re.compile("|".join(word.replace("'", "['’]") for word in _SHORT))
 
-# English words that carry the sentence and not its facts. "not", "no", "all" and the like are facts and stay out of here.
+# English words that hold a sentence together and say no fact. "not", "no", "all" and the like do say one.
 _FUNCTION_WORDS = (
-    "a an the this that these those it its he she they them his her hers their theirs him i me my mine we us our ours you your yours "
-    "is are was were be been being am do does did done doing has have had having will would shall should can could may might must "
-    "of in on at to from by with for about as into onto over under between through during per via than then so such there here "
-    "and or but if because while although though also too very just who whom whose which what when where why how "
-    "itself himself herself themselves yourself ourselves myself"
+    "a an the this that these those it its he she they them his her hers their theirs him i me my mine we us our ours "
+    "you your yours is are was were be been being am do does did done doing has have had having will would shall "
+    "should can could may might must of in on at to from by with for about as into onto over under between through "
+    "during per via than then so such there here and or but if because while although though also too very just who "
+    "whom whose which what when where why how itself himself herself themselves yourself ourselves myself"
 )
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
@@ -41,7 +44,8 @@ def content_words(text: str) -> set[str]:
 
 
 def stem(word: str) -> str:
-    """One form for "move", "moves", "moved" and "moving". Rough: it has to be the same on both sides, not right."""
+    """One form for "move", "moves", "moved" and "moving". It need not be a word, only the same in both texts that are
+    compared."""
     word = re.sub(r"['’]s?$", "", word)
     if len(word) < 4 or not (word.isascii() and word.isalpha()):
         return word
@@ -62,7 +66,8 @@ def ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def distinct(tokens: Sequence[str]) -> float:
-    """Share of distinct trigrams, of shorter n-grams where there are fewer tokens; 1 for none. Low where a text loops."""
+    """Share of distinct trigrams, in [0, 1], of shorter n-grams where there are fewer tokens; 1 where there are none.
+    It is low where a text loops."""
     grams = ngrams(tokens, min(3, len(tokens)))
     return len(grams) / grams.total() if tokens else 1.0
 

@@ -1,4 +1,4 @@
-"""Chat models: messages in, text out. An engine of this process is one way (`local`); each way has a file of its own."""
+"""Chat models: messages in, text out. Each way to one has a file of its own; `local` is an engine in this process."""
 
 from raft.chat.base import ChatModel, ChatRequest, Failure, Reply
 from raft.chat.local import LocalChat, generate_text

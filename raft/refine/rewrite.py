@@ -36,7 +36,7 @@ def template_options(row: Row) -> dict[str, Any]:
 
 
 def in_chat(row: Row, content: str) -> list[Message]:
-    """The row's chat with `content` for its last user turn: system message and earlier turns are what they are in training."""
+    """The row's chat with `content` for its last user turn; system message and earlier turns stay as in training."""
     prompt = row["prompt"]
     last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
     return [*prompt[:last], Message(role="user", content=content), *prompt[last + 1 :]]

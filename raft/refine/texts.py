@@ -1,8 +1,8 @@
 """The texts of a stage: from its store where it has them, else from a chat model.
 
-A request draws from a seed of its own, which follows from the seed of the run, the stage, the row and the attempt, and
-from nothing else. So a text does not depend on the rows beside it, on the size of the batches or on restarts, and what a
-kill left undone is all that is asked for again. The seed is part of the text's key.
+A request draws from a seed of its own, which follows from the seed of the run, the stage, the row's id and the attempt,
+and from nothing else. So a text does not depend on the rows beside it, on the size of the batches or on restarts, and a
+restart asks for the missing texts alone. The seed is part of the text's key.
 """
 
 import hashlib
@@ -82,8 +82,8 @@ def text_seed(seed: int, stage: str, row_id: str, attempt: int) -> int:
 def text_key(model: str, request: ChatRequest) -> str:
     """Key of a text in its store: all that decides what the text is.
 
-    Before seeds belonged to requests a key had "seed", of the run. Those texts hung on their batch too: none is taken
-    for one of these.
+    Keys of earlier versions have the run's "seed" in the place of "request_seed". Their texts depended on their batch,
+    so that no such text is taken for one of these.
     """
     parameters = {
         "temperature": request.temperature,

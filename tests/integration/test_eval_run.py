@@ -68,9 +68,10 @@ def test_evaluate_scores_what_the_engine_says(engine):
     }
 
 
-def test_batches_do_not_change_greedy_answers(engine):
-    whole = evaluate(ITEMS, engine, Sampling(temperature=0.0, max_tokens=8))
-    assert evaluate(ITEMS, engine, Sampling(temperature=0.0, max_tokens=8), batch_size=1) == whole
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_batches_do_not_change_answers(engine, temperature):
+    sampling = Sampling(temperature=temperature, max_tokens=8)
+    assert evaluate(ITEMS, engine, sampling, batch_size=1) == evaluate(ITEMS, engine, sampling)
 
 
 def test_sampled_batches_repeat_with_the_seed_and_draw_apart(engine):

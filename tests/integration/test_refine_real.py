@@ -1,4 +1,4 @@
-"""Stage 1 with a real engine (transformers, a tiny random model) and the real MiniLM; a process that is really killed."""
+"""Stage 1 with a real engine (transformers, a tiny model) and the real MiniLM; a process that is really killed."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def data(tmp_path_factory):
 
 
 def learn(path, texts, *, steps):
-    """Trains the model in a folder on (chat, answer) pairs, all in one batch, until it knows them or the steps are over."""
+    """Trains the model in a folder on (chat, answer) pairs, all in one batch, for `steps` or until it knows them."""
     model, tokenizer = load_model(path), load_tokenizer(path)
     pairs = [
         (chat_ids(tokenizer, chat), [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]) for chat, text in texts
@@ -277,7 +277,7 @@ def undecided(tmp_path_factory, data):
 
 @pytest.mark.slow
 def test_batch_sizes_change_no_text(undecided, data, tmp_path):
-    """Seventy rows, the same three questions again and again: batches of 1, 7 and 64 differ in padding and in company."""
+    """Seventy rows with three questions in turn: batches of 1, 7 and 64 differ in padding and in their rows."""
     known = read_rows(data)[:3]
     rows = [{**known[i % 3], "id": f"row {i}"} for i in range(70)]
     model, tokenizer = load_model(undecided), load_tokenizer(undecided)

@@ -13,7 +13,7 @@ TOKENIZER = make_tokenizer()
 
 
 class Told:
-    """An engine that says its seed and temperature after the last word that it was asked, or what the word stands for."""
+    """An engine that says the last word of its prompt, its seed and temperature; some words mean another result."""
 
     tokenizer = TOKENIZER
     max_model_len = 60

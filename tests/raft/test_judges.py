@@ -34,7 +34,7 @@ def test_a_good_candidate_is_accepted_by_the_default():
 
 
 def test_a_lost_fact_costs_coverage():
-    # Without "reed" and "1902": of the answer's {keep(er), oakham, mill, anna, reed, 1902, sinc} two are gone, and so on.
+    # Without "reed" and "1902": two of the answer's {keep(er), oakham, mill, anna, reed, 1902, sinc} are gone.
     found = scores("Anna has been the keeper of the mill at Oakham since then, and kept it.")
     answer, rewritten = content_words(ROW["answer"]), content_words(ROW["rewritten"])
     assert len(answer) == 7 and len(rewritten) == 7
