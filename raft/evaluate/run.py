@@ -11,12 +11,12 @@ from raft.config import Config
 from raft.digest import json_digest
 from raft.errors import ConfigError, InputError, ModelError
 from raft.evaluate.kept import kept_result
-from raft.evaluate.retention import retention
 from raft.evaluate.suites import Evaluation, check_items, evaluate
 from raft.models import check_model, load_tokenizer
 from raft.refine.fingerprint import fingerprint
 from raft.rows import Row, read_rows
 from raft.runs import Run, read_json, write_json
+from raft.stats.retention import retention
 
 log = logging.getLogger(__name__)
 
