@@ -17,11 +17,11 @@ oldest() {
 }
 
 torch=$(oldest torch triton)
-others=$(oldest transformers accelerate sentence-transformers)
+others=$(oldest transformers accelerate sentence-transformers matplotlib jinja2)
 # It has no bound: of the NumPys that come with new machines the first, and the reason for Python 3.12.
 others+=" numpy==2.5"
 # What the tests call besides, in any version.
-others+=" safetensors pyarrow pydantic ruamel.yaml tensorboard matplotlib peft pytest pytest-benchmark pytest-timeout pytest-xdist hypothesis"
+others+=" safetensors pyarrow pydantic ruamel.yaml scipy tensorboard peft pytest pytest-benchmark pytest-timeout pytest-xdist hypothesis"
 
 wanted="$torch $others"
 if [ ! -x $venv/bin/python ] || [ "$(cat $venv/oldest-installed 2>/dev/null)" != "$wanted" ]; then

@@ -16,9 +16,9 @@ from raft.demo.run import SUITES
 from raft.demo.settings import DOMAIN, DemoSettings
 from raft.demo.stages import Stages
 from raft.evaluate.curve import at_common_level
-from raft.evaluate.statistics import over_seeds
 from raft.progress import say
 from raft.runs import Run, read_json, read_jsonl, write_json
+from raft.stats.intervals import over_seeds
 
 # Name -> fields of RAFTConfig.
 BALANCES: dict[str, dict[str, Any]] = {

@@ -92,7 +92,7 @@ def _old(scores: dict[str, float]) -> dict[str, float]:
 
 
 def _summary(scores: dict[str, dict], clock: Clock, stages: Stages) -> dict[str, Any]:
-    from raft.evaluate import retention
+    from raft.stats.retention import retention
 
     table = {name: {suite: result["scores"][suite] for suite in SUITES} for name, result in scores.items()}
     return {

@@ -1,58 +1,54 @@
 """Run the demo for several seeds and put the figures together, with their spread and a test of the difference.
 
-`python -m raft.demo.seeds --runs DIR --seeds 0 1 2 --out results/microworld/seeds.json`. A seed that is finished in DIR is not
-run again. Each seed is a world of its own (facts, splits, training randomness), so an item of the test is an (item, seed) pair.
+`python -m raft.demo.seeds --runs DIR --seeds 0 1 2 --out results/microworld/seeds.json`. A seed that is finished in DIR
+is not run again. Each seed is a world of its own (facts, splits, training randomness), so two seeds share no test item.
+The interval of a difference draws seeds, and then items within each: the items of one training share its luck.
 """
 
 import argparse
 import subprocess
 import sys
-from math import comb
 from pathlib import Path
 from typing import Any
 
 from raft.demo.record import commit
 from raft.demo.run import SUITES
 from raft.demo.settings import DOMAIN
-from raft.evaluate.statistics import over_seeds, paired_interval
 from raft.runs import read_json, write_json
-
-
-def mcnemar(first: list[float], second: list[float]) -> float:
-    """Exact two-sided p of McNemar's test on paired right (1) and wrong (0) answers: are the disagreements a fair coin?"""
-    wins = sum(a > b for a, b in zip(first, second, strict=True))
-    losses = sum(a < b for a, b in zip(first, second, strict=True))
-    n = wins + losses
-    tail = sum(comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+from raft.stats.intervals import Training, caution, over_seeds
+from raft.stats.tests import compare, differences
 
 
 def collect(folders: list[Path]) -> dict[str, Any]:
-    """{"methods": ..., "tests": ...} over finished demo runs."""
+    """{"methods": ..., "tests": ...} over finished demo runs, each of another seed."""
     summaries = [read_json(folder / "summary.json") for folder in folders]
-    methods: dict[str, dict[str, Any]] = {}
-    for method in ("base", "sft", "raft"):
-        methods[method] = {}
-        for suite in SUITES:
-            methods[method][suite] = over_seeds([summary["scores"][method][suite] for summary in summaries])
+    names = list(summaries[0]["scores"])
+    methods = {
+        name: {suite: over_seeds([summary["scores"][name][suite] for summary in summaries]) for suite in SUITES}
+        for name in names
+    }
+    scores = {name: [_scores(folder, name) for folder in folders] for name in names if name != "base"}
     tests = {}
-    for suite in SUITES:
-        raft, sft = (
-            [
-                sample["score"]
-                for folder in folders
-                for sample in read_json(folder / "eval" / f"{method}.json")["samples"]
-                if sample["suite"] == suite
-            ]
-            for method in ("raft", "sft")
-        )
-        tests[suite] = {
-            "p": mcnemar(raft, sft),
-            "difference": sum(raft) / len(raft) - sum(sft) / len(sft),
-            "ci95": list(paired_interval(raft, sft)),
-            "n": len(raft),
+    for name in (name for name in scores if name != "raft"):
+        seeds = list(zip(scores["raft"], scores[name], strict=True))
+        tests[f"raft_vs_{name}"] = {
+            suite: _compare([(raft[suite], other[suite]) for raft, other in seeds]) for suite in SUITES
         }
-    return {"methods": methods, "tests": {"raft_vs_sft": tests}}
+    return {"methods": methods, "tests": tests}
+
+
+def _scores(folder: Path, method: str) -> dict[str, dict[tuple[str, str], list[float]]]:
+    """Suite -> item -> its score. The worlds of two seeds have no item in common, whatever the items' numbers."""
+    found: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for sample in read_json(folder / "eval" / f"{method}.json")["samples"]:
+        found.setdefault(sample["suite"], {})[folder.name, sample["id"]] = [sample["score"]]
+    return found
+
+
+def _compare(pairs: list[tuple[Training, Training]]) -> dict[str, Any]:
+    """Of a suite: {"p", "difference", "ci95", "n"}, p of McNemar's test; pairs: a seed's scores under both methods."""
+    found = [differences(first, second) for first, second in pairs]
+    return {**compare(found), "n": sum(map(len, found))}
 
 
 def main() -> None:
@@ -71,6 +67,7 @@ def main() -> None:
             subprocess.run(command, check=True)
         folders.append(folder)
     summary = read_json(folders[0] / "summary.json")
+    given = f"--seeds {' '.join(map(str, args.seeds))} --domain {args.domain}"
     record = {
         **collect(folders),
         "seeds": args.seeds,
@@ -80,10 +77,10 @@ def main() -> None:
         "machine": summary["machine"],
         "versions": summary["versions"],
         "commit": commit(),
-        "command": f"python -m raft.demo.seeds --runs DIR --seeds {' '.join(map(str, args.seeds))} --domain {args.domain} --out FILE",
+        "command": f"python -m raft.demo.seeds --runs DIR {given} --out FILE",
     }
     write_json(args.out, record)
-    print(args.out)
+    print("\n".join(filter(None, (caution(len(folders)), str(args.out)))))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""What a model can do, before and after training: checks, suites, retention, weight distance, statistics."""
+"""What a model can do, before and after training: checks, suites, weight distance."""
 
 from typing import Any
 
 from raft.evaluate.checks import score
-from raft.evaluate.retention import retention
 from raft.evaluate.suites import evaluate
 
-__all__ = ["evaluate", "evaluate_run", "retention", "score", "weight_distance"]
+__all__ = ["evaluate", "evaluate_run", "score", "weight_distance"]
 
 
 def __getattr__(name: str) -> Any:

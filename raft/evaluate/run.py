@@ -10,13 +10,13 @@ from typing import Any
 from raft.digest import json_digest
 from raft.errors import ConfigError, InputError, ModelError
 from raft.evaluate.kept import kept_result
-from raft.evaluate.retention import retention
 from raft.evaluate.suites import Evaluation, check_items, evaluate
 from raft.models import check_model, load_tokenizer
 from raft.models.fingerprint import fingerprint
 from raft.rows import Row, read_rows
 from raft.runs import Run, read_json, write_json
 from raft.settings import Config, Plan
+from raft.stats.retention import retention
 
 log = logging.getLogger(__name__)
 

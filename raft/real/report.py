@@ -1,4 +1,4 @@
-"""The page of a real run: every metric of base, SFT and RAFT over the seeds, and RAFT against SFT item by item."""
+"""The page of a real run: every metric of every method over the seeds, and RAFT against the others item by item."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,10 @@ from typing import Any
 from raft.report import html, markdown
 from raft.report.document import Document, Section
 from raft.report.load import method_name
-from raft.report.tables import MINUS, Cell, Table, number
+from raft.report.numbers import MINUS, number
+from raft.report.tables import Cell, Table, count_cell
 from raft.runs import write_text
+from raft.stats.intervals import caution
 
 GROUPS = {
     "domain_rephrased": "Trained facts, asked otherwise",
@@ -55,33 +57,36 @@ def build(result: Mapping[str, Any]) -> Document:
             sections.append(Section(title, tables=[score_table(result, chosen, group or "general")]))
     sections.append(Section("Choice of learning rate and epochs", tables=[grid_table(result["chosen"])]))
     findings = [_finding(result, metric) for metric in TOLD if metric in metrics]
+    findings += filter(None, [caution(len(result["seeds"]))])
     return Document("RAFT against SFT on a real model", facts, findings, sections)
 
 
 def score_table(result: Mapping[str, Any], metrics: Sequence[str], name: str) -> Table:
-    methods = list(result["methods"])
-    compared = result["tests"].get("raft_vs_sft", {})
+    methods, tests = list(result["methods"]), result["tests"]
     rows = []
     for metric in metrics:
-        cells = [Cell(in_words(metric)), Cell(f"{result['n'][metric]:,}", float(result["n"][metric]))]
+        cells = [Cell(in_words(metric)), count_cell(result["n"][metric])]
         for method in methods:
             found = result["methods"][method][metric]
-            spread = f"± {found['std']:.3f}" if found["std"] else ""
-            cells.append(Cell(number(found["mean"]), found["mean"], note=spread))
-        if (test := compared.get(metric)) is not None:
-            low, high = test["ci95"]
-            cells.append(
-                Cell(_difference(test["difference"]), test["difference"], note=f"{number(low)} to {number(high)}")
-            )
-        else:
-            cells.append(Cell(""))
+            cells.append(Cell(number(found["mean"]), found["mean"], f"± {found['std']:.3f}" if found["std"] else ""))
+        for pair in tests:
+            if (test := tests[pair].get(metric)) is None:
+                cells.append(Cell(""))
+                continue
+            interval = " to ".join(map(number, test["ci95"]))
+            cells.append(Cell(_difference(test["difference"]), test["difference"], interval))
         rows.append(cells)
-    header = [Cell(""), Cell("Items"), *(Cell(method_name(m)) for m in methods), Cell(f"RAFT {MINUS} SFT")]
+    heads = ["", "Items", *map(method_name, methods), *map(_pair, tests)]
     caption = (
-        "Means over the seeds with their standard deviation. The difference is over all items and seeds, paired by item, "
-        "with its 95 % interval, which counts an item of several seeds once."
+        "Means over the seeds with their standard deviation. A difference is over all items and seeds, paired by item; "
+        "its 95 % interval draws seeds and items, and counts an item of several seeds once."
     )
-    return Table(name, caption, header, rows)
+    return Table(name, caption, list(map(Cell, heads)), rows)
+
+
+def _pair(name: str) -> str:
+    """raft_vs_sft as RAFT − SFT."""
+    return f" {MINUS} ".join(map(method_name, name.split("_vs_")))
 
 
 def _finding(result: Mapping[str, Any], metric: str) -> str:
@@ -90,12 +95,10 @@ def _finding(result: Mapping[str, Any], metric: str) -> str:
     )
     group = GROUPS[_group(metric)] + ", " if _group(metric) else ""
     sentence = f"{group}{in_words(metric)}: {means}"
-    if (test := result["tests"].get("raft_vs_sft", {}).get(metric)) is not None:
-        low, high = test["ci95"]
-        sentence += (
-            f"; RAFT {MINUS} SFT {_difference(test['difference'])} (95 % interval {_difference(low)} to "
-            f"{_difference(high)})"
-        )
+    for pair, tests in result["tests"].items():
+        if (test := tests.get(metric)) is not None:
+            interval = " to ".join(map(_difference, test["ci95"]))
+            sentence += f"; {_pair(pair)} {_difference(test['difference'])} (95 % interval {interval})"
     return sentence + "."
 
 
@@ -114,9 +117,9 @@ def grid_table(chosen: Mapping[str, Any]) -> Table:
             )
             rows.append([Cell(label), *(Cell(f"{point[name]:.3f}", point[name]) for name in names)])
     caption = (
-        f"Seed {chosen['seed']}, on trained rows asked otherwise and questions that are not tested: the share of pairs of "
-        "a right and a wrong answer in which the right one is likelier, and the harmonic mean of both, by which the point "
-        "was chosen."
+        f"Seed {chosen['seed']}, on trained rows asked otherwise and questions that are not tested: the share of pairs "
+        "of a right and a wrong answer in which the right one is likelier, and the harmonic mean of both, by which the "
+        "point was chosen."
     )
     return Table(
         "grid", caption, [Cell("Method, learning rate, epochs"), Cell("Domain"), Cell("General"), Cell("Value")], rows

@@ -1,6 +1,7 @@
 """From the samples of an evaluation to its metrics, item by item and as means."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 DOMAIN = ("choice", "similarity", "recall", "f1", "rouge_l", "loglik", "words")
@@ -37,4 +38,4 @@ def values(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Valu
 def metrics(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[dict[str, float], dict[str, int]]:
     """The mean of each metric over its values, and of how many values."""
     flat = {metric: [v for vs in by_item.values() for v in vs] for metric, by_item in values(samples).items()}
-    return {metric: sum(v) / len(v) for metric, v in flat.items()}, {metric: len(v) for metric, v in flat.items()}
+    return {metric: fmean(v) for metric, v in flat.items()}, {metric: len(v) for metric, v in flat.items()}

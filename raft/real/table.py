@@ -1,13 +1,11 @@
-"""The figures of results/real/*.json: means and spread over seeds of each method, and RAFT against SFT item by item."""
+"""The figures of results/real/*.json: means and spread of each method over the seeds, and RAFT against the others."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raft.errors import InputError
-from raft.evaluate.statistics import clustered_interval, over_seeds, sign_flip_p
-from raft.real.scores import Values
-
-COMPARED = ("raft", "sft")
+from raft.stats.intervals import over_seeds
+from raft.stats.tests import compare, differences
 
 
 def table(
@@ -22,8 +20,10 @@ def table(
     of each method, a seed after the other: {"metrics", "n", "values"} as `raft.real.scores` gives them.
 
     "methods": method -> metric -> {"mean", "std", "seeds"}.
-    "tests": {"raft_vs_sft": metric -> {"p", "difference", "ci95"}}. A pair is an item under both methods and a seed;
-    the pairs of an item under several seeds are drawn together, for they are no new items.
+    "tests": {"raft_vs_sft": metric -> {"p", "difference", "ci95"}}, and the same for every other trained method. A
+    pair is an item under both methods and a seed. Every seed is asked the same items, and asking one of them again does
+    not make a new item of it. So an item counts once: its pairs of all seeds are turned (p) or drawn (ci95)
+    together. The interval draws the seeds too.
     "n": metric -> values of one seed (the mean over the seeds where they differ).
     InputError where the methods have unlike numbers of seeds or were asked different items.
     """
@@ -35,10 +35,8 @@ def table(
         methods[name] = {}
         for metric in results[0]["metrics"]:
             methods[name][metric] = over_seeds([result["metrics"][metric] for result in results])
-    first, second = COMPARED
-    tests = {}
-    if first in evaluations and second in evaluations:
-        tests[f"{first}_vs_{second}"] = _compare(evaluations[first], evaluations[second])
+    others = [name for name in evaluations if name not in ("base", "raft")] if "raft" in evaluations else []
+    tests = {f"raft_vs_{name}": _compare(evaluations["raft"], evaluations[name]) for name in others}
     counts = [result["n"] for result in next(iter(evaluations.values()))]
     n = {metric: round(sum(count[metric] for count in counts) / len(counts)) for metric in counts[0]}
     return {
@@ -53,23 +51,13 @@ def table(
 
 
 def _compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Metric -> the difference first - second over all pairs, its 95 % interval, and the p of no difference."""
-    differences: dict[str, Values] = {}
+    """Metric -> {"p", "difference", "ci95"} of first less second."""
+    by_metric: dict[str, list[dict]] = {}  # metric -> the differences of each seed
     for seed, (one, other) in enumerate(zip(first, second, strict=True)):
-        mine, theirs = one["values"], other["values"]
-        for metric, by_item in mine.items():
-            if by_item.keys() != theirs.get(metric, {}).keys():
-                raise InputError(f"table: {metric}, seed number {seed}: the two methods were asked different items")
-            for item, found in by_item.items():
-                pairs = zip(found, theirs[metric][item], strict=True)
-                differences.setdefault(metric, {}).setdefault(item, []).extend(a - b for a, b in pairs)
-    tests = {}
-    for metric, by_item in differences.items():
-        clusters = list(by_item.values())
-        flat = [difference for cluster in clusters for difference in cluster]
-        tests[metric] = {
-            "p": sign_flip_p(clusters),
-            "difference": sum(flat) / len(flat),
-            "ci95": list(clustered_interval(clusters)),
-        }
-    return tests
+        for metric, by_item in one["values"].items():
+            try:
+                found = differences(by_item, other["values"].get(metric, {}))
+            except InputError as error:
+                raise InputError(f"table: {metric}, seed number {seed}: {error}") from error
+            by_metric.setdefault(metric, []).append(found)
+    return {metric: compare(found) for metric, found in by_metric.items()}

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raft.report import figures, tables
+from raft.report import figures, refinement, tables
+from raft.report.estimates import Estimate, Estimates, estimate
 from raft.report.figures import Figure
 from raft.report.load import RunData, method_name
+from raft.report.numbers import duration, percent, points
 from raft.report.samples import Choice, choose
-from raft.report.several import runs_table
 from raft.report.tables import Table
+from raft.stats.intervals import caution
 
 
 @dataclass(frozen=True)
@@ -47,27 +49,45 @@ class Document:
     facts: list[tuple[str, str]]  # what was run, for the head of the page
     findings: list[str]
     sections: list[Section]
+    styles: dict[str, str] = field(default_factory=dict)  # method -> name of its colour and marker
 
 
 def build(data: RunData, others: Sequence[RunData] = ()) -> Document:
-    """The whole report of a run, and its scores beside those of other runs; a section without files behind it is not
-    there."""
+    """The whole report of a run, and its scores over other runs too; a section without files behind it is not there."""
+    of_runs = estimate([data, *others])
+    data = of_runs.runs[0]
+    of_run = estimate([data]) if others else of_runs
     sections = [
-        Section("Over all runs", tables=[runs_table([data, *others])] if others else []),
-        _trade_off(data),
-        _scores(data),
-        _skills(data),
+        _scores("Over all runs", of_runs, "runs") if others else Section(""),
+        Section("Trade-off", figures=_present(figures.trade_off(data))),
+        _scores("Scores", of_run, "scores"),
+        Section("Skills", tables=_present(tables.skill_table(data))),
         _training(data),
-        _weights(data),
+        Section(
+            "Weights",
+            figures=_present(figures.weight_distance(data)),
+            beside=_present(tables.distance_table(data)),
+        ),
         _refinement(data),
-        _samples(data),
+        Section("Samples", [_ABOUT_SAMPLES], choices=choose(data)),
+        Section(
+            "Time",
+            figures=_present(figures.stages(data), figures.step_time(data)),
+            beside=_present(tables.stage_table(data)),
+        ),
+        Section("Settings", tables=_present(tables.settings_table(data)), folded=True),
     ]
-    sections += [_time(data), _settings(data)]
-    return Document(_title(data), _facts(data), _findings(data), [s for s in sections if not s.is_empty])
+    found = [section for section in sections if not section.is_empty]
+    return Document(_title(of_runs), _facts(data), _findings(data, of_runs), found, data.styles)
 
 
-def _title(data: RunData) -> str:
-    return "RAFT against SFT" if {"raft", "sft"} <= set(data.scores) else "RAFT run report"
+def _title(found: Estimates) -> str:
+    against = [method_name(method) for method in found.methods if method not in ("base", "raft")]
+    return f"RAFT against {_listed(against)}" if "raft" in found.methods and against else "RAFT run report"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
@@ -80,7 +100,7 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         "Engine": summary.get("engine"),
         "Versions": summary.get("versions"),
         "Machine": summary.get("machine"),
-        "Duration": tables.duration(sum(seconds)) if seconds else None,
+        "Duration": duration(sum(seconds)) if seconds else None,
         "Command": summary.get("command"),
     }
     return [(name, _one_line(value)) for name, value in facts.items() if value not in (None, "", {}, [])]
@@ -94,47 +114,48 @@ def _one_line(value: Any) -> str:
     return str(value)
 
 
-def _findings(data: RunData) -> list[str]:
+def _findings(data: RunData, found: Estimates) -> list[str]:
     """What was forgotten and learned, in words, in the same order whoever is ahead."""
-    found = [*data.cautions, *_changes(data)]
-    for suite in data.suites:
-        difference = tables.difference_of(data, "raft", "sft", suite)
-        if difference is None:
-            continue
-        value, interval = difference
-        scores = data.scores
-        against = f"RAFT {tables.percent(scores['raft'][suite])} %, SFT {tables.percent(scores['sft'][suite])} %"
-        sentence = f"{suite.capitalize()}: {against}, a difference of {tables.points(value)} points"
-        if interval:
-            sentence += f" (95 % interval {tables.points(interval.low)} to {tables.points(interval.high)}"
-            sentence += ", which includes 0)" if interval.low <= 0 <= interval.high else ")"
-        if kept := [
-            f"{method_name(m)} {tables.percent(data.retention[m][suite])} %"
-            for m in ("raft", "sft")
-            if suite != "domain" and suite in data.retention.get(m, {})
-        ]:
-            sentence += f". Kept of the base model's score: {', '.join(kept)}"
-        found.append(sentence + ".")
-    return found
-
-
-def _changes(data: RunData) -> list[str]:
-    """What became of the base model's skills in each trained model: did it forget?"""
-    found = []
-    for method in (name for name in data.scores if name != "base"):
-        parts = []
-        for suite in data.suites:
-            difference = tables.difference_of(data, method, "base", suite)
-            if suite == "domain" or difference is None:
+    runs = len(found.runs)
+    over = [f"Over {runs} runs. {caution(runs)}".strip()] if runs > 1 else []
+    told = [*data.cautions, *over, *_changes(found)]
+    for first, second in (pair for pair in found.pairs if "base" not in pair):
+        for suite in found.suites:
+            if (difference := found.differences.get((first, second, suite))) is None:
                 continue
-            value, interval = difference
-            part = f"{suite} {tables.points(value)} points"
-            if interval:
-                part += f" (95 % interval {tables.points(interval.low)} to {tables.points(interval.high)})"
-            parts.append(part)
-        if parts:
-            found.append(f"{method_name(method)} against the base model: {', '.join(parts)}.")
-    return found
+            against = " %, ".join(_score(found, method, suite) for method in (first, second))
+            sentence = f"{suite.capitalize()}: {against} %, a difference of {_change(difference)}"
+            if difference.interval and difference.interval.low <= 0 <= difference.interval.high:
+                sentence = sentence.removesuffix(")") + ", which includes 0)"
+            if kept := [
+                f"{method_name(m)} {percent(data.retention[m][suite])} %"
+                for m in (first, second)
+                if runs == 1 and suite != "domain" and suite in data.retention.get(m, {})
+            ]:
+                sentence += f". Kept of the base model's score: {', '.join(kept)}"
+            told.append(sentence + ".")
+    return told
+
+
+def _changes(found: Estimates) -> list[str]:
+    """What became of the base model's skills in each trained model: did it forget?"""
+    told = []
+    for method in found.methods:
+        changes = {suite: found.differences.get((method, "base", suite)) for suite in found.suites if suite != "domain"}
+        if parts := [f"{suite} {_change(change)}" for suite, change in changes.items() if change]:
+            told.append(f"{method_name(method)} against the base model: {', '.join(parts)}.")
+    return told
+
+
+def _score(found: Estimates, method: str, suite: str) -> str:
+    return f"{method_name(method)} {percent(found.scores[method, suite].value)}"
+
+
+def _change(difference: Estimate) -> str:
+    text = f"{points(difference.value)} points"
+    if difference.interval:
+        text += f" (95 % interval {points(difference.interval.low)} to {points(difference.interval.high)})"
+    return text
 
 
 _MEANING = {
@@ -144,21 +165,19 @@ _MEANING = {
 }
 
 
-def _trade_off(data: RunData) -> Section:
-    return Section("Trade-off", figures=_present(figures.trade_off(data)))
+_ABOUT_SAMPLES = (
+    "Answers of the models to the same test items, next to each other. Shown are the first cases of each skill in "
+    "turn, not chosen by hand. An answer counts as right from a score of 0.5 on."
+)
 
 
-def _scores(data: RunData) -> Section:
-    if not data.scores:
-        return Section("Scores")
-    text = " ".join(_MEANING[suite] for suite in data.suites if suite in _MEANING)
-    return Section(
-        "Scores", [text] if text else [], tables=[tables.score_table(data)], figures=figures.score_figures(data)
-    )
-
-
-def _skills(data: RunData) -> Section:
-    return Section("Skills", tables=_present(tables.skill_table(data)))
+def _scores(title: str, found: Estimates, name: str) -> Section:
+    """name: of the table and of the drawings' files."""
+    if not found.methods:
+        return Section(title)
+    text = " ".join(_MEANING[suite] for suite in found.suites if suite in _MEANING)
+    drawn = figures.score_figures(found, name)
+    return Section(title, [text] if text else [], tables=[tables.score_table(found)], figures=drawn)
 
 
 def _training(data: RunData) -> Section:
@@ -167,36 +186,14 @@ def _training(data: RunData) -> Section:
     return Section("Training", tables=_present(tables.warning_table(data)), figures=every)
 
 
-def _weights(data: RunData) -> Section:
-    drawn = figures.weight_distance(data)
-    return Section("Weights", figures=_present(drawn), beside=_present(tables.distance_table(data)))
-
-
 def _refinement(data: RunData) -> Section:
     return Section(
         "Refinement",
         figures=_present(figures.similarities(data)),
-        beside=_present(tables.refinement_table(data)),
-        below=[*_present(tables.reason_table(data)), *tables.diagnostics_tables(data)],
+        beside=_present(refinement.refinement_table(data)),
+        below=[*_present(refinement.reason_table(data)), *refinement.diagnostics_tables(data)],
         examples=_examples(data),
     )
-
-
-def _samples(data: RunData) -> Section:
-    text = (
-        "Answers of the models to the same test items, next to each other. Shown are the first cases of each skill in "
-        "turn, not chosen by hand. An answer counts as right from a score of 0.5 on."
-    )
-    return Section("Samples", [text], choices=choose(data))
-
-
-def _time(data: RunData) -> Section:
-    drawn = figures.stages(data), figures.step_time(data)
-    return Section("Time", figures=_present(*drawn), beside=_present(tables.stage_table(data)))
-
-
-def _settings(data: RunData) -> Section:
-    return Section("Settings", tables=_present(tables.settings_table(data)), folded=True)
 
 
 def _examples(data: RunData, limit: int = 5) -> list[Example]:

@@ -1,14 +1,18 @@
-"""The figures of a report: which numbers go into which chart, with a caption that states what is to be seen."""
+"""The figures of a report: which numbers go into which drawing, with a caption that states what is to be seen."""
 
 import math
 import re
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from matplotlib.ticker import MaxNLocator
+
+from raft.report.estimates import Estimates
 from raft.report.load import RunData, Training, method_name, ordered
-from raft.report.svg import Axis, Chart, Point, axis_for, bars, plain_number, stacked
-from raft.report.tables import distance, duration, interval_of, percent
+from raft.report.numbers import brief, distance, duration, percent
+from raft.report.plots import PARTS, Drawing, Point, color, drawing, short
 
 PHASES = ("rollout", "teacher", "forward_backward", "optimizer", "refresh")
 
@@ -19,11 +23,7 @@ class Figure:
     title: str
     svg: str
     caption: str
-    wide: bool = False
-
-
-def style_of(method: str) -> str:
-    return method if method in ("base", "sft", "raft") else "other"
+    panel: bool = False  # a small one of several side by side, which brings its own title
 
 
 def slug(name: str) -> str:
@@ -31,29 +31,37 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w-]+", "-", name)
 
 
-def score_figures(data: RunData) -> list[Figure]:
+def score_figures(found: Estimates, name: str = "scores") -> list[Figure]:
     """One panel a suite: the score of every model with its interval."""
     figures = []
-    methods = list(data.scores)
-    for suite in data.suites:
-        y = Axis("", len(methods) - 0.5, -0.5, ticks=range(len(methods)), format=lambda i: method_name(methods[int(i)]))
-        # A little wider than 0 to 100, so that a marker at an end touches no label.
-        x = Axis("", -0.04, 1.04, ticks=(0, 0.25, 0.5, 0.75, 1), format=lambda v: percent(v, 0))
-        height = 54 + 28 * len(methods)
-        chart = Chart(x, y, f"{suite} scores in percent", 330, height, left=46, right=46, top=26, bottom=28)
-        values = []
-        for i, method in enumerate(methods):
-            value = data.scores[method].get(suite)
-            if value is None:
-                continue
-            if interval := interval_of(data, method, suite):
-                chart.whisker(*interval, i, style_of(method))
-            chart.dot(value, i, style_of(method), f"{method_name(method)}: {percent(value)} %", size=4.5)
-            chart.note(x.high, i, percent(value), dx=44, dy=4, anchor="end", style="tick strong")
-            values.append(f"{method_name(method)} {percent(value)}")
-        chart.heading(suite.capitalize())
-        caption = f"{', '.join(values)} %."
-        figures.append(Figure(f"scores-{slug(suite)}", f"{suite.capitalize()} scores", chart.svg(), caption))
+    styles = found.runs[0].styles
+    rows = {method: row for row, method in enumerate(found.methods)}
+    for suite in found.suites:
+        scores = {method: score for method in rows if (score := found.scores.get((method, suite)))}
+        title = f"{suite} scores in percent"
+        with drawing(title, size=(280, 54 + 28 * len(rows)), shares="x") as drawn:
+            axes = drawn.axes
+            for method, score in scores.items():
+                row, style = rows[method], styles[method]
+                if score.interval:
+                    low, high = score.interval
+                    ends = [low, low, math.nan, low, high, math.nan, high, high]
+                    heights = [row - 0.15, row + 0.15, math.nan, row, row, math.nan, row - 0.15, row + 0.15]
+                    axes.plot(ends, heights, color=color(style), linewidth=1.8)
+                drawn.dot(score.value, row, style, f"{method_name(method)}: {percent(score.value)} %", size=9)
+                at_the_end = ("axes fraction", "data")
+                text = percent(score.value)
+                drawn.note(1, row, text, dx=8, xycoords=at_the_end, color=color("ink"), va="center")
+            axes.set_title(short(suite.capitalize()))
+            # A little wider than 0 to 100, so that a marker at an end touches no label.
+            axes.set_xlim(-0.04, 1.04)
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.set_yticks(list(rows.values()), [short(method_name(method), 18) for method in rows])
+        values = ", ".join(f"{method_name(method)} {percent(score.value)}" for method, score in scores.items())
+        figures.append(
+            Figure(f"{name}-{slug(suite)}", f"{suite.capitalize()} scores", drawn.svg, f"{values} %.", panel=True)
+        )
     return figures
 
 
@@ -66,53 +74,50 @@ def trade_off(data: RunData) -> Figure | None:
             paths[method] = passes
     if not paths:
         return None
-    every = [v for passes in paths.values() for v in passes]
-    x = axis_for("domain, %", [v["domain"] for v in every], include=(0.0,), format=lambda v: percent(v, 0))
-    y = axis_for("general, %", [v["general"] for v in every], include=(0.0, 1.0), format=lambda v: percent(v, 0))
-    chart = Chart(x, y, "Trade-off of domain against general score during training", height=320)
+    title = "Trade-off of domain against general score during training"
     parts = []
-    for method, passes in paths.items():
-        style, name = style_of(method), method_name(method)
-        chart.line([(v["domain"], v["general"]) for v in passes], style, name)
-        for v in passes[1:]:
-            chart.dot(v["domain"], v["general"], style, f"{name}, step {v['step']}: {_place(v)}", size=3.2)
-        last = passes[-1]
-        dx, anchor = (8, "start") if x.share(last["domain"]) < 0.75 else (4, "end")
-        dy = 18 if y.share(last["general"]) > 0.5 else -8
-        chart.note(last["domain"], last["general"], f"step {last['step']}", dx=dx, dy=dy, anchor=anchor)
-        parts.append(f"{name} ends at {_place(last)}")
-    first = next((passes[0] for passes in paths.values() if passes[0].get("step") == 0), None)
-    if first:
-        chart.dot(first["domain"], first["general"], "base", "Base model, step 0", size=4.5)
-        chart.legend("dot", "base", "Base (step 0)")
-        parts.insert(0, f"The base model starts at {_place(first)}")
+    with drawing(title, "domain, %", "general, %", size=(460, 320), shares="xy") as drawn:
+        drawn.axes.update_datalim([(0, 0), (0, 1)])
+        widest = max(v["domain"] for passes in paths.values() for v in passes)
+        for method, passes in paths.items():
+            style, name = data.styles[method], method_name(method)
+            drawn.line([(v["domain"], v["general"]) for v in passes], style, name)
+            for v in passes[1:]:
+                drawn.dot(v["domain"], v["general"], style, f"{name}, step {v['step']}: {_place(v)}", size=6.5)
+            last = passes[-1]
+            dx, side = (7, "left") if last["domain"] < 0.75 * widest else (4, "right")
+            dy = -16 if last["general"] > 0.5 else 6
+            drawn.note(last["domain"], last["general"], f"step {last['step']}", dx=dx, dy=dy, ha=side)
+            parts.append(f"{name} ends at {_place(last)}")
+        first = next((passes[0] for passes in paths.values() if passes[0].get("step") == 0), None)
+        entries = _entries(drawn)
+        if first:
+            drawn.dot(first["domain"], first["general"], "base", "Base model, step 0", size=9)
+            entries.append((drawn.axes.lines[-1], "Base (step 0)"))
+            parts.insert(0, f"The base model starts at {_place(first)}")
+        drawn.legend(entries)
     caption = f"Each marker is a pass over the validation items; up and to the right is better. {'; '.join(parts)}."
-    return Figure("trade-off", "Domain against general score during training", chart.svg(), caption)
+    return Figure("trade-off", "Domain against general score during training", drawn.svg, caption)
 
 
 def losses(data: RunData) -> Figure | None:
     """Supervised loss of every method, and the distillation loss of those that have one."""
-    series = []
+    series: dict[str, tuple[list[Point], str, bool]] = {}
     for method, training in data.training.items():
-        sft, kl = _series(training, "loss_sft"), _series(training, "loss_kl")
-        if sft:
-            series.append((sft, style_of(method), f"{method_name(method)} L_SFT"))
-        if kl:
-            series.append((kl, f"{style_of(method)} dashed", f"{method_name(method)} L_KL"))
+        for field, sign in (("loss_sft", "L_SFT"), ("loss_kl", "L_KL")):
+            if points := _series(training, field):
+                series[f"{method_name(method)} {sign}"] = points, data.styles[method], field == "loss_kl"
     if not series:
         return None
-    values = [y for points, _, _ in series for _, y in points if y > 0]
-    log = bool(values) and max(values) > 30 * min(values)
-    x = axis_for("step", [step for points, _, _ in series for step, _ in points], whole=True)
-    y = axis_for(
-        "loss, nats a token", [y for points, _, _ in series for _, y in points], log=log, include=() if log else (0.0,)
-    )
-    chart = Chart(x, y, "Training losses by step")
-    for points, style, label in series:
-        chart.line(points, f"{style} thin", label)
-    ends = ", ".join(f"{label} {points[0][1]:.3g} to {points[-1][1]:.3g}" for points, _, label in series)
+    log = _spread_widely([y for points, _, _ in series.values() for _, y in points if y > 0])
+    with drawing("Training losses by step", "step", "loss, nats a token", log=log) as drawn:
+        _from_zero(drawn, log)
+        for label, (points, style, dashed) in series.items():
+            drawn.line(points, style, label, dashed=dashed, width=1.4)
+        drawn.legend()
+    ends = ", ".join(f"{label} {_ends(points)}" for label, (points, _, _) in series.items())
     scale = " The scale is logarithmic." if log else ""
-    return Figure("losses", "Training losses", chart.svg(), f"First to last logged step: {ends}.{scale}")
+    return Figure("losses", "Training losses", drawn.svg, f"First to last logged step: {ends}.{scale}")
 
 
 def balance(data: RunData) -> Figure | None:
@@ -128,35 +133,30 @@ def balance(data: RunData) -> Figure | None:
             for m, (_, ratio) in zip(rows, raw, strict=True)
             if _positive(m.get("lambda"))
         ]
-        x = axis_for("step", [step for step, _ in raw], whole=True)
-        y = axis_for("ratio, no unit", [v for _, v in (*raw, *balanced)], log=True, include=(1.0,))
-        chart = Chart(x, y, "Ratio of cross-entropy to divergence by step")
-        chart.level(1.0)
-        chart.line(raw, "base thin", "L_SFT / L_KL")
-        if balanced:
-            chart.line(balanced, f"{style_of(method)} thin", "L_SFT / (λ · L_KL)")
-        caption = f"Median ratio without the weight λ {_median(raw):.3g}"
-        caption += f", with it {_median(balanced):.3g}; 1 (dotted) is balance." if balanced else "."
-        return Figure("balance", "Balance of the two losses", chart.svg(), caption)
+        with drawing("Ratio of cross-entropy to divergence by step", "step", "ratio, no unit", log=True) as drawn:
+            drawn.axes.axhline(1, color=color("muted"), linewidth=1, linestyle=":")
+            drawn.line(raw, "base", "L_SFT / L_KL", width=1.4)
+            if balanced:
+                drawn.line(balanced, data.styles[method], "L_SFT / (λ · L_KL)", width=1.4)
+            drawn.legend()
+        caption = f"Median ratio without the weight λ {brief(_median(raw))}"
+        caption += f", with it {brief(_median(balanced))}; 1 (dotted) is balance." if balanced else "."
+        return Figure("balance", "Balance of the two losses", drawn.svg, caption)
     return None
 
 
 def weight_lambda(data: RunData) -> Figure | None:
     """lambda by step."""
-    series = {method: _series(training, "lambda") for method, training in data.training.items()}
-    series = {method: points for method, points in series.items() if points}
+    series = _by_method(data, "lambda")
     if not series:
         return None
-    values = [v for points in series.values() for _, v in points]
-    log = min(values) > 0 and max(values) > 30 * min(values)
-    x = axis_for("step", [step for points in series.values() for step, _ in points], whole=True)
-    y = axis_for("λ, no unit", values, log=log, include=() if log else (0.0,))
-    chart = Chart(x, y, "Weight lambda of the distillation loss by step")
+    title = "Weight λ of the distillation loss"
+    svg, _ = _by_step(data, series, f"{title} by step", "λ, no unit")
+    ranges = []
     for method, points in series.items():
-        chart.line(points, style_of(method), method_name(method))
-    ranges = [f"{method_name(m)}: {min(v for _, v in p):.3g} to {max(v for _, v in p):.3g}" for m, p in series.items()]
-    caption = f"Range over training, {'; '.join(ranges)}."
-    return Figure("lambda", "Weight λ of the distillation loss", chart.svg(), caption)
+        values = [value for _, value in points]
+        ranges.append(f"{method_name(method)}: {brief(min(values))} to {brief(max(values))}")
+    return Figure("lambda", title, svg, f"Range over training, {'; '.join(ranges)}.")
 
 
 # What else a line of metrics.jsonl has: field, title, axis with its unit, whether it is a share.
@@ -174,23 +174,12 @@ def signals(data: RunData) -> list[Figure]:
     """Small charts of a training by step, each where a method has logged it."""
     found = []
     for field, title, unit, share in _SIGNALS:
-        series = {method: _series(training, field) for method, training in data.training.items()}
-        series = {method: points for method, points in series.items() if points}
-        if not series:
+        if not (series := _by_method(data, field)):
             continue
-        values = [v for points in series.values() for _, v in points]
-        log = not share and min(values) > 0 and max(values) > 30 * min(values)
-        x = axis_for("step", [step for points in series.values() for step, _ in points], whole=True)
-        written = _whole_percent if share else plain_number
-        y = axis_for(unit, values, log=log, include=() if log else (0.0,), format=written)
-        chart = Chart(x, y, f"{title} by step", left=60)
-        ranges = []
-        for method, points in series.items():
-            chart.line(points, f"{style_of(method)} thin", method_name(method))
-            ends = [f"{percent(v)} %" if share else f"{v:.3g}" for _, v in (points[0], points[-1])]
-            ranges.append(f"{method_name(method)} {ends[0]} to {ends[1]}")
-        caption = f"First to last logged step: {'; '.join(ranges)}.{' The scale is logarithmic.' if log else ''}"
-        found.append(Figure(slug(field), title, chart.svg(), caption))
+        svg, log = _by_step(data, series, f"{title} by step", unit, share)
+        ends = "; ".join(f"{method_name(method)} {_ends(points, share)}" for method, points in series.items())
+        caption = f"First to last logged step: {ends}.{' The scale is logarithmic.' if log else ''}"
+        found.append(Figure(slug(field), title, svg, caption))
     return found
 
 
@@ -203,20 +192,24 @@ def weight_distance(data: RunData) -> Figure | None:
     series = {method: points for method, points in series.items() if points}
     if not series:
         return None
-    layers = sorted({layer for points in series.values() for layer, _ in points})
-    stride = math.ceil(len(layers) / 12)
-    x = Axis("layer", layers[0] - 0.5, layers[-1] + 0.5, ticks=layers[::stride], format=lambda v: f"{v:.0f}")
-    y = axis_for("||w − w₀|| / ||w₀||", [v for points in series.values() for _, v in points], include=(0.0,))
-    chart = Chart(x, y, "Relative L2 distance of each layer's weights from the base model", left=60)
-    for method, points in series.items():
-        chart.line(points, f"{style_of(method)} thin")
-        chart.legend("dot", style_of(method), method_name(method))
-        for layer, value in points:
-            chart.dot(layer, value, style_of(method), f"{method_name(method)}, layer {layer}: {distance(value)}")
+    title = "Relative L2 distance of each layer's weights from the base model"
+    entries = []
+    with drawing(title, "layer", "||w − w₀|| / ||w₀||") as drawn:
+        _from_zero(drawn)
+        for method, points in series.items():
+            style = data.styles[method]
+            drawn.line([(float(layer), value) for layer, value in points], style, width=1.4)
+            for layer, value in points:
+                drawn.dot(layer, value, style, f"{method_name(method)}, layer {layer}: {distance(value)}")
+            entries.append((drawn.axes.lines[-1], method_name(method)))
+        layers = [layer for points in series.values() for layer, _ in points]
+        drawn.axes.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
+        drawn.axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        drawn.legend(entries)
     means = {method: data.weight_distance[method].get("mean") for method in series}
     texts = [f"{method_name(method)} {distance(mean)}" for method, mean in means.items() if _finite(mean)]
     caption = f"Mean over layers: {', '.join(texts)}."
-    return Figure("weight-distance", "Distance of the weights from the base model", chart.svg(), caption)
+    return Figure("weight-distance", "Distance of the weights from the base model", drawn.svg, caption)
 
 
 def similarities(data: RunData) -> Figure | None:
@@ -230,25 +223,25 @@ def similarities(data: RunData) -> Figure | None:
     bins: dict[int, list[int]] = {}  # number of the bin -> rows dropped, rows kept
     for value, is_kept in values:
         bins.setdefault(math.floor(min(value, 1.0 - 1e-9) / width + 1e-9), [0, 0])[int(is_kept)] += 1
-    y = axis_for("rows", [sum(counts) for counts in bins.values()], include=(0,))
-    chart = Chart(axis_for("cosine similarity", [low, 1.0], whole=True), y, "Similarity of rewritten and raw answers")
-    for number, (dropped, kept) in sorted(bins.items()):
-        left, right = number * width, (number + 1) * width
-        chart.bar(left, right, dropped, "base", f"{left:.3f} to {right:.3f}: {dropped} not kept")
-        chart.bar(left, right, dropped + kept, "raft", f"{left:.3f} to {right:.3f}: {kept} kept", base=dropped)
-    chart.legend("fill", "raft", "kept")
-    chart.legend("fill", "base", "raw answer stays")
-    if tau is not None:
-        chart.mark_x(tau, f"τ = {tau:g}")
+    title = "Similarity of rewritten and raw answers"
+    with drawing(title, "cosine similarity", "rows") as drawn:
+        for number, (dropped, kept) in sorted(bins.items()):
+            left, right = number * width, (number + 1) * width
+            drawn.box(left, 0, width, dropped, "base", f"{left:.3f} to {right:.3f}: {dropped} not kept")
+            drawn.box(left, dropped, width, kept, "raft", f"{left:.3f} to {right:.3f}: {kept} kept")
+        drawn.axes.set_xlim(low, 1)
+        if tau is not None:
+            drawn.axes.axvline(tau, color=color("muted"), linewidth=1, linestyle=":")
+            drawn.note(tau, 1, f"τ = {tau:g}", dx=-5, dy=-10, ha="right", xycoords=("data", "axes fraction"))
+        drawn.legend([(drawn.axes.patches[1], "kept"), (drawn.axes.patches[0], "raw answer stays")])
     total = sum(is_kept for _, is_kept in values)
     share = f"{total:,} of {len(values):,} rewritings ({percent(total / len(values))} %)"
-    caption = f"{share} were kept: good enough, and fused."
-    return Figure("similarity", "Similarity of rewritten and raw answers", chart.svg(), caption)
+    return Figure("similarity", title, drawn.svg, f"{share} were kept: good enough, and fused.")
 
 
 def step_time(data: RunData) -> Figure | None:
     """Where the seconds of training went, as shares."""
-    rows = []
+    seconds = {}
     for method, training in data.training.items():
         sums = {phase: 0.0 for phase in PHASES}
         for line in training.metrics:
@@ -256,22 +249,32 @@ def step_time(data: RunData) -> Figure | None:
                 if _finite(value):
                     sums[phase] = sums.get(phase, 0.0) + value
         if sum(sums.values()) > 0:
-            rows.append((method, sums))
-    if not rows:
+            seconds[method] = sums
+    if not seconds:
         return None
-    phases = list(dict.fromkeys(phase for _, sums in rows for phase in sums))
-    shares = [
-        (method_name(method), [(_words(p), sums.get(p, 0.0), f"part{min(i, 4) + 1}") for i, p in enumerate(phases)])
-        for method, sums in rows
-    ]
+    phases = list(dict.fromkeys(phase for sums in seconds.values() for phase in sums))
     parts = []
-    for method, sums in rows:
-        total = sum(sums.values())
-        largest = max(sums, key=lambda phase: sums[phase])
-        share = f"{_words(largest)} ({percent(sums[largest] / total)} %)"
-        parts.append(f"{method_name(method)}: {duration(total)} logged, most in {share}")
-    drawn = stacked(shares, "Shares of training time")
-    return Figure("step-time", "Where training time goes", drawn, f"{'; '.join(parts)}.", wide=True)
+    with drawing("Shares of training time", "%", size=(460, 75 + 40 * len(seconds)), shares="x") as drawn:
+        _rows(drawn, [method_name(method) for method in seconds])
+        for row, (method, sums) in enumerate(seconds.items()):
+            total, left = sum(sums.values()), 0.0
+            for i, phase in enumerate(phases):
+                share = sums.get(phase, 0.0) / total
+                part = PARTS[min(i, len(PARTS) - 1)]
+                tip = f"{method_name(method)}, {_words(phase)}: {percent(share)} %"
+                drawn.box(left, row - 0.35, share, 0.7, part, tip)
+                if share > 0.1:
+                    ink = color(f"on-{part}")
+                    text = f"{percent(share, 0)} %"
+                    drawn.note(left + share / 2, row, text, ha="center", va="center", color=ink, fontweight="bold")
+                left += share
+            largest = max(sums, key=lambda phase: sums[phase])
+            share_of_largest = f"{_words(largest)} ({percent(sums[largest] / total)} %)"
+            parts.append(f"{method_name(method)}: {duration(total)} logged, most in {share_of_largest}")
+        drawn.axes.set_xlim(0, 1)
+        boxes = drawn.axes.patches
+        drawn.legend([(boxes[i], _words(phase)) for i, phase in enumerate(phases)])
+    return Figure("step-time", "Where training time goes", drawn.svg, f"{'; '.join(parts)}.")
 
 
 def stages(data: RunData) -> Figure | None:
@@ -279,14 +282,60 @@ def stages(data: RunData) -> Figure | None:
     seconds = {k: v for k, v in (data.summary.get("seconds") or {}).items() if _finite(v) and k != "total"}
     if not seconds:
         return None
-    rows = [(_words(stage), value, duration(value), "part2") for stage, value in seconds.items()]
+    with drawing("Seconds per stage", size=(460, 16 + 26 * len(seconds))) as drawn:
+        _rows(drawn, [_words(stage) for stage in seconds])
+        for row, value in enumerate(seconds.values()):
+            drawn.box(0, row - 0.32, value, 0.64, "part2")
+            drawn.note(value, row, duration(value), dx=6, va="center")
+        drawn.axes.xaxis.set_visible(False)
+        drawn.axes.spines.bottom.set_visible(False)
     longest = max(seconds, key=lambda stage: seconds[stage])
     caption = f"The longest stage is {_words(longest)}, {duration(seconds[longest])}."
-    return Figure("stages", "Seconds per stage", bars(rows, "Seconds per stage"), caption)
+    return Figure("stages", "Seconds per stage", drawn.svg, caption)
 
 
-def _whole_percent(value: float) -> str:
-    return percent(value, 0)
+def _by_step(
+    data: RunData, series: Mapping[str, list[Point]], title: str, unit: str, share: bool = False
+) -> tuple[str, bool]:
+    """The drawing of a line a method, and whether its scale is logarithmic."""
+    log = not share and _spread_widely([v for points in series.values() for _, v in points])
+    with drawing(title, "step", unit, log=log, shares="y" if share else "") as drawn:
+        _from_zero(drawn, log)
+        for method, points in series.items():
+            drawn.line(points, data.styles[method], method_name(method), width=1.4)
+        drawn.legend()
+    return drawn.svg, log
+
+
+def _rows(drawn: Drawing, names: list[str]) -> None:
+    """A row a name, from the top, with no grid."""
+    drawn.axes.set_yticks(range(len(names)), [short(name, 24) for name in names], color=color("ink"))
+    drawn.axes.set_ylim(len(names) - 0.5, -0.5)
+    drawn.axes.grid(False)
+
+
+def _from_zero(drawn: Drawing, log: bool = False) -> None:
+    if not log:
+        drawn.axes.update_datalim([(0, 0)], updatex=False)
+
+
+def _entries(drawn: Drawing) -> list[tuple[Any, str]]:
+    return list(zip(*drawn.axes.get_legend_handles_labels(), strict=True))
+
+
+def _ends(points: list[Point], share: bool = False) -> str:
+    first, last = (f"{percent(value)} %" if share else brief(value) for _, value in (points[0], points[-1]))
+    return f"{first} to {last}"
+
+
+def _spread_widely(values: list[float]) -> bool:
+    """Whether a logarithmic scale shows more."""
+    return bool(values) and min(values) > 0 and max(values) > 30 * min(values)
+
+
+def _by_method(data: RunData, key: str) -> dict[str, list[Point]]:
+    series = {method: _series(training, key) for method, training in data.training.items()}
+    return {method: points for method, points in series.items() if points}
 
 
 def _series(training: Training, key: str) -> list[Point]:
@@ -301,10 +350,8 @@ def _positive(value: Any) -> bool:
     return _finite(value) and value > 0
 
 
-def _median(points: Sequence[Point]) -> float:
-    values = sorted(v for _, v in points)
-    middle = len(values) // 2
-    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+def _median(points: list[Point]) -> float:
+    return statistics.median(v for _, v in points)
 
 
 def _place(scores: dict[str, float]) -> str:

@@ -1,18 +1,19 @@
 """Reads a run folder into one object. Whatever a run has not made yet is None or empty, and its section is left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from raft.errors import InputError, RunFolderError
-from raft.evaluate.retention import retention
 from raft.runs import Run, read_json, read_jsonl
 from raft.settings.files import read_yaml
+from raft.stats.retention import retention
 
-# The models that a report compares, in the order of its tables. Others (a plain run's "model") follow by name.
+# The first models of every table, in this order. Others (a plain run's "model", another method) follow by name.
 KNOWN = ("base", "sft", "raft")
+OTHER_STYLES = 6  # colours of templates/chart.css for models that are not in KNOWN
 NAMES = {"base": "Base", "sft": "SFT", "raft": "RAFT", "model": "Model"}
 SUITES = ("domain", "general", "format")
 
@@ -42,6 +43,19 @@ class RunData:
     failed: list[dict[str, Any]]
     diagnostics: dict[str, Any]
     items: dict[tuple[str, str], dict[str, Any]]  # (suite, id) -> test item
+    beside: tuple[str, ...] = ()  # methods of other runs on the same page
+
+    @property
+    def methods(self) -> list[str]:
+        """All models of which the run holds anything."""
+        return ordered([*self.scores, *self.evals, *self.training, *self.weight_distance])
+
+    @property
+    def styles(self) -> dict[str, str]:
+        """Method -> the name of its colour and marker: its own for those of KNOWN, "other1" and so on for others."""
+        others = [method for method in ordered([*self.methods, *self.beside]) if method not in KNOWN]
+        numbered = {method: f"other{i % OTHER_STYLES + 1}" for i, method in enumerate(others)}
+        return {method: method for method in KNOWN} | numbered
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
@@ -118,9 +132,10 @@ class RunData:
         for name, result in self.evals.items():
             trained = len(result.get("trained_items", ()))
             if trained:
+                items = sum(result.get("n", {}).values())
                 found.append(
-                    f"{trained:,} of the {sum(result.get('n', {}).values()):,} items that {method_name(name)} answered ask "
-                    "what the training rows ask: scores on them say what was learned, not what it does with new questions."
+                    f"{trained:,} of the {items:,} items that {method_name(name)} answered ask what the training rows "
+                    "ask: scores on them say what was learned, not what it does with new questions."
                 )
         return found
 
@@ -129,9 +144,10 @@ def _item(sample: Mapping[str, Any]) -> Item:
     return str(sample["id"]), str(sample.get("question", ""))
 
 
-def ordered(methods: Mapping[str, Any]) -> list[str]:
-    """Method names as every table and figure lists them."""
-    return [name for name in KNOWN if name in methods] + sorted(set(methods).difference(KNOWN))
+def ordered(methods: Iterable[str]) -> list[str]:
+    """Method names as every table and figure lists them, each once."""
+    methods = set(methods)
+    return [name for name in KNOWN if name in methods] + sorted(methods.difference(KNOWN))
 
 
 def method_name(method: str) -> str:
@@ -152,10 +168,8 @@ def load_run(path: str | Path) -> RunData:
             evals[file.stem] = value
     config = _yaml(run.path / "config.yaml")
     own = ((_yaml(run.train_dir / "config.yaml") or config).get("train") or {}).get("method", "raft")
-    training = {
-        name: _training(folder)
-        for name, folder in (("sft", run.path / "baselines" / "sft" / "train"), (own, run.train_dir))
-    }
+    training = {folder.parent.name: _training(folder) for folder in sorted(run.path.glob("baselines/*/train"))}
+    training[own] = _training(run.train_dir)
     data = RunData(
         path=run.path,
         summary=_json(run.path / "summary.json"),

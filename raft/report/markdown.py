@@ -5,8 +5,8 @@ from pathlib import Path
 from raft.report.document import Document, Example, Section
 from raft.report.figures import Figure
 from raft.report.load import method_name
+from raft.report.plots import standalone
 from raft.report.samples import RIGHT, Choice
-from raft.report.svg import standalone
 from raft.report.tables import Cell, Table
 from raft.report.text import clip, markdown_text
 
@@ -44,8 +44,7 @@ def _section(section: Section) -> str:
 
 def _table(table: Table) -> str:
     header = [markdown_text(f"{cell.text} ({cell.note})" if cell.note else cell.text) for cell in table.header]
-    is_number = [any(row[i].is_number for row in table.rows if i < len(row)) for i in range(len(header))]
-    rule = ["---:" if right else "---" for right in is_number]
+    rule = ["---:" if numeric else "---" for numeric in table.numeric]
     lines = [header, rule, *([_cell(cell) for cell in row] for row in table.rows)]
     return f"{markdown_text(table.caption)}\n\n" + "\n".join(_line(line) for line in lines)
 

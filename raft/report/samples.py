@@ -1,7 +1,8 @@
-"""Which answers a report shows: where SFT forgot and RAFT did not, and where RAFT was wrong."""
+"""Which answers a report shows: what other methods forgot and RAFT did not, and where RAFT was wrong."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from raft.report.load import RunData, method_name
@@ -31,7 +32,7 @@ class Choice:
 
 
 def choose(data: RunData, limit: int = 5) -> list[Choice]:
-    """The choices of samples; empty where the models needed were not evaluated."""
+    """What was forgotten and what was learned; empty where the models needed were not evaluated."""
     pairs = _aligned(data)
     if not pairs:
         return []
@@ -41,19 +42,22 @@ def choose(data: RunData, limit: int = 5) -> list[Choice]:
     elsewhere = [pair for pair in pairs if pair.suite != "domain"]
     domain = [pair for pair in pairs if pair.suite == "domain"]
     choices = []
-    if {"base", "sft", "raft"} <= answered:
-        title = "SFT forgot it, RAFT did not: base right, SFT wrong, RAFT right"
-        choices.append(_choice(title, elsewhere, _only_sft_forgot, limit))
+    for other in (method for method in data.evals if method in answered - {"base", "raft"}):
+        if {"base", "raft"} <= answered:
+            lost = method_name(other)
+            title = f"{lost} forgot it, {name} did not: base right, {lost} wrong, {name} right"
+            choices.append(_choice(title, elsewhere, partial(_forgot, by=other, kept=trained), limit))
     if "base" in answered and trained != "base":
         title = f"{name} forgot it: base right, {name} wrong"
-        choices.append(_choice(title, elsewhere, lambda right: right["base"] and not right[trained], limit))
+        choices.append(_choice(title, elsewhere, partial(_forgot, by=trained), limit))
     choices.append(_choice(f"Domain questions that {name} got right", domain, lambda right: right[trained], limit))
     choices.append(_choice(f"Domain questions that {name} got wrong", domain, lambda right: not right[trained], limit))
     return [choice for choice in choices if choice.of]
 
 
-def _only_sft_forgot(right: dict[str, bool]) -> bool:
-    return right["base"] and not right["sft"] and right["raft"]
+def _forgot(right: dict[str, bool], by: str, kept: str = "base") -> bool:
+    """Whether method `by` has lost what the base model knew and `kept` still knows; right: method -> is it right?"""
+    return right["base"] and not right[by] and right[kept]
 
 
 def _choice(title: str, pairs: list[Comparison], wanted: Callable[[dict[str, bool]], bool], limit: int) -> Choice:

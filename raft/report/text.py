@@ -18,11 +18,6 @@ def clip(text: str) -> str:
     return text if len(text) <= _LIMIT else f"{text[:_LIMIT]} … ({len(text):,} characters)"
 
 
-def html_text(text: str) -> str:
-    """For element content and attribute values."""
-    return html.escape(clean(text), quote=True)
-
-
 # Markup anywhere in a line, and what makes a heading or a list at its start. Dots and dashes stay: 58.5, not 58\.5.
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~$]|^(?:[#=]|[-+](?= )))")
 

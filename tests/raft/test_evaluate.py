@@ -1,17 +1,12 @@
-"""evaluate(): what is asked, how outputs become scores; statistics, retention and the distance of weights."""
+"""evaluate(): what is asked, how outputs become scores; the distance of weights."""
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from raft.errors import InputError, ModelError
-from raft.evaluate import retention
-from raft.evaluate.statistics import bootstrap_interval, mean_std, paired_interval
 from raft.evaluate.suites import check_items, summarize
 from raft.merging.distance import weight_distance
 
@@ -64,58 +59,6 @@ def test_items_are_checked_before_anything_is_generated(change, words):
 def test_no_items_is_an_error():
     with pytest.raises(InputError, match="no items"):
         check_items([])
-
-
-def test_retention_is_relative_to_base_and_undefined_at_zero():
-    kept = retention({"domain": 0.5, "general": 0.6, "format": 1.0}, {"domain": 0.0, "general": 0.8})
-    assert kept == {"general": pytest.approx(0.75)}
-
-
-def test_bootstrap_matches_the_normal_approximation():
-    values = np.random.default_rng(1).binomial(1, 0.7, size=400).astype(float)
-    low, high = bootstrap_interval(values.tolist())
-    half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.008)
-    assert high == pytest.approx(values.mean() + half, abs=0.008)
-
-
-def test_bootstrap_is_seeded_and_exact_without_spread():
-    values = [0.0, 1.0, 1.0, 0.5]
-    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
-    assert bootstrap_interval([1.0] * 5) == (1.0, 1.0)
-    with pytest.raises(ValueError, match="at least one value"):
-        bootstrap_interval([])
-
-
-def test_blocks_do_not_change_the_interval(monkeypatch):
-    values = np.random.default_rng(2).random(50).tolist()
-    whole = bootstrap_interval(values, resamples=1000)
-    monkeypatch.setattr("raft.evaluate.statistics._BLOCK", 50 * 37)
-    assert bootstrap_interval(values, resamples=1000) == whole
-
-
-def test_pairing_removes_what_items_share():
-    rng = np.random.default_rng(0)
-    difficulty = rng.random(200)
-    first, second = (difficulty + 0.05).tolist(), difficulty.tolist()
-    low, high = paired_interval(first, second)
-    assert low == pytest.approx(0.05) and high == pytest.approx(0.05)
-    unpaired = bootstrap_interval(first).high - bootstrap_interval(first).low
-    assert unpaired > 0.05
-    with pytest.raises(ValueError, match="one pair per item"):
-        paired_interval([1.0], [1.0, 0.0])
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
-def test_interval_lies_within_the_values(values):
-    low, high = bootstrap_interval(values, resamples=200)
-    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
-
-
-def test_mean_std_over_seeds():
-    assert mean_std([1.0, 2.0, 3.0]) == (2.0, 1.0, 3)
-    assert mean_std([4.0]) == (4.0, 0.0, 1)
 
 
 def tensors(layer0=(3.0, 4.0), layer1=(1.0, 0.0), embedding=(2.0, 0.0)):

@@ -12,20 +12,24 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raft.errors import InputError, RunFolderError
-from raft.evaluate.statistics import bootstrap_interval, paired_interval
 from raft.refine.floor import REASONS
 from raft.report import write_report
+from raft.report.estimates import estimate
 from raft.report.figures import signals, slug
+from raft.report.html import environment
 from raft.report.load import load_run
+from raft.report.numbers import duration, percent, points
+from raft.report.plots import VARIABLES, drawing, template, thin
+from raft.report.refinement import diagnostics_tables, reason_table
 from raft.report.samples import choose
-from raft.report.svg import Axis, Chart, axis_for, thin
-from raft.report.tables import diagnostics_tables, difference_of, duration, percent, points, reason_table, score_table
-from raft.report.text import clean, clip, html_text, markdown_text
+from raft.report.tables import score_table
+from raft.report.text import clean, clip, markdown_text
 from raft.runs import read_jsonl
+from raft.stats.intervals import items_interval
 from tests.raft.report_fixture import METHODS, build_refine, build_run, write, write_lines
 
 ROOT = Path(__file__).parents[2]
@@ -122,10 +126,10 @@ def test_scores_are_those_of_the_summary(run, parsed):
 def test_intervals_are_those_of_the_items(run, page):
     data = load_run(run)
     scores = {method: data.item_scores(method, "domain") for method in ("sft", "raft")}
-    low, high = bootstrap_interval(list(scores["raft"].values()))
+    low, high = items_interval(list(scores["raft"].values()))
     assert f"{100 * low:.1f} – {100 * high:.1f}" in page
     ids = sorted(scores["raft"])  # id and question
-    low, high = paired_interval([scores["raft"][i] for i in ids], [scores["sft"][i] for i in ids])
+    low, high = items_interval([scores["raft"][i] - scores["sft"][i] for i in ids])
     assert f"{100 * low:+.1f} to {100 * high:+.1f}" in page
 
 
@@ -145,8 +149,8 @@ def test_other_items_are_not_compared_as_if_they_were_the_same(run, tmp_path):
     kept = {s["id"]: s["score"] for i, s in enumerate(samples) if i % 3}
     base = {s["id"]: s["score"] for s in data.evals["base"]["samples"] if s["id"] in kept}
     gained = sum(kept.values()) / len(kept) - sum(base.values()) / len(base)
-    value, interval = difference_of(data, "raft", "base", "domain")
-    assert value == pytest.approx(gained) and interval.low <= value <= interval.high
+    found = estimate([data]).differences["raft", "base", "domain"]
+    assert found.value == pytest.approx(gained) and found.interval.low <= found.value <= found.interval.high
     [caution] = data.cautions
     assert caution == (
         f"RAFT and Base were not asked the same items of domain: 200 and 200, {len(kept)} in common, which alone are "
@@ -164,8 +168,8 @@ def test_without_common_items_there_is_no_difference(run, tmp_path):
     samples = [{**s, "id": f"other-{s['id']}"} for s in result["samples"]]
     write(file, {**result, "samples": samples})
     data = load_run(folder)
-    assert difference_of(data, "raft", "base", "general") is None
-    assert difference_of(data, "sft", "base", "general") is not None
+    found = estimate([data]).differences
+    assert ("raft", "base", "general") not in found and ("sft", "base", "general") in found
     assert "raft" not in {m for m, kept in data.retention.items() if kept}
 
 
@@ -253,7 +257,7 @@ def test_a_report_is_written_without_torch(run, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], check=False, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "table-reasons" in (tmp_path / "report.html").read_text()
+    assert 'id="table-reasons"' in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -263,7 +267,7 @@ def test_a_report_is_written_without_torch(run, tmp_path):
 def test_without_texts_there_is_no_table_of_reasons(tmp_path, reasons):
     write(tmp_path / "refine" / "diagnostics.json", {"rows": 2, "reasons": reasons})
     assert reason_table(load_run(tmp_path)) is None
-    assert "table-reasons" not in write_report(tmp_path).read_text()
+    assert 'id="table-reasons"' not in write_report(tmp_path).read_text()
 
 
 def test_an_unknown_reason_is_shown_by_its_name(tmp_path):
@@ -460,7 +464,7 @@ def test_diagnostics_of_any_shape(tmp_path):
 def test_scores_without_samples_have_no_interval(tmp_path):
     scores = {"base": {"domain": 0.0, "general": 0.9}, "raft": {"domain": 0.5, "general": 0.8}}
     write(tmp_path / "summary.json", {"scores": scores, "n": {"domain": 10, "general": 10}})
-    table = score_table(load_run(tmp_path))
+    table = score_table(estimate([load_run(tmp_path)]))
     assert all(cell.note == "" for row in table.rows for cell in row)
     raft, change = table.rows[1:]
     assert raft[-1].value == pytest.approx(0.8 / 0.9)
@@ -475,7 +479,7 @@ def test_numbers_as_text():
 
 @given(st.text())
 def test_escaped_text_has_no_markup(text):
-    escaped = html_text(text)
+    escaped = environment().from_string("{{ text }}").render(text=text)
     assert not set("<>\"'") & set(escaped)
     escaped.encode("utf-8")
     assert "\n" not in markdown_text(text) and "<" not in markdown_text(text).replace("<br>", "")
@@ -487,29 +491,99 @@ def test_clip():
     assert clip("x" * 5000).startswith("x" * 600 + " …") and len(clip("x" * 5000)) < 640
 
 
-@given(st.lists(st.floats(-1e9, 1e9, allow_nan=False), min_size=1, max_size=20), st.booleans())
-def test_an_axis_holds_its_values(values, whole):
-    axis = axis_for("", values, whole=whole)
-    assert axis.low < axis.high and len(axis.ticks) >= 1
-    for value in values:
-        assert -1e-6 <= axis.share(value) <= 1 + 1e-6
+def drawn(points, **options):
+    """The SVG of one line through the points, as an element; and its axes."""
+    with drawing("t", "x", "y", **options) as found:
+        found.line(points, "raft")
+    assert "nan" not in found.svg
+    return ET.fromstring(found.svg), found.axes
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(-1e9, 1e9, allow_nan=False), min_size=1, max_size=20))
+def test_axes_hold_their_values(values):
+    _, axes = drawn(list(enumerate(values)))
+    for (low, high), found in ((axes.get_xlim(), range(len(values))), (axes.get_ylim(), values)):
+        room = 1e-6 * (high - low)
+        assert low < high and low - room <= min(found) and max(found) <= high + room
+    assert len(axes.get_yticks()) >= 2
+
+
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20))
 def test_a_log_axis_holds_its_values_and_has_ticks(values):
-    axis = axis_for("", [*values, 0.0, float("nan")], log=True)
-    assert axis.ticks and all(axis.low * 0.999 <= tick <= axis.high * 1.001 for tick in axis.ticks)
-    assert all(-1e-6 <= axis.share(value) <= 1 + 1e-6 for value in values)
+    _, axes = drawn(list(enumerate([*values, 0.0, float("nan")])), log=True)
+    low, high = axes.get_ylim()
+    assert low <= min(values) and max(values) <= high
+    assert any(low <= tick <= high for tick in axes.get_yticks())
 
 
-def test_marks_lie_where_the_data_say():
-    chart = Chart(Axis("", 0, 10), Axis("", 0, 1), "t", width=120, height=120, left=10, right=10, top=10, bottom=10)
-    assert chart.at(0, 0) == (10, 110) and chart.at(10, 1) == (110, 10) and chart.at(5, 0.5) == (60, 60)
-    assert chart.at(20, 2) == (110, 10)  # held inside the frame
-    chart.line([(0, 0), (5, math.nan), (10, 1), (5, 1)], "raft")
-    svg = chart.svg()
-    assert 'd="M110.0 10.0L60.0 10.0"' in svg and 'cx="10.0" cy="110.0"' in svg  # broken at the gap
-    ET.fromstring(svg)
+def test_marks_lie_where_the_data_say_and_a_gap_breaks_the_line():
+    svg, _ = drawn([(0, 0), (2, 4), (5, math.nan), (6, 8), (8, math.nan), (10, 10)])
+    [line] = [
+        path.get("d") for path in svg.iter("path") if "stroke:var(--raft)" in path.get("style") and not path.get("id")
+    ]
+    [first, second] = [[float(v) for v in point.split()] for point in re.fullmatch("M(.*)L(.*)M.*M.*", line).groups()]
+    [mark, other] = [
+        (float(use.get("x")), float(use.get("y"))) for use in svg.iter("use")
+    ]  # of values without neighbours
+    across, up = second[0] - first[0], first[1] - second[1]
+    assert mark == pytest.approx((first[0] + 3 * across, first[1] - 2 * up), abs=0.3)
+    assert other == pytest.approx((first[0] + 5 * across, first[1] - 2.5 * up), abs=0.4)
+    width, height = map(float, svg.get("viewBox").split()[2:])
+    assert 0 < first[0] < other[0] <= width and 0 <= other[1] < first[1] < height
+
+
+def test_a_drawing_has_the_colours_of_the_page_in_light_and_dark(run):
+    drawings = {file.stem: file.read_text() for file in (run / "report").glob("*.svg")}
+    style = template("chart.css")
+    light, dark = style.split("@media (prefers-color-scheme: dark)")
+    for variable in VARIABLES:
+        assert light.count(f"--{variable}:") == dark.count(f"--{variable}:") == 1
+    for name, svg in drawings.items():
+        used = set(re.findall(r"var\(--([\w-]+)\)", svg))
+        assert {"ink", "muted"} & used <= set(VARIABLES), name
+        assert svg.count("<style>") == 1 and style in svg
+        assert not re.search(r"#[0-9a-f]{6}", svg.replace(style, "")), name  # no colour that a theme could not change
+    assert {"sft", "raft"} <= set(re.findall(r"stroke:var\(--(\w+)\)", drawings["losses"]))
+
+
+def test_drawings_are_text_and_the_same_each_time(run, page):
+    before = {file.name: file.read_bytes() for file in (run / "report").glob("*.svg")}
+    assert write_report(run).read_text() == page
+    assert {file.name: file.read_bytes() for file in (run / "report").glob("*.svg")} == before
+    losses = ET.fromstring(before["losses.svg"])
+    texts = [text.text for text in losses.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"step", "loss, nats a token", "SFT L_SFT", "RAFT L_KL"} <= set(texts)
+    assert b"Date" not in before["losses.svg"] and b"DejaVu" not in before["losses.svg"]
+
+
+def test_marks_say_what_they_are(page):
+    assert re.search(r"<title>RAFT, layer 0: 0\.\d{4}</title>", page) and "<title>SFT, step " in page
+
+
+def test_any_number_of_methods(run, tmp_path):
+    """Seven methods beside the base, each with a training and scores, a colour, and compared with the base and RAFT."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    others = ["fapm", "l2sp", "on_policy", "sdft", "_x<y>$z$"]
+    for name in others:
+        write(folder / "eval" / f"{name}.json", json.loads((run / "eval" / "sft.json").read_text()))
+        shutil.copytree(run / "baselines" / "sft", folder / "baselines" / name)
+    data = load_run(folder)
+    assert data.methods == ["base", "sft", "raft", *sorted(others)] and list(data.training) == data.methods[1:]
+    styles = [data.styles[method] for method in data.methods]
+    assert len(set(styles)) == len(styles) and set(styles) <= set(VARIABLES)
+    parsed = Page(write_report(folder).read_text())
+    rows = [row[0] for row in parsed.tables["scores"][1:]]
+    trained = ["SFT", "RAFT", *sorted(others)]
+    pairs = [*((name, "Base") for name in trained), *(("RAFT", name) for name in trained if name != "RAFT")]
+    assert rows == ["Base", *trained, *(f"{first} − {second}" for first, second in pairs)]
+    text = "".join(parsed.text)
+    assert "RAFT against SFT, _x<y>$z$, fapm, l2sp, on_policy and sdft" in text
+    for name in others:
+        assert f"{name} against the base model: general" in text and f"{name} L_SFT" in text
+        assert f"{name} forgot it, RAFT did not" in text
 
 
 def test_thinning_keeps_the_ends():

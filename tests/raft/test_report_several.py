@@ -7,13 +7,14 @@ import pytest
 
 from raft.cli import main
 from raft.errors import RunFolderError
-from raft.evaluate.statistics import clustered_interval
 from raft.folder import open_run
 from raft.report import write_report
+from raft.report.estimates import estimate
 from raft.report.load import load_run
-from raft.report.several import runs_table
-from raft.report.tables import percent, points
+from raft.report.numbers import percent, points
+from raft.report.tables import score_table
 from raft.runs import read_json, write_json
+from raft.stats.intervals import interval
 from tests.raft.report_fixture import build_run
 
 
@@ -28,6 +29,10 @@ def runs(tmp_path_factory):
                 sample["question"] = f"question {sample['id']}"
             write_json(file, result)
     return folders
+
+
+def runs_table(runs):
+    return score_table(estimate(runs))
 
 
 def cells(table):
@@ -49,14 +54,13 @@ def test_a_score_is_the_mean_over_the_runs(runs):
 def test_a_difference_is_paired_by_item_and_counts_an_item_once(runs):
     data = [load_run(folder) for folder in runs]
     found = cells(runs_table(data))["RAFT − Base"]["General"]
-    by_item = {}
+    by_run = []
     for run in data:
         ours, theirs = run.item_scores("raft", "general"), run.item_scores("base", "general")
-        for item, score in ours.items():
-            by_item.setdefault(item, []).append(score - theirs[item])
-    assert any(len(values) == 3 for values in by_item.values())
-    assert found.value == pytest.approx(statistics.fmean(d for values in by_item.values() for d in values))
-    low, high = clustered_interval([by_item[item] for item in sorted(by_item)])
+        by_run.append({item: [ours[item] - theirs[item]] for item in sorted(ours)})
+    assert by_run[0].keys() == by_run[1].keys() == by_run[2].keys()
+    assert found.value == pytest.approx(statistics.fmean(d for of in by_run for [d] in of.values()))
+    low, high = interval(by_run)
     assert found.note == f"{points(low)} to {points(high)}"
 
 
@@ -90,6 +94,7 @@ def test_the_page_begins_with_it(runs, tmp_path, capsys):
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     for written in (page, text):
         assert "seed-1, seed-2" in written
+        assert "With 3 trainings an interval is rough" in written
         assert written.index("Over all runs") < written.index("Trade-off")
     write_report(folder)
     assert "Over all runs" not in (folder / "report.html").read_text()

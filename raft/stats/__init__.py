@@ -1,0 +1,1 @@
+"""Statistics of scores: intervals over items and trainings, paired tests, retention."""
