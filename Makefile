@@ -45,7 +45,7 @@ oldest: ; scripts/oldest.sh $(ARGS)
 check: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy raft kernels/raft_kernels $(wildcard bench)
+	$(BIN)/mypy raft kernels/raft_kernels $(wildcard bench studies)
 
 bench: venv
 	$(BIN)/python -m bench $(or $(ARGS),kernels)

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 from raft import __version__
 from raft.cpu import share_cpu
 from raft.errors import ConfigError, Interrupted, ModelError, RaftError, RunFolderError
-from raft.folder import REPORTS, add_to_run, check_run, open_run
 from raft.models import check_model, check_top_k
 from raft.progress import say
 from raft.rows import read_rows
-from raft.runs import Run, stop_on_signals
+from raft.runs import Run
+from raft.runs.folder import REPORTS, add_to_run, check_run, open_run
+from raft.runs.signals import stop_on_signals
 from raft.settings.files import load_config
 from raft.settings.plan import Plan
 from raft.settings.schema import SECTIONS, Config, EngineKind

@@ -4,11 +4,11 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from raft.demo.record import machine, settle, versions
 from raft.demo.settings import BASE_MODEL, DOMAIN, MAX_ANSWER, MAX_MODEL_LEN, REFINE, DemoSettings
 from raft.demo.stages import Clock, Stages, train_settings
 from raft.progress import say
 from raft.runs import Run, write_json
+from raft.runs.provenance import machine, settle, versions
 from raft.settings import Config, EvalSettings, save_config
 
 SUITES = ("domain", "general", "format")

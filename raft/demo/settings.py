@@ -1,4 +1,4 @@
-"""What the demo runs with. The learning rates and epochs are what `python -m raft.demo.grid` chose on the validation split
+"""What the demo runs with. The learning rates and epochs are what `python -m studies.microworld.grid` chose on the validation split
 of seed 0 (results/microworld_grid.json); every seed uses them, and no test item was looked at for them."""
 
 from dataclasses import dataclass

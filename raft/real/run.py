@@ -26,7 +26,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raft.demo.record import commit, machine, settle, versions
 from raft.demo.stages import Clock
 from raft.errors import RaftError, RunFolderError
 from raft.progress import say
@@ -38,6 +37,7 @@ from raft.real.settings import RealSettings
 from raft.real.table import table
 from raft.refine.store import write_lines
 from raft.runs import Run, read_json, write_json
+from raft.runs.provenance import commit, machine, settle, versions
 
 
 def run_real(

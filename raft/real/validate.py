@@ -17,7 +17,7 @@ def validate(folder: str | Path, items: Sequence[Item], questions: Sequence[Ques
     domain and general, in [0, 1]: how often the right one of two choices is likelier, by the mean log p of a token; over
     all pairs of a right and a wrong choice, so finer than the share of right choices of four. (The probability of the
     right one would be finer still, but it falls wherever answers become alike in likelihood, which training on their
-    style does by itself.) value: their harmonic mean, as in `raft.demo.grid`: who fine-tunes on a domain wants both.
+    style does by itself.) value: their harmonic mean, as in `studies.microworld.grid`: who fine-tunes on a domain wants both.
     loglik: of the right answers of the domain, in nats a token.
     """
     model = Model(folder)

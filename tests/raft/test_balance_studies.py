@@ -2,9 +2,9 @@
 
 import pytest
 
-from raft.demo.balance import BALANCES, collect
-from raft.real.balance import METHODS, compare
 from raft.train.config import RAFTConfig
+from studies.microworld.balance import BALANCES, collect
+from studies.real.balance import METHODS, compare
 
 
 def test_scores_of_the_seeds_and_what_was_forgotten_at_equal_domain():

@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 
 from raft.demo.formats import FORMATS
-from raft.demo.pretrain import MIXTURE, domain_scores, scores
 from raft.demo.settings import BASE_MODEL
 from raft.demo.skills import SKILLS
 from raft.demo.tokenizer import vocabulary
 from raft.models import check_model, load_model, load_tokenizer
+from studies.microworld.pretrain import MIXTURE, domain_scores, scores
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from raft.cli import main
 from raft.demo.stages import Stages
 from raft.errors import EngineError, RunFolderError
-from raft.folder import REPORTS, add_to_run, check_run, open_run
-from raft.manifest import MANIFEST, MARKER
 from raft.runs import Run, read_json
+from raft.runs.folder import REPORTS, add_to_run, check_run, open_run
+from raft.runs.manifest import MANIFEST, MARKER
 
 ROOT = Path(__file__).parents[2]
 DEAD = 2**22 + 1  # beyond the largest id of a process
@@ -301,7 +301,7 @@ def test_what_cannot_be_a_run(tmp_path):
 
 
 def test_two_processes_do_not_work_in_one_run(tmp_path):
-    code = "import sys, time; from raft.folder import open_run; open_run(sys.argv[1]); "
+    code = "import sys, time; from raft.runs.folder import open_run; open_run(sys.argv[1]); "
     code += "print('open', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -9,10 +9,10 @@ from raft.demo.settings import BASE_MODEL
 from raft.errors import ConfigError
 from raft.prompts import TEACHER_PROMPTS, teacher_messages
 from raft.real.evaluate import Model
-from raft.real.teacher import LABEL, REFERENCE_WORDS, TOP, read, study
 from raft.refine.embed import load_embedder
 from raft.rendering import chat_ids
 from raft.rows import normalize_rows
+from studies.real.teacher import LABEL, REFERENCE_WORDS, TOP, read, study
 
 
 @pytest.mark.parametrize(

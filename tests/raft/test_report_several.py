@@ -7,13 +7,13 @@ import pytest
 
 from raft.cli import main
 from raft.errors import RunFolderError
-from raft.folder import open_run
 from raft.report import write_report
 from raft.report.estimates import estimate
 from raft.report.load import load_run
 from raft.report.numbers import percent, points
 from raft.report.tables import score_table
 from raft.runs import read_json, write_json
+from raft.runs.folder import open_run
 from raft.stats.intervals import interval
 from tests.raft.report_fixture import build_run
 

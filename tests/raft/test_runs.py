@@ -94,7 +94,7 @@ def test_every_line_is_on_disk_at_once(tmp_path):
 WAIT = """
 import sys, time
 from raft.errors import Interrupted
-from raft.runs import stop_on_signals
+from raft.runs.signals import stop_on_signals
 try:
     with stop_on_signals():
         try:

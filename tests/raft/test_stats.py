@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft.demo.seeds import collect
 from raft.errors import InputError
 from raft.stats.intervals import caution, interval, items_interval, over_seeds
 from raft.stats.retention import retention
 from raft.stats.tests import compare, differences, paired_p
+from studies.microworld.seeds import collect
 
 
 def width(found):

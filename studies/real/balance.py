@@ -1,6 +1,6 @@
 """The balances between the two losses, compared on a real model and a real domain.
 
-`python -m raft.real.balance --run DIR --model FOLDER --data-dir DIR --out results/real/balance.json`. RAFT is trained
+`python -m studies.real.balance --run DIR --model FOLDER --data-dir DIR --out results/real/balance.json`. RAFT is trained
 with each balance, and SFT beside them, on the same raw answers at one rate; checkpoints every half epoch tell what was
 forgotten where all had learned equally much, by the shares of `raft.real.validate`.
 """
@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from raft.cpu import share_cpu
-from raft.demo.balance import BALANCES
-from raft.demo.record import provenance, settle
 from raft.demo.stages import Clock
 from raft.evaluate.curve import at_common_level
 from raft.real.data import read_data
@@ -21,6 +19,8 @@ from raft.real.run import Seed
 from raft.real.settings import RealSettings
 from raft.refine.store import write_lines
 from raft.runs import Run, read_jsonl, write_json
+from raft.runs.provenance import provenance, settle
+from studies.microworld.balance import BALANCES
 
 METHODS = {"sft": {"method": "sft"}} | {
     name: {"method": "raft", "target": "raw", "log_gradient_parts": 1, **switches}
@@ -68,7 +68,7 @@ def main() -> None:
         "seed": args.seed,
         "model": args.model.name,
         **provenance(
-            f"python -m raft.real.balance --run DIR --model {args.model.name} --data-dir DIR --rate {args.rate:g} "
+            f"python -m studies.real.balance --run DIR --model {args.model.name} --data-dir DIR --rate {args.rate:g} "
             f"--seed {args.seed} --out FILE"
         ),
     }

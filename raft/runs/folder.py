@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from raft.errors import RunFolderError
-from raft.manifest import MANIFEST, MARKER, Manifest
-from raft.runs import Run
+from raft.runs.manifest import MANIFEST, MARKER, Manifest
+from raft.runs.paths import Run
 
 REPORTS = ("report.html", "report.md", "report")
 # What each command writes.

@@ -1,30 +1,12 @@
-"""A run is one folder. This module writes into it so that a kill at any moment loses at most the line in flight."""
+"""Files of a run, written so that a kill at any moment loses at most the line in flight."""
 
 import json
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from raft.errors import InputError, Interrupted
-
-
-class Run:
-    """The paths inside one run folder."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.refine_dir = self.path / "refine"
-        self.train_dir = self.path / "train"
-        self.model_dir = self.path / "model"
-        self.eval_dir = self.path / "eval"
-        self.config_path = self.path / "config.yaml"
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
+from raft.errors import InputError
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -127,29 +109,3 @@ def _whole(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Within it, the first SIGINT or SIGTERM raises `Interrupted` in the main thread; a second one ends the process at once."""
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        for number in old:
-            signal.signal(number, signal.SIG_DFL)
-        name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
-        raise Interrupted(
-            f"stopped by {name}; what is done is saved: demo, refine and train go on with --resume", signum
-        )
-
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in old:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

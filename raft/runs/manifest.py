@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from raft.errors import RaftError, RunFolderError
-from raft.runs import read_json, write_json
+from raft.runs.files import read_json, write_json
 
 MARKER = ".raft-run"
 """Made first in every run folder; holds its lock."""

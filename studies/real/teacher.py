@@ -1,6 +1,6 @@
 """What the wording for the teacher does to it: its answers, its first token, what it says of the reference.
 
-`python -m raft.real.teacher --model FOLDER --data-dir DIR --out results/real/teacher_prompt.json`. For each wording of
+`python -m studies.real.teacher --model FOLDER --data-dir DIR --out results/real/teacher_prompt.json`. For each wording of
 `WORDINGS` and each data set, over the same rows: the model is shown the reference as the frozen teacher is (Eq. 7), and
 answers greedily.
 """
@@ -15,7 +15,6 @@ from typing import Any
 
 from raft.chat import generate_text
 from raft.cpu import share_cpu
-from raft.demo.record import provenance
 from raft.prompts import TEACHER_PROMPTS, teacher, teacher_messages
 from raft.real.evaluate import Model
 from raft.real.files import data_folder, draw, read_file
@@ -24,6 +23,7 @@ from raft.refine.embed import load_embedder
 from raft.rendering import chat_ids
 from raft.rows import Row, normalize_rows
 from raft.runs import write_json
+from raft.runs.provenance import provenance
 
 FILES = {
     "medquad": "domain_medical_medquad.jsonl",
@@ -136,7 +136,7 @@ def main() -> None:
         "seed": args.seed,
         "model": args.model.name,
         **provenance(
-            f"python -m raft.real.teacher --model {args.model.name} --data-dir DIR --rows {args.rows} "
+            f"python -m studies.real.teacher --model {args.model.name} --data-dir DIR --rows {args.rows} "
             f"--seed {args.seed} --out FILE"
         ),
     }

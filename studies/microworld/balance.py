@@ -1,6 +1,6 @@
 """The balances between the two losses, compared on the micro-world.
 
-`python -m raft.demo.balance --runs DIR --out results/microworld/balance.json`. For each seed RAFT is trained with each
+`python -m studies.microworld.balance --runs DIR --out results/microworld/balance.json`. For each seed RAFT is trained with each
 balance from the same refined answers, with the demo's rate and epochs, and scored on the test split. Besides the ends,
 the validation split of every second epoch tells what was forgotten where all had learned equally much.
 """
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from raft.cpu import share_cpu
-from raft.demo.record import provenance
 from raft.demo.run import SUITES
 from raft.demo.settings import DOMAIN, DemoSettings
 from raft.demo.stages import Stages
 from raft.evaluate.curve import at_common_level
 from raft.progress import say
 from raft.runs import Run, read_json, read_jsonl, write_json
+from raft.runs.provenance import provenance
 from raft.stats.intervals import over_seeds
 
 # Name -> fields of RAFTConfig.
@@ -83,7 +83,9 @@ def main() -> None:
         "lambda": {seed: {n: of[n]["lambda"] for n in of} for seed, of in zip(args.seeds, found, strict=True)},
         "seeds": args.seeds,
         "domain": DOMAIN,
-        **provenance(f"python -m raft.demo.balance --runs DIR --seeds {' '.join(map(str, args.seeds))} --out FILE"),
+        **provenance(
+            f"python -m studies.microworld.balance --runs DIR --seeds {' '.join(map(str, args.seeds))} --out FILE"
+        ),
     }
     write_json(args.out, record)
     print(args.out)

