@@ -28,7 +28,7 @@ from raft.settings.plan import Plan
 from raft.settings.schema import SECTIONS, Config, EngineKind
 
 if TYPE_CHECKING:
-    from raft.train.run import TrainingPlan
+    from raft.train.training import TrainingPlan
 
 DEMO_RUN = "runs/out/demo"
 REAL_RUN = "runs/out/real"
@@ -58,7 +58,7 @@ def demo(args: argparse.Namespace) -> None:
     if args.domain is not None and args.domain not in DOMAINS:
         raise ConfigError(f"--domain: expected one of {', '.join(DOMAINS)}, found {args.domain!r}")
     run = open_run(args.run, "demo", resume=args.resume, overwrite=args.overwrite)
-    from raft.demo.run import run_demo
+    from raft.demo.comparison import run_demo
     from raft.demo.settings import DOMAIN, DemoSettings
 
     settings = DemoSettings(engine=args.engine)
@@ -74,7 +74,7 @@ def real(args: argparse.Namespace) -> None:
     if model is None:
         raise ConfigError("no model given: add --model FOLDER or set RAFT_REAL_MODEL (scripts/smollm2.py makes one)")
     check_model(model)
-    from raft.real.run import run_real
+    from raft.real.study import run_real
 
     inputs = {"--model": model, "--data-dir": data}
     settings = QUICK if args.quick else RealSettings()
@@ -99,7 +99,7 @@ def refine(args: argparse.Namespace) -> None:
     plan = plan_refinement(config, run)
     if not args.preview:  # a preview leaves the folder as it is
         open_run(run.path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=_inputs_of(config, args))
-    from raft.refine.run import refine_run
+    from raft.refine.refinement import refine_run
 
     refine_run(plan, preview=args.preview or 0)
 
@@ -124,7 +124,7 @@ def train(args: argparse.Namespace) -> None:
     check_run(run.path, "train", **folder)
     plan = plan_training(config, run)
     open_run(run.path, "train", **folder)
-    from raft.train.run import train as train_run
+    from raft.train.training import train as train_run
 
     train_run(plan, resume=args.resume)
 
@@ -136,7 +136,7 @@ def plan_training(config: Config, run: Run) -> "TrainingPlan":
     rows = read_rows(data)
     check_model(model)
     from raft.train.config import check_train
-    from raft.train.run import TrainingPlan, with_refinement
+    from raft.train.training import TrainingPlan, with_refinement
 
     arguments = check_train(config)
     if arguments.preset.distills:
@@ -161,7 +161,7 @@ def evaluate(args: argparse.Namespace) -> None:
     names = [f"eval/{name}.json", *(("eval/base.json", "eval/weight_distance.json") if args.base else ())]
     inputs = {"--data": data, "--model": plan.model, **({"--base": args.base} if args.base else {})}
     add_to_run(run.path, "eval", names, inputs)
-    from raft.evaluate.run import evaluate_run
+    from raft.evaluate.evaluation import evaluate_run
 
     evaluate_run(plan, name, base=args.base)
 

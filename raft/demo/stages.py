@@ -143,8 +143,8 @@ class Stages:
         from raft.train.checkpoint import last_checkpoint
         from raft.train.config import RAFTConfig
         from raft.train.interrupt import StopAtStepEnd
-        from raft.train.run import save
         from raft.train.trainer import RAFTTrainer
+        from raft.train.training import save
         from raft.train.validation import ValidationCallback
 
         rows: list[dict] = self.world.train if method == "sft" else self.refine()

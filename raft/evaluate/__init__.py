@@ -15,7 +15,7 @@ def __getattr__(name: str) -> Any:
 
         return weight_distance
     if name == "evaluate_run":
-        from raft.evaluate.run import evaluate_run
+        from raft.evaluate.evaluation import evaluate_run
 
         return evaluate_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

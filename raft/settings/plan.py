@@ -9,7 +9,7 @@ from raft.settings.schema import Config
 
 @dataclass(frozen=True)
 class Plan:
-    """Of `raft refine` and `raft eval`; `raft.train.run.TrainingPlan` adds what training needs."""
+    """Of `raft refine` and `raft eval`; `raft.train.training.TrainingPlan` adds what training needs."""
 
     config: Config
     run: Run

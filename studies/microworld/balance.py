@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.cpu import share_cpu
-from raft.demo.run import SUITES
+from raft.demo.comparison import SUITES
 from raft.demo.settings import DOMAIN, DemoSettings
 from raft.demo.stages import Stages
 from raft.evaluate.curve import at_common_level

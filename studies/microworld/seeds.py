@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from raft.demo.run import SUITES
+from raft.demo.comparison import SUITES
 from raft.demo.settings import DOMAIN
 from raft.runs import read_json, write_json
 from raft.runs.provenance import commit

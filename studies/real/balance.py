@@ -15,8 +15,8 @@ from raft.demo.stages import Clock
 from raft.evaluate.curve import at_common_level
 from raft.real.data import read_data
 from raft.real.files import data_folder
-from raft.real.run import Seed
 from raft.real.settings import RealSettings
+from raft.real.study import Seed
 from raft.refine.store import write_lines
 from raft.runs import Run, read_jsonl, write_json
 from raft.runs.provenance import provenance, settle

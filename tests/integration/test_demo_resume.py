@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(900)
 DRIVER = """
 import sys
 from pathlib import Path
-from raft.demo.run import run_demo
+from raft.demo.comparison import run_demo
 from raft.demo.settings import Choice, DemoSettings
 from raft.runs.folder import open_run
 folder, resume = Path(sys.argv[1]), sys.argv[2] == "resume"

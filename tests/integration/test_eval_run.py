@@ -9,7 +9,7 @@ from raft.engines import HFEngine, Sampling
 from raft.errors import ConfigError, InputError, ModelError
 from raft.evaluate import evaluate, weight_distance
 from raft.evaluate.checks import score
-from raft.evaluate.run import evaluate_run
+from raft.evaluate.evaluation import evaluate_run
 from raft.runs import Run
 from raft.settings import Config, EvalSettings
 from tests import tiny

@@ -9,9 +9,9 @@ import pytest
 from raft.demo.settings import BASE_MODEL
 from raft.errors import RunFolderError
 from raft.real import REAL_MODEL
-from raft.real.run import run_real
 from raft.real.scores import METRICS
 from raft.real.settings import QUICK
+from raft.real.study import run_real
 from raft.runs import read_json, read_jsonl
 from raft.runs.folder import open_run
 

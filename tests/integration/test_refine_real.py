@@ -20,8 +20,8 @@ from raft.refine import refine
 from raft.refine.context import Models
 from raft.refine.embed import load_embedder
 from raft.refine.fuse import fuse_chat
+from raft.refine.refinement import refine_run
 from raft.refine.rewrite import rewrite_chat
-from raft.refine.run import refine_run
 from raft.refine.similarity import pair_similarities
 from raft.rendering import chat_ids
 from raft.rows import read_rows
@@ -195,7 +195,7 @@ def append(self, value):
 JsonlAppender.append = append
 from raft.cli import plan_refinement
 from raft.settings import Config, RefineSettings
-from raft.refine.run import refine_run
+from raft.refine.refinement import refine_run
 settings = RefineSettings(**{SETTINGS!r})
 config = Config(model={str(model_path)!r}, data={str(data)!r}, seed=3, refine=settings)
 refine_run(plan_refinement(config, Run({str(tmp_path)!r})))

@@ -311,7 +311,7 @@ def test_an_existing_run_folder_needs_a_choice(capsys, tmp_path, model, data, ru
 
 def test_overwrite_keeps_the_data_in_the_run_folder(monkeypatch, model, run):
     kept = [jsonl(run / name, ROWS) for name in ("data/law.jsonl", "data/test.jsonl", "notes.jsonl")]
-    monkeypatch.setattr("raft.refine.run.refine_run", lambda *_, **__: None)
+    monkeypatch.setattr("raft.refine.refinement.refine_run", lambda *_, **__: None)
     arguments = ["refine", "--model", model, "--data", kept[0], "--run", run, "--overwrite"]
     assert main([str(argument) for argument in arguments]) == 0
     assert all(path.exists() for path in kept) and not (run / "refine").exists()

@@ -23,8 +23,8 @@ from raft.prompts import WORDINGS
 from raft.refine import refine
 from raft.refine.context import Models
 from raft.refine.floor import REASONS
+from raft.refine.refinement import preview_text
 from raft.refine.rewrite import rewrite_chat
-from raft.refine.run import preview_text
 from raft.refine.store import row_key
 from raft.refine.texts import text_seed
 from raft.rows import normalize_rows, read_rows

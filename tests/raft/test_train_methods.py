@@ -22,8 +22,8 @@ from raft.methods import METHODS, fapm
 from raft.runs import Run
 from raft.settings import Config, load_config
 from raft.train.config import check_train
-from raft.train.run import train
 from raft.train.trainer import RAFTTrainer
+from raft.train.training import train
 from tests.golden.training import Recorder, checkpoint, config, lines, load, rows, trainer
 
 

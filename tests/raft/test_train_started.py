@@ -8,9 +8,9 @@ import pytest
 from raft.cli import plan_training
 from raft.errors import RunFolderError
 from raft.runs import Run, read_json
-from raft.train.run import train
 from raft.train.started import check_started, write_started
 from raft.train.targets import targets
+from raft.train.training import train
 from tests.golden.training import config, lines, rows
 from tests.raft.test_train_validation import refined, run_config, training_rows
 

@@ -13,7 +13,7 @@ from raft.rows import read_rows
 from raft.runs import Run
 from raft.settings import Config
 from raft.train.interrupt import StopAtStepEnd
-from raft.train.run import train, with_refinement
+from raft.train.training import train, with_refinement
 from raft.train.validation import ValidationCallback
 from tests.golden.training import checkpoint, config, exact, lines, rows, trainer
 
