@@ -149,8 +149,8 @@ class HFEngine:
         return [_cut(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
 
     def _fitting(self, width: int, max_tokens: int) -> int:
-        """How many requests are generated together. It depends on the GPU's size alone, not on what else is in its
-        memory, so that a run always groups requests alike, and all ranks of a sharded model make as many calls."""
+        """Requests that are generated together: by the GPU's size alone, so that a run groups them alike whatever else is
+        in memory, and all ranks of a sharded model make as many calls."""
         weight = self._model.get_input_embeddings().weight
         if weight.device.type != "cuda" or torch.distributed.is_initialized():
             return LEAST_AT_ONCE
