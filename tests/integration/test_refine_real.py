@@ -78,7 +78,7 @@ def learn(path, texts, *, steps):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(steps):
         loss = model(input_ids=ids, labels=labels).loss
-        if loss.item() < 0.01:
+        if loss.item() < 0.001:  # the mean of all tokens: each one is sure
             break
         loss.backward()
         optimizer.step()
@@ -96,7 +96,7 @@ def model_path(tmp_path_factory, data):
         texts.append((rewrite_chat(row, WORDING), "on and " * 30 if subject in ENDLESS else rewritten))
         if subject not in UNRELATED + ENDLESS:
             texts.append((fuse_chat(row, rewritten, WORDING), f"Anna Reed is the one who keeps the {subject}."))
-    learn(path, texts, steps=40)
+    learn(path, texts, steps=90)
     return path
 
 
