@@ -3,7 +3,7 @@
 #   make real [RUN=folder] [SEEDS=0,1,2] [JOBS=4]  SFT and RAFT on SmolLM2-135M-Instruct and MedQuAD; RAFT_DATA_DIR names the data's folder
 #   make test [ARGS="-k rows"]        the tests, two files at a time (WORKERS=0: in one process, for a debugger)
 #   make oldest [ARGS="-k rows"]      the same with the oldest supported versions, in .venv-oldest (needs Python 3.12)
-#   make check                        style and types
+#   make check                        style, types and the direction of imports
 #   make bench [ARGS="train"]         benchmarks (kernels, train, rollout), and a quick look at each provider by pytest-benchmark
 SHELL := /bin/bash
 RUN ?= runs/out/demo
@@ -46,6 +46,7 @@ check: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy raft kernels/raft_kernels $(wildcard bench studies)
+	$(BIN)/lint-imports --no-cache
 
 bench: venv
 	$(BIN)/python -m bench $(or $(ARGS),kernels)
