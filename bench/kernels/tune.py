@@ -212,8 +212,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def tuned(
     kernel: str, x: Inputs, expected: Tensor, args: argparse.Namespace, found: Sequence[dict]
 ) -> Iterator[dict[str, Any]]:
-    """Rows by configuration: the shipped one (for `project` the product by cuBLAS and a pass over the logits), and those
-    of the space. The row of one that is wrong, or needs more than the chip has, gives the reason in `failed`."""
+    """Rows by configuration: the shipped one (for `project` the product by cuBLAS and a pass over the logits), and
+    those of the space. The row of one that is wrong, or needs more than the chip has, gives the reason in `failed`."""
     from raft_kernels import use_backend
 
     tolerance = TOLERANCE if args.device == "cuda" else INTERPRETED_TOLERANCE
