@@ -16,7 +16,8 @@ from torch import Tensor
 
 from raft.errors import ConfigError, ModelError
 from raft.merging.base import Merge
-from raft.merging.tensors import HEAD, open_tensors, weight_files, write_tensors
+from raft.merging.tensors import HEAD, open_tensors, write_tensors
+from raft.models.load import weight_files
 from raft.runs import write_json
 
 __all__ = ["MERGES", "Merge", "make_merge", "merge", "merge_in_place"]

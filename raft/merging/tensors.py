@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raft.errors import ModelError
+from raft.models.load import weight_files
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|block|h)\.(\d+)\.")
 HEAD = re.compile(r"(?:^|\.)lm_head\.")
@@ -28,21 +29,11 @@ def open_tensors(source: Weights, files: ExitStack) -> dict[str, Callable[[], Te
         names = {tensor.data_ptr(): name for name, tensor in reversed(list(source.items()))}  # a tied head counts once
         return {name: partial(_on_cpu, source[name]) for name in names.values()}
     tensors: dict[str, Callable[[], Tensor]] = {}
-    for path in weight_files(Path(source)):
+    place = Path(source)
+    for path in [place] if place.suffix == ".safetensors" else weight_files(place):
         opened = files.enter_context(safe_open(path, framework="pt"))
         tensors |= {name: partial(opened.get_tensor, name) for name in opened.keys()}  # noqa: SIM118
     return tensors
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. ModelError where there are none."""
-    if path.is_file() and path.suffix == ".safetensors":
-        return [path]
-    if (path / INDEX).is_file():
-        return [path / name for name in sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))]
-    if (path / "model.safetensors").is_file():
-        return [path / "model.safetensors"]
-    raise ModelError(f"{path}: no model.safetensors and no {INDEX} in it")
 
 
 def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:

@@ -28,7 +28,7 @@ _KNOWN = "known to work are Qwen3, Llama, SmolLM3 and Phi-3"
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputHead:
     """The output head: logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)."""
 
     weight: Tensor  # [V, H]
@@ -73,7 +73,7 @@ class LanguageModel:
                 "which packed sequences have no place for"
             )
         self.uses_packed_sdpa = True
-        self.tokens: int | None = None  # becomes Head.tokens
+        self.tokens: int | None = None  # becomes OutputHead.tokens
         self.head()
         self.decoder()
 
@@ -82,7 +82,7 @@ class LanguageModel:
         """Rows of the head, those of padding included."""
         return self.head().weight.shape[0]
 
-    def head(self) -> Head:
+    def head(self) -> OutputHead:
         """The head with its current weight: engines and wrappers (FSDP, DeepSpeed) may have replaced the tensor."""
         module = self.inner.get_output_embeddings()
         if module is None:
@@ -95,7 +95,9 @@ class LanguageModel:
         config = self.inner.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
-        return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None), self.tokens)
+        return OutputHead(
+            module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None), self.tokens
+        )
 
     def decoder(self) -> nn.Module:
         """The module whose output is the hidden states that enter the head."""

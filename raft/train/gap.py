@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from raft.models.language_model import Head, LanguageModel
+from raft.models.language_model import LanguageModel, OutputHead
 from raft.models.packing import move, pack_turns
 from raft.train.losses import Batch, cross_entropy
 from raft.train.rollout import Scored
@@ -26,7 +26,7 @@ def to_compare(scored: Iterable[Scored]) -> Scored | None:
     return max(told, key=lambda s: len(s.completion.token_ids), default=None)
 
 
-def gap_in(batch: Batch, compared: Scored | None, hidden: Tensor, head: Head) -> Tensor | None:
+def gap_in(batch: Batch, compared: Scored | None, hidden: Tensor, head: OutputHead) -> Tensor | None:
     """The gap, a scalar float32, from a training forward: hidden [L, H] of the pack. None: the rollout is elsewhere."""
     first = 0
     for s in batch.scored:
@@ -53,7 +53,7 @@ def gap_alone(compared: Scored, student: LanguageModel) -> Tensor:
 
 
 @torch.no_grad()
-def _gap(states: Tensor, head: Head, compared: Scored) -> Tensor:  # [n, H]
+def _gap(states: Tensor, head: OutputHead, compared: Scored) -> Tensor:  # [n, H]
     token_ids, told = compared.completion.token_ids, compared.completion.logprobs
     assert told is not None
     labels = move(torch.tensor(token_ids), states.device)

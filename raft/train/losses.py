@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from raft.models.language_model import Head
+from raft.models.language_model import OutputHead
 from raft.models.packing import Pack, move, pack_turns
 from raft.train.batching import Unit
 from raft.train.config import RAFTConfig
@@ -80,21 +80,21 @@ def teacher_pack(scored: Sequence[Scored], *, share: bool = False) -> tuple[Pack
     return pack_turns(turns or [NOTHING], share=share)
 
 
-def sft_sum(hidden: Tensor, head: Head, batch: Batch) -> Tensor:
+def sft_sum(hidden: Tensor, head: OutputHead, batch: Batch) -> Tensor:
     """Sum over M answer tokens of the student's cross-entropy; hidden [L, H] of the pack."""
     if not len(batch.sft_labels):  # zero, and attached to the graph; Liger divides by the number of rows
         return hidden[:0].float().sum() + head.weight[:0].float().sum()
     return cross_entropy(hidden[batch.sft_positions], head, batch.sft_labels)
 
 
-def kl_per_rollout(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig) -> Tensor:
+def kl_per_rollout(hidden: Tensor, head: OutputHead, batch: Batch, args: RAFTConfig) -> Tensor:
     """[S] float32: T^2 times the mean over each rollout's tokens of KL(teacher_K || student_K) (Eq. 10 before the mean over S)."""
     if batch.teacher is None:
         return hidden[:0].float().sum(-1)  # empty, and attached to the graph
     return _divergences(hidden[batch.kl_positions], head, batch, batch.teacher, args)
 
 
-def cross_entropy(states: Tensor, head: Head, labels: Tensor, reduction: str = "sum") -> Tensor:
+def cross_entropy(states: Tensor, head: OutputHead, labels: Tensor, reduction: str = "sum") -> Tensor:
     """The student's cross-entropy at [M, H] states before the head; labels [M] int64."""
     bias = None if head.bias is None else head.bias * head.scale
     if head.scale != 1.0:
@@ -102,7 +102,9 @@ def cross_entropy(states: Tensor, head: Head, labels: Tensor, reduction: str = "
     return linear_cross_entropy(states, head.weight, labels, reduction=reduction, bias=bias, softcap=head.softcap)
 
 
-def _divergences(states: Tensor, head: Head, batch: Batch, teacher: TopK, args: RAFTConfig) -> Tensor:  # [N, H] -> [S]
+def _divergences(
+    states: Tensor, head: OutputHead, batch: Batch, teacher: TopK, args: RAFTConfig
+) -> Tensor:  # [N, H] -> [S]
     tokens = topk_kl(
         states,
         head.weight,
@@ -130,7 +132,7 @@ class Losses(NamedTuple):
     measured."""
 
 
-def losses(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig, *, measured: bool = False) -> Losses:
+def losses(hidden: Tensor, head: OutputHead, batch: Batch, args: RAFTConfig, *, measured: bool = False) -> Losses:
     """L_SFT and L_KL on hidden [L, H] of the pack. measured: with the norms of their gradients (`raft.train.parts`)."""
     if not measured:
         divergences = kl_per_rollout(hidden, head, batch, args)
@@ -150,12 +152,12 @@ def losses(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig, *, measur
     return Losses(sft.total, kl.total, kl.values, (sft.square, kl.square))
 
 
-def teacher_topk(hidden: Tensor, head: Head, args: RAFTConfig) -> TopK:
+def teacher_topk(hidden: Tensor, head: OutputHead, args: RAFTConfig) -> TopK:
     """[N, K] ids and logits of the teacher at N positions, with the log-partition at T for the mass that they cover."""
     return linear_topk(hidden, head.weight, args.top_k, log_partition_at=args.temperature, **head.options)
 
 
-def statistics(hidden: Tensor, head: Head, batch: Batch, args: RAFTConfig) -> TopKMetrics:
+def statistics(hidden: Tensor, head: OutputHead, batch: Batch, args: RAFTConfig) -> TopKMetrics:
     """[N] each: masses on the K tokens, entropies over them and top-1 agreement, at T. One more product with the head."""
     assert batch.teacher is not None
     states = hidden[batch.kl_positions]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from raft.models.language_model import Head
+from raft.models.language_model import OutputHead
 
 _ROWS = 4096  # of a gradient in half precision that are scaled at once
 
@@ -32,9 +32,9 @@ class Ahead(NamedTuple):
 
 
 def ahead(
-    loss: Callable[[Tensor, Head], Tensor],
+    loss: Callable[[Tensor, OutputHead], Tensor],
     states: Tensor,  # [N, H]
-    head: Head,
+    head: OutputHead,
 ) -> Ahead:
     """loss(states, head), summed, with its gradients made now. They are given away to the first backward pass."""
 

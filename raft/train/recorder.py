@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from raft.engines import Completion
-from raft.models.language_model import Head, LanguageModel
+from raft.models.language_model import LanguageModel, OutputHead
 from raft.models.packing import Span
 from raft.runs import JsonlAppender, read_jsonl
 from raft.train.clock import Clock
@@ -72,7 +72,7 @@ class Recorder:
         self.window.add("engine_gap", gap)
         self.window.add("engine_gaps", 1)
 
-    def distributions(self, hidden: Tensor, head: Head, batch: Batch, *, logged: bool) -> None:
+    def distributions(self, hidden: Tensor, head: OutputHead, batch: Batch, *, logged: bool) -> None:
         """Teacher and student at the rollouts of a pack. logged: this step ends with a line, which has the statistics."""
         assert batch.teacher is not None
         self.window.add("mass", covered_mass(batch.teacher, self.args.temperature).sum())

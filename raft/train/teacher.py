@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raft.errors import ConfigError
 from raft.models.adapters import adapters_off, peft_configs
-from raft.models.language_model import Head, LanguageModel, check_architecture, inside_forward, is_sharded
+from raft.models.language_model import LanguageModel, OutputHead, check_architecture, inside_forward, is_sharded
 from raft.models.packing import Span, move
 from raft.train.config import RAFTConfig
 from raft.train.losses import teacher_pack, teacher_topk
@@ -111,7 +111,9 @@ class Teacher:
         if self.is_sharded(wrapper) or not scored:
             return None
 
-        def held(hidden: Tensor, head: Head) -> Tensor:  # [N, H] -> [V]: mass of the 1, 2, ... most probable tokens
+        def held(
+            hidden: Tensor, head: OutputHead
+        ) -> Tensor:  # [N, H] -> [V]: mass of the 1, 2, ... most probable tokens
             some = torch.linspace(0, len(hidden) - 1, min(len(hidden), _LOOKED_AT), device=hidden.device).long()
             probabilities = torch.softmax(head.logits(hidden[some])[:, : head.tokens].float() / temperature, -1)
             return probabilities.sort(-1, descending=True).values.cumsum(-1).mean(0)
@@ -121,7 +123,7 @@ class Teacher:
 
     @torch.no_grad()
     def _read(
-        self, scored: list[Scored], wrapper: nn.Module, look: Callable[[Tensor, Head], Looked]
+        self, scored: list[Scored], wrapper: nn.Module, look: Callable[[Tensor, OutputHead], Looked]
     ) -> tuple[Looked, tuple[Span, ...]]:
         """What `look` makes of the head and of the [N, H] hidden states at every token of the rollouts."""
         packed, positions = teacher_pack(scored, share=self.model.shares_prompts)

@@ -114,7 +114,7 @@ def test_weight_distance_refuses_what_cannot_be_compared(tmp_path):
         weight_distance(base, shorter)
     with pytest.raises(ModelError, match=r"\(1, 2\) in the base, \(3,\) in the other"):
         weight_distance(base, {**base, "model.layers.1.mlp.up_proj.weight": torch.ones(3)})
-    with pytest.raises(ModelError, match="no model.safetensors"):
+    with pytest.raises(ModelError, match="expected weights in model.safetensors"):
         weight_distance(tmp_path, base)
     with pytest.raises(ModelError, match="no tensor name has a layer number"):
         weight_distance({"w": torch.ones(1)}, {"w": torch.ones(1)})

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from raft.engines.base import Completion
 from raft.errors import ConfigError, RunFolderError
-from raft.models.language_model import Head
+from raft.models.language_model import OutputHead
 from raft.prompts import teacher_for_chat
 from raft.train.balance import Balance, mean_norm
 from raft.train.config import RAFTConfig
@@ -212,7 +212,7 @@ def test_a_loss_made_ahead_is_the_loss(tmp_path):
     states = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(11, dtype=torch.float64, requires_grad=True)
-    head, labels = Head(weight, bias, 0.5, 4.0), torch.arange(7)
+    head, labels = OutputHead(weight, bias, 0.5, 4.0), torch.arange(7)
 
     def loss(h, w):
         return cross_entropy(w.logits(h), labels, reduction="none")
@@ -238,7 +238,7 @@ def test_half_precision_gradients_are_scaled_by_the_very_factor():
     states = torch.ones(5000, 2, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.full((3, 2), 1.0, dtype=torch.bfloat16)
     slopes = torch.linspace(1, 2, 10000).view(5000, 2).bfloat16()
-    found = ahead(lambda h, w: (h * slopes).float().sum(-1), states, Head(weight, None, 1.0, None))
+    found = ahead(lambda h, w: (h * slopes).float().sum(-1), states, OutputHead(weight, None, 1.0, None))
     factor = torch.tensor(1.0039, dtype=torch.float32)
     (factor * found.total).backward()
     assert torch.equal(states.grad, (slopes.float() * factor).bfloat16())
