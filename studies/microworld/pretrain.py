@@ -107,9 +107,7 @@ def train(
     start, tokens, total = time.monotonic(), 0, 0.0
     for step, (ids, labels) in zip(range(1, steps + 1), batches(tokenizer, rng, batch_size), strict=False):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = model.model(
-                input_ids=ids
-            ).last_hidden_state  # causal: no token attends to the padding on its right
+            hidden = model.model(input_ids=ids).last_hidden_state  # causal, so padding on the right is not attended to
             wanted = labels[:, 1:] != -100
             logits = model.lm_head(hidden[:, :-1][wanted])
         loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted])
