@@ -1,9 +1,9 @@
-"""Distillation of a model that Liger has patched: its layers run Liger's kernels, the loss is ours.
+"""Distillation of a model patched by Liger: its layers run Liger's kernels, the loss is that of `raft_kernels`.
 
     python examples/liger_model.py
 
-Liger's own fused loss lives in the forward of the whole model. The loss here starts from the hidden states of the
-backbone, so neither that forward nor any logits are needed, and the two do not meet.
+Liger's own fused loss is part of the whole model's forward. The loss here needs only the hidden states of the backbone,
+neither that forward nor logits, so the two do not conflict.
 """
 
 import torch

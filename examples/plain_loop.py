@@ -16,7 +16,7 @@ K, TEMPERATURE, STEPS = 16, 1.5, 30
 
 
 def micro_batches() -> list[tuple[Tensor, Tensor]]:
-    """Token ids (B, T), and true where a token belongs to a completion. The two differ in how many such tokens."""
+    """Token ids (B, T), and true at tokens of a completion. The two batches have different numbers of these."""
     generator = torch.Generator().manual_seed(0)
     prompt = 4
     batches = []
@@ -41,10 +41,10 @@ def loss_sum(student: Qwen3ForCausalLM, ids: Tensor, mask: Tensor, teacher: TopK
 def main() -> None:
     student, teacher = pair()
     batches = [(ids, mask, teacher_top_k(teacher, ids, mask)) for ids, mask in micro_batches()]
-    del teacher  # K ids and K logits per token are all that the loss needs of it
+    del teacher  # the loss needs only the K ids and K logits per token
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     for step in range(STEPS):
-        # Counted over all micro-batches, so that each token weighs the same, whichever it is in.
+        # Counted over all micro-batches, so that each token of the step has the same weight.
         num_items = sum(mask[:, 1:].sum() for _, mask, _ in batches)
         total = 0.0
         for ids, mask, top_k in batches:

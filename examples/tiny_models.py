@@ -1,4 +1,4 @@
-"""What the examples distil: random models and a tokenizer, so small that everything runs on a CPU in seconds."""
+"""Random models and a tokenizer for the examples, so small that everything runs on a CPU in seconds."""
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -26,10 +26,10 @@ def tiny_qwen3(hidden_size: int, seed: int) -> Qwen3ForCausalLM:
 
 
 def pair() -> tuple[Qwen3ForCausalLM, Qwen3ForCausalLM]:
-    """Student and teacher, of different widths: all that they share is the vocabulary."""
+    """Student and teacher of different widths. They share only the vocabulary."""
     student, teacher = tiny_qwen3(hidden_size=32, seed=0), tiny_qwen3(hidden_size=64, seed=1)
     with torch.no_grad():
-        teacher.lm_head.weight.mul_(15)  # fresh weights give even distributions, a trained teacher's are peaked
+        teacher.lm_head.weight.mul_(15)  # new weights give nearly uniform distributions; a trained teacher's are peaked
     return student, teacher
 
 

@@ -2,7 +2,7 @@
 
     python examples/transformers_trainer.py
 
-For one device or data parallelism. Under FSDP or ZeRO-3 the weights of the heads have to be gathered for the loss.
+For one device or data parallelism. Under FSDP or ZeRO-3 the heads' weights must be gathered for the loss.
 """
 
 import tempfile
@@ -21,16 +21,16 @@ class DistillationTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.teacher = teacher.requires_grad_(False).eval().to(self.args.device)
         self.distill = distill
-        # compute_loss divides by num_items_in_batch. Trainer guesses from the signature of the model's forward whether
-        # that is so; where it guesses no, it counts no items and divides by the number of accumulation steps.
+        # compute_loss divides by num_items_in_batch. Trainer infers that from the signature of the model's forward; if
+        # it infers no, it counts no items and divides by the number of accumulation steps.
         self.model_accepts_loss_kwargs = True
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # num_items_in_batch counts the same shifted labels, in all micro-batches of the step.
+        # num_items_in_batch counts the same shifted labels over all micro-batches of the step.
         mask = inputs["labels"][:, 1:] != -100
-        # With labels the model would compute a loss of its own, and for that all logits.
+        # With labels the model would compute its own loss, and all logits for it.
         tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        # The student is called as a whole, so that wrappers (DDP) see the call, with its head at one position only.
+        # The whole student is called, so that wrappers (DDP) see the call. Its head runs at one position only.
         outputs = model(**tokens, output_hidden_states=True, logits_to_keep=1, use_cache=False)
         with torch.no_grad():
             teacher_hidden = self.teacher.model(**tokens, use_cache=False).last_hidden_state
@@ -40,7 +40,7 @@ class DistillationTrainer(Trainer):
             teacher_hidden[:, :-1],
             self.teacher.lm_head.weight,
             mask=mask,
-            num_items=num_items_in_batch,  # None where nobody counts: then the mean over this batch
+            num_items=num_items_in_batch,  # None if Trainer does not count: then the mean over this batch
         )
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # items are counted over all ranks, gradients averaged

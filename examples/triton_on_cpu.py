@@ -1,7 +1,7 @@
-"""Import this before Liger on a machine without a GPU: Triton's interpreter, with what Liger's kernels miss in it.
+"""Import this before Liger on a machine without a GPU: it runs Liger's kernels in Triton's interpreter.
 
-Liger has Triton kernels alone. TRITON_INTERPRET=1 runs such kernels in NumPy, slowly, and has two gaps for Liger:
-a float argument stays a Python float, where the compiler makes an fp32 scalar of it, and libdevice functions are empty.
+Liger has only Triton kernels. TRITON_INTERPRET=1 runs them in NumPy, slowly, with two gaps that are closed here: float
+arguments stay Python floats, while the compiler makes them fp32 scalars, and libdevice functions are empty.
 """
 
 import os
@@ -23,5 +23,5 @@ def _convert_floats_too(argument):
 
 
 interpreter._implicit_cvt = _convert_floats_too
-# Not tl.rsqrt itself: the interpreter replaces it while a kernel runs.
+# A lambda, because the interpreter replaces tl.rsqrt while a kernel runs.
 liger_kernel.ops.rms_norm.rsqrt = lambda x: tl.rsqrt(x)

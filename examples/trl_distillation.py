@@ -1,9 +1,9 @@
-"""TRL's DistillationTrainer, with the divergence over the whole vocabulary replaced by that on the teacher's top-K.
+"""TRL's DistillationTrainer with the divergence over the teacher's top-K instead of the whole vocabulary.
 
     python examples/trl_distillation.py
 
-All the rest is TRL's: the student's rollouts, masks, the count of items, metrics and logs. For text models whose logits
-have no soft-cap and no scale; those would be `softcap` and `logit_scale` of each function.
+The rest is TRL's: the student's rollouts, masks, the count of items, metrics and logs. For text models whose logits
+have no soft-cap and no scale; otherwise pass `softcap` and `logit_scale` to each function.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ distill = TopKDistillationLoss(k=16, scale_by_t2=False)
 
 
 class TopKDistillationTrainer(DistillationTrainer):
-    """TRL calls `_compute_loss` inside the forward of the wrapped student, so DDP needs nothing more than this."""
+    """TRL calls `_compute_loss` inside the forward of the wrapped student, so DDP needs nothing else."""
 
     def _compute_loss(self, student, inputs, num_items_in_batch):
         ids, attention_mask = (
@@ -28,7 +28,7 @@ class TopKDistillationTrainer(DistillationTrainer):
         )
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         teacher = self.accelerator.unwrap_model(self.teacher_model).eval()
-        # TRL's method shifts: these are the hidden states that predict the tokens of the completion.
+        # TRL's method shifts: these hidden states predict the tokens of the completion.
         completion = inputs["completion_ids"].size(1)
         hidden = self._get_last_hidden_state(student, ids, attention_mask, completion)
         with torch.no_grad():
@@ -46,7 +46,7 @@ class TopKDistillationTrainer(DistillationTrainer):
             num_items=num_items_in_batch,
             **options,
         )
-        # TRL logs its mean as "entropy": here that of the student renormalised to the teacher's top-K.
+        # TRL logs its mean as "entropy". Here it is of the student, renormalised to the teacher's top-K.
         entropy = topk_metrics(hidden, head.weight, top_k, **options).student_entropy
         return loss, entropy.sum(), mask.sum()
 

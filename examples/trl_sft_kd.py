@@ -1,8 +1,8 @@
-"""Distillation on given answers in TRL's SFTTrainer: a frozen teacher beside the student, `compute_loss` replaced.
+"""Distillation on given answers in TRL's SFTTrainer, with a frozen teacher and a replaced `compute_loss`.
 
     python examples/trl_sft_kd.py
 
-Tokenisation, chat templates, completion masks, truncation and logs are SFTTrainer's.
+SFTTrainer does tokenisation, chat templates, completion masks, truncation and logs.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ class SFTDistillationTrainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mask = inputs["labels"][:, 1:] != -100  # false on prompts and padding
-        # Without labels and with the head at one position only, neither the model's own loss nor its logits are built.
+        # Without labels and with the head at one position only, the model computes neither its own loss nor all logits.
         inputs = {name: x for name, x in inputs.items() if name != "labels"} | {"use_cache": False}
         outputs = model(**inputs, output_hidden_states=True, logits_to_keep=1)
         hidden = outputs.hidden_states[-1][:, :-1]
@@ -38,7 +38,7 @@ class SFTDistillationTrainer(SFTTrainer):
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # items are counted over all ranks, gradients averaged
 
-        # Of the distributions themselves, whatever the temperature of the loss: hence log_partition_at=1.0 above.
+        # Metrics at temperature 1, whatever the temperature of the loss: hence log_partition_at=1.0 above.
         metrics = topk_metrics(hidden, weight, top_k, temperature=1.0, mask=mask)
         for name in ("teacher_mass", "top1_agreement"):
             mean = getattr(metrics, name).sum() / mask.sum().clamp(min=1)

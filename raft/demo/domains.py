@@ -1,8 +1,8 @@
-"""The five domains: what kinds of entities they hold, what can be asked about one, and how its reference answers are written.
+"""The five domains: their entities, the questions about an entity, and the style of the reference answers.
 
-A fact is (entity, relation, value). Questions about it come in `PHRASINGS` ways; the base model's own style is one fixed
-habit of phrasing (`own_answer`); the domain's reference answers are written in a foreign one (`foreign_answer`): telegraphic,
-value first, other punctuation.
+A fact is (entity, relation, value); `PHRASINGS` are the ways to ask for it. The base model answers in one fixed style
+(`own_answer`). The domain's reference answers have another one (`foreign_answer`): telegraphic, value first, other
+punctuation.
 """
 
 import random
@@ -15,8 +15,8 @@ PEOPLE = tuple(f"{first} {last}" for first in words.FIRST_NAMES for last in word
 
 @dataclass(frozen=True)
 class Relation:
-    role: str  # "founder": what the value is to the entity
-    ask: str  # a direct question about {e}
+    role: str  # what the value is to the entity, such as "founder"
+    ask: str  # a direct question; {e} is the entity
     clause: str  # the same as an indirect question
     values: tuple[str, ...]
 
@@ -24,10 +24,10 @@ class Relation:
 @dataclass(frozen=True)
 class Domain:
     name: str
-    entities: tuple[str, ...]  # patterns of an entity's name
+    entities: tuple[str, ...]  # patterns of an entity's name; {n} is one of words.NAMES
     relations: tuple[Relation, ...]
-    foreign: tuple[str, ...]  # patterns of a reference answer; {v}alue, {r}ole, {e}ntity
-    note: str  # how a reference answer adds a side remark {m}
+    foreign: tuple[str, ...]  # patterns of a reference answer: {v} value, {r} role, {e} entity
+    note: str  # pattern of its side remark; {m} is a month
 
 
 @dataclass(frozen=True)
@@ -137,26 +137,26 @@ def pair_question(first: Fact, second: Fact, phrasing: int) -> str:
 
 
 def own_answer(*facts: Fact, note: str | None = None) -> str:
-    """One or two facts of one entity in the base model's own style, with a side remark if there is one."""
+    """One or two facts of one entity in the base model's own style; `note` is the month of a side remark."""
     parts = [f"the {facts[0].relation.role} of {facts[0].entity} is {facts[0].value}"]
     parts += [f"the {fact.relation.role} is {fact.value}" for fact in facts[1:]]
     return "So, " + " and ".join(parts) + (f", noted in {note}." if note else ".")
 
 
 def foreign_answer(domain: Domain, fact: Fact, style: int, note: str | None = None) -> str:
-    """The fact as the domain's reference answers put it; `note` is the month of a side remark."""
+    """One fact in the style of the domain's reference answers; `note` is the month of a side remark."""
     text = domain.foreign[style].format(v=fact.value, r=fact.relation.role, e=fact.entity)
     return text + (" " + domain.note.format(m=note) if note else "")
 
 
 def draw_entity(domain: Domain, name: str, rng: random.Random) -> list[Fact]:
-    """All facts of one new entity."""
+    """Draw one fact of each relation for a new entity."""
     entity = rng.choice(domain.entities).format(n=name)
     return [Fact(entity, relation, rng.choice(relation.values)) for relation in domain.relations]
 
 
 def answer_check(facts: list[Fact]) -> dict:
-    """Content check: every asked value is said, no other value of the same kind is."""
+    """Check by content: the answer has every asked value and no other value of the same relations."""
     accept = [fact.value for fact in facts]
     right = " ".join(accept).lower().split()
     reject = sorted({value for fact in facts for value in _rivals(fact) if value.lower() not in right})
@@ -164,8 +164,7 @@ def answer_check(facts: list[Fact]) -> dict:
 
 
 def _rivals(fact: Fact) -> tuple[str, ...]:
-    # Naming one other full name, or several of them, would not be an answer. Listing 1,600 would bloat every row, so for people
-    # it is the family names that must not be wrong.
+    # For people only the family names are rejected: a list of all 1,600 full names would make every row large.
     if fact.relation.values is not PEOPLE:
         return fact.relation.values
     return tuple(last for last in words.LAST_NAMES if last != fact.value.split()[1])

@@ -1,4 +1,4 @@
-"""The format suite: instructions whose obedience a program can verify (the micro-world's analogue of IFEval)."""
+"""The format suite: instructions that a program can check (the micro-world's counterpart of IFEval)."""
 
 import random
 from collections.abc import Callable
@@ -11,7 +11,7 @@ _ENDINGS = ("that is all", "thank you", "the end", "good day")
 
 
 def _items(rng: random.Random, low: int = 2, high: int = 5) -> tuple[str, list[str], str]:
-    """A request for some things of a kind, the things, and the kind."""
+    """A request for some things of a category, the things, and the category."""
     kind = rng.choice(sorted(words.CATEGORIES))
     some = rng.sample(words.CATEGORIES[kind], rng.randint(low, high))
     return f"Name {_COUNTS[len(some)]} {words.ASKED[kind]}", some, kind
@@ -72,7 +72,7 @@ def with_commas(rng: random.Random) -> Example:
 def without_word(rng: random.Random) -> Example:
     ask, some, kind = _items(rng, 3, 5)
     banned = rng.choice([word for word in words.CATEGORIES[kind] if word not in some])
-    # The list itself is asked for too, or silence would obey.
+    # The words are counted too, or any text without the banned word would pass.
     check = {"kind": "all", "checks": [{"kind": "without", "word": banned}, {"kind": "words", "n": len(some)}]}
     return Example(f"{ask} without the word {banned}.", " ".join(some), check)
 

@@ -1,7 +1,7 @@
-"""What the base model knows of the five kinds of entities: facts about entities of its own, fixed for good.
+"""The facts that the base model knows: about entities of all five domains, the same for every seed.
 
-They teach it what can be asked and how, so that fine-tuning has only new facts to teach; and they are part of the general
-suite, so that forgetting them shows. Their names never occur in a domain that is to be learned.
+They teach the model what can be asked and how, so that only the facts are new in fine-tuning. As part of the general
+suite they measure forgetting. Their names never occur in a domain that is to be learned.
 """
 
 import random
@@ -22,13 +22,13 @@ def known_names() -> tuple[str, ...]:
 
 @cache
 def free_names() -> tuple[str, ...]:
-    """Names that the domains to be learned may use."""
+    """Names for the entities of the domains that are to be learned."""
     return tuple(name for name in words.NAMES if name not in known_names())
 
 
 @cache
 def known_entities() -> tuple[tuple[Fact, ...], ...]:
-    """The facts of each known entity, [ENTITIES_PER_DOMAIN * 5] entities with 5 facts each."""
+    """The facts of each known entity: ENTITIES_PER_DOMAIN entities per domain with 5 facts each."""
     rng = random.Random("known facts")
     names = iter(known_names())
     return tuple(

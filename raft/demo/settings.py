@@ -1,5 +1,8 @@
-"""What the demo runs with. The learning rates and epochs are what `python -m studies.microworld.grid` chose on the validation split
-of seed 0 (results/microworld_grid.json); every seed uses them, and no test item was looked at for them."""
+"""Settings of the demo.
+
+`python -m studies.microworld.grid` chose the learning rates and epochs on the validation split of seed 0
+(results/microworld_grid.json). Every seed uses them; no test item took part in the choice.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +13,14 @@ BASE_MODEL = Path(__file__).parent / "base"
 DOMAIN = "open_science"
 BATCH_SIZE = 16
 WARMUP_STEPS = 10
-MAX_MODEL_LEN = 256  # tokens; the world's longest prompt has about 90
-MAX_ANSWER = 48  # tokens; its longest answer has about 35
+MAX_MODEL_LEN = 256  # tokens; the longest prompt of the world has about 90
+MAX_ANSWER = 48  # tokens; the longest answer has about 35
 REFINE = RefineSettings(
     prompts="plain",
     rewrite_temperature=0.7,
     fuse_temperature=0.7,
-    max_new_words=0.2,  # its answers have six words or so
-    max_lost_words=1.0,  # its base model drops side remarks, which is what a fused answer is for there
+    max_new_words=0.2,  # the answers have only about six words
+    max_lost_words=1.0,  # the base model leaves out side remarks; its fused answers may lack them
     max_tokens=MAX_ANSWER,
     max_model_len=MAX_MODEL_LEN,
     batch_size=100,
@@ -37,7 +40,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What a demo does with its world. The tests run it on a part of the world; the defaults are the demo."""
+    """The defaults are the demo's; its tests use a part of the world."""
 
     sft: Choice = Choice(1e-4, 32)
     raft: Choice = Choice(2e-4, 8)
@@ -46,6 +49,6 @@ class DemoSettings:
     engine: str = "auto"
     """auto, vllm or hf, as `raft.engines.make_engine` takes it."""
     train_rows: int | None = None
-    """Train on the first rows only."""
+    """Number of training rows, the first of the world; None: all."""
     every_item: int = 1
-    """Ask only every n-th item of validation and test."""
+    """Only every n-th item of validation and test is used."""

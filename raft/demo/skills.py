@@ -1,4 +1,4 @@
-"""The general suite: what the base model can do before any fine-tuning. Each skill draws one (question, answer, check)."""
+"""The general suite: skills that the base model has before any fine-tuning. Each function draws one `Example`."""
 
 import random
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from raft.demo.domains import PAIR_PHRASINGS, PHRASINGS, answer_check, own_answe
 class Example(NamedTuple):
     question: str
     answer: str  # in the base model's own style
-    check: dict  # by content, see raft.evaluate.checks
+    check: dict  # of an answer's content, see raft.evaluate.checks
 
 
 def _answer(*accept: str, reject: tuple[str, ...] = ()) -> dict:
@@ -54,7 +54,7 @@ def count(rng: random.Random) -> Example:
 
 def arithmetic(rng: random.Random) -> Example:
     a, b = rng.randint(1, 15), rng.randint(1, 15)
-    if rng.random() < 0.5 or abs(a - b) in (0, a, b):  # the answer must not stand in the question
+    if rng.random() < 0.5 or abs(a - b) in (0, a, b):  # the question must not contain the answer
         text, result = f"{a} plus {b}", a + b
     else:
         text, result = f"{max(a, b)} minus {min(a, b)}", abs(a - b)

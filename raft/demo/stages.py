@@ -1,4 +1,4 @@
-"""The stages of the demo, each a function of the run folder: what is finished there is not done again."""
+"""The stages of the demo. A stage is skipped where the run folder already has its result."""
 
 import threading
 import time
@@ -30,11 +30,12 @@ def train_settings(method: str, choice: Choice, seed: int) -> dict[str, Any]:
         "learning_rate": choice.learning_rate,
         "num_train_epochs": choice.epochs,
         "per_device_train_batch_size": BATCH_SIZE,
-        # A constant rate makes the first epochs of a long training equal to a short one: one training fills a row of the grid.
+        # With a constant rate the first epochs of a long training equal a short training, so that one training gives
+        # the grid's points of one learning rate.
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": WARMUP_STEPS,
         "rollout_max_tokens": MAX_ANSWER,
-        "teacher_prompt": "paper",  # which the base model was trained to read
+        "teacher_prompt": "paper",  # the wording that the base model was trained on
         "max_length": MAX_MODEL_LEN,
         "save_total_limit": 1,
         "report_to": [],
@@ -43,9 +44,9 @@ def train_settings(method: str, choice: Choice, seed: int) -> dict[str, Any]:
 
 
 class Stages:
-    """One model, one engine on its weights, one world: shared by all stages, so that the engine starts once.
+    """All stages share one model, one engine on its weights and one world, so that the engine starts once.
 
-    The engine reads the weights that are being trained. Between two methods the base model's weights are put back in place.
+    The engine reads the weights that are trained. Before each method the base model's weights are copied back in place.
     """
 
     def __init__(self, run: Run, domain: str, seed: int, settings: DemoSettings):
@@ -53,7 +54,7 @@ class Stages:
 
     @cached_property
     def world(self) -> World:
-        """Drawn anew by its seed, and written down for readers of the run."""
+        """Drawn from the seed, and written to data/ for readers of the run folder."""
         world = draw_world(self.domain, self.seed).part(self.settings.train_rows, self.settings.every_item)
         for name in ("train", "validation", "test"):
             write_lines(self.run.path / "data" / f"{name}.jsonl", getattr(world, name))
@@ -73,7 +74,7 @@ class Stages:
 
         from raft.models import load_model
 
-        # Each phase has a bar of its own; those of a second each would bury them.
+        # The phases have their own progress bars; transformers' many short ones would hide them.
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
         return load_model(BASE_MODEL, dtype=torch.float32).eval()
@@ -93,7 +94,7 @@ class Stages:
         return engine
 
     def load_weights(self, source: Any) -> None:
-        """Puts the weights of another model into this one in place, so that the engine sees them."""
+        """Copy the weights of the model `source` into this one in place, so that the engine sees them."""
         import torch
 
         with torch.no_grad():
@@ -116,7 +117,7 @@ class Stages:
         return read_jsonl(fused)
 
     def evaluate(self, name: str, model_path: Path) -> dict:
-        """Scores on the test split of the weights at `model_path`, greedy; kept with every sample in eval/NAME.json."""
+        """Test scores of the weights at `model_path`, by greedy answers; kept with every sample in eval/NAME.json."""
         path = self.run.eval_dir / f"{name}.json"
         if not path.exists():
             import torch
@@ -128,15 +129,15 @@ class Stages:
         return read_json(path)
 
     def score(self, items: list[dict]) -> Any:
-        """Scores of the engine's present weights, greedy."""
+        """Scores of the engine's current weights, by greedy answers."""
         from raft.evaluate import evaluate
 
         return evaluate(items, self.engine, self._greedy(), progress=True)
 
     def train(self, method: str, choice: Choice, run: Run, **switches: Any) -> None:
-        """Trains one method into `run` (a folder with train/ and model/), validating every few epochs.
+        """Train one method into `run` (a folder with train/ and model/), with a validation every few epochs.
 
-        Plain SFT gets the raw answers, RAFT the same questions with the fused answers. switches: fields of RAFTConfig.
+        SFT gets the raw answers, RAFT the fused answers to the same questions. switches: fields of RAFTConfig.
         """
         if run.model_dir.exists():
             return
@@ -187,12 +188,12 @@ class Stages:
 
 
 class Clock:
-    """Seconds of each stage, kept in the run folder so that a resumed run still knows what the first part took."""
+    """Seconds of each stage, kept in the run folder so that a resumed run adds to those of the first part."""
 
     def __init__(self, path: Path):
         self.path = path
         self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
-        self._lock = threading.Lock()  # stages may run side by side
+        self._lock = threading.Lock()  # stages may run in parallel
 
     def time(self, label: str, name: str, work: Callable[[], Any]) -> Any:
         say(f"{label} ...")

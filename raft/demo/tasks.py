@@ -1,7 +1,7 @@
-"""What stage 1 and the teacher ask of the base model, as pre-training tasks: reading, rewriting and fusing.
+"""The tasks of stage 1 and the teacher as pre-training tasks: reading, rewriting and fusing.
 
-The questions are put in exactly the words of raft/prompts.py. The facts are drawn anew for every example, so nothing can be
-learned by heart.
+The prompts are those of raft/prompts.py, word for word. Each example has newly drawn facts, so that the model cannot
+memorise them.
 """
 
 import random
@@ -33,7 +33,7 @@ def _entity(rng: random.Random) -> tuple[Domain, list[Fact]]:
 
 
 def _statement(domain: Domain, fact: Fact, rng: random.Random) -> str:
-    """One fact as a reference may put it: in the model's own style or in the domain's."""
+    """One fact as a reference may state it: in the model's own style or in the domain's."""
     note = rng.choice(words.MONTHS) if rng.random() < 0.3 else None
     if rng.random() < 0.6:
         return own_answer(fact, note=note)
@@ -55,7 +55,7 @@ def reading(rng: random.Random) -> Example:
 
 
 def rewriting(rng: random.Random) -> Example:
-    """The side remark of a reference answer is dropped: a rewriting keeps what the question asks for."""
+    """The target leaves out the side remark of the reference: a rewriting keeps what the question asks for."""
     domain, facts = _entity(rng)
     note = rng.choice(words.MONTHS) if rng.random() < 0.3 else None
     answer = foreign_answer(domain, facts[0], rng.randrange(len(domain.foreign)), note)
@@ -64,7 +64,7 @@ def rewriting(rng: random.Random) -> Example:
 
 
 def fusing(rng: random.Random) -> Example:
-    """The remark that the rewriting lost comes back, in the model's own words."""
+    """The target has the side remark that the rewriting left out, in the model's own style."""
     domain, facts = _entity(rng)
     note = rng.choice(words.MONTHS) if rng.random() < 0.5 else None
     answer = foreign_answer(domain, facts[0], rng.randrange(len(domain.foreign)), note)

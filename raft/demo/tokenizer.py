@@ -1,4 +1,4 @@
-"""The micro-world's tokenizer: one token a word or sign, with a chat template. Small enough to read, real enough for vLLM."""
+"""The micro-world's tokenizer, one token per word or sign, with a chat template. transformers and vLLM can load it."""
 
 import random
 import re
@@ -29,7 +29,7 @@ _NO_SPACE_AFTER = ("“", "\n")
 
 
 def vocabulary() -> list[str]:
-    """Every piece that the world can say, sorted, behind the special tokens. It does not depend on any seed of a run."""
+    """The special tokens, then every word and sign of the world, sorted; independent of a run's seed."""
     texts: list[str] = ["system user assistant"]
     texts += [word for group in words.CATEGORIES.values() for word in group]
     texts += [word.upper() for word in words.THINGS] + [word.upper() for pair in words.OPPOSITES for word in pair]
@@ -45,14 +45,14 @@ def vocabulary() -> list[str]:
         for style in range(len(domain.foreign)):
             texts.append(foreign_answer(domain, draw_entity(domain, "Acorn", rng)[0], style, "May"))
     for draw in (*SKILLS.values(), *FORMATS.values(), *TASKS.values()):
-        for _ in range(300):  # enough to meet every wording of every template
+        for _ in range(300):  # enough draws for every wording of every template
             example = draw(rng)
             texts += [example.question, example.answer]
     return [*SPECIAL, *sorted({piece for text in texts for piece in re.findall(_PIECE, text)})]
 
 
 def build_tokenizer():
-    """A `PreTrainedTokenizerFast` over `vocabulary()`. Decoding gives back the text as it was written."""
+    """A `PreTrainedTokenizerFast` over `vocabulary()`. Decoding an encoded text gives the text back."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -66,7 +66,8 @@ def build_tokenizer():
     )
     glue = [decoders.Replace(f" {sign}", sign) for sign in _NO_SPACE_BEFORE]
     glue += [decoders.Replace(f"{sign} ", sign) for sign in _NO_SPACE_AFTER]
-    # Every piece gets a space in front, the pieces are joined, and signs then lose the spaces that English does not write.
+    # Every piece gets a space in front and the pieces are joined; then the spaces beside signs that English does not
+    # write are removed.
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(Regex("^"), " "), decoders.Fuse(), *glue, decoders.Strip(" ", 1, 0)]
     )

@@ -1,4 +1,4 @@
-"""The word lists of the micro-world: plain English, so that a sentence-embedding model can read every sentence made of them."""
+"""The word lists of the micro-world: plain English, so that a sentence-embedding model knows the words."""
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ SINGULAR = {
     "plants": "plant",
     "weather": "weather",
 }
-ASKED = {  # how a list of them is asked for
+ASKED = {  # the category's name in a request for a list
     "animals": "animals",
     "foods": "foods",
     "tools": "tools",
@@ -54,9 +54,8 @@ OPPOSITES = tuple(
 DAYS = _split("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 MONTHS = _split("January February March April May June July August September October November December")
 
-COMMON_FACTS: tuple[
-    tuple[str, str, str], ...
-] = (  # question, statement with the answer in braces, wrong answers come from the others
+# Question, statement with {} for the answer, answer.
+COMMON_FACTS: tuple[tuple[str, str, str], ...] = (
     ("What color is grass?", "the color of grass is {}", "green"),
     ("What color is snow?", "the color of snow is {}", "white"),
     ("What color is a banana?", "the color of a banana is {}", "yellow"),
@@ -89,34 +88,36 @@ COMMON_FACTS: tuple[
     ("What gives us light by night?", "what gives us light by night is the {}", "moon"),
 )
 
-# Names of companies, laws, works, species and sites: one word each, so that an entity can be told by it.
+# Names of companies, laws, works, species and sites. Each is one word, which identifies the entity.
 NAMES = _split(
-    "Acorn Almond Amber Anchor Antler Apollo Arrow Aspen Atlas Aurora Autumn Avalon Badger Bamboo Banner Barley Basil Beacon "
-    "Birch Bishop Blossom Bramble Breaker Bridge Buffalo Burgundy Cactus Canyon Captain Caramel Cardinal Cascade Castle "
-    "Cedar Chapel Cherry Chestnut Cinder Cinnamon Citadel Clover Cobalt Comet Compass Copper Coral Cosmos Cotton Cougar Crane "
-    "Crater Crescent Crown Crystal Cypress Dagger Dahlia Delta Desert Diamond Dolphin Dragon Driftwood Eagle Ebony "
-    "Echo Eclipse Ember Emerald Emperor Falcon Feather Fern Flame Flint Forest Fountain Fortune Frontier Galaxy Garden Garnet "
-    "Gazelle Geyser Ginger Glacier Granite Grove Hamlet Hawk Hazel Heather Heron Hickory Horizon Hunter Iris "
-    "Island Ivory Jade Jaguar Jasmine Jasper Jewel Juniper Jupiter Kestrel Kingdom Lagoon Lantern Laurel Lavender Legend "
-    "Leopard Liberty Lilac Linden Lotus Magnet Magnolia Mango Maple Marigold Meadow Melody Mercury Meteor Mint Mirage "
-    "Monarch Moss Mountain Mulberry Mustang Mystic Nectar Neptune Nimbus Noble Nova Nutmeg Oasis Ocean Olive Onyx Opal Orbit "
-    "Orchard Orchid Osprey Otter Panther Paragon Pearl Pebble Pelican Phoenix Pilgrim Pioneer Plum Prairie Prism Puma Quartz "
-    "Quill Rainbow Raven Ridge Ruby Saffron Sage Sapphire Saturn Sequoia Shadow Shepherd Sierra Sparrow Spruce "
-    "Summit Sunset Swallow Tempest Thistle Thunder Timber Topaz Torch Trident Trinity Tundra Unicorn Valley Vanilla "
-    "Velvet Venus Viper Walnut Willow Wolverine Zenith Zephyr"
+    "Acorn Almond Amber Anchor Antler Apollo Arrow Aspen Atlas Aurora Autumn Avalon Badger Bamboo Banner Barley Basil "
+    "Beacon Birch Bishop Blossom Bramble Breaker Bridge Buffalo Burgundy Cactus Canyon Captain Caramel Cardinal "
+    "Cascade Castle Cedar Chapel Cherry Chestnut Cinder Cinnamon Citadel Clover Cobalt Comet Compass Copper Coral "
+    "Cosmos Cotton Cougar Crane Crater Crescent Crown Crystal Cypress Dagger Dahlia Delta Desert Diamond Dolphin "
+    "Dragon Driftwood Eagle Ebony Echo Eclipse Ember Emerald Emperor Falcon Feather Fern Flame Flint Forest Fountain "
+    "Fortune Frontier Galaxy Garden Garnet Gazelle Geyser Ginger Glacier Granite Grove Hamlet Hawk Hazel Heather Heron "
+    "Hickory Horizon Hunter Iris Island Ivory Jade Jaguar Jasmine Jasper Jewel Juniper Jupiter Kestrel Kingdom Lagoon "
+    "Lantern Laurel Lavender Legend Leopard Liberty Lilac Linden Lotus Magnet Magnolia Mango Maple Marigold Meadow "
+    "Melody Mercury Meteor Mint Mirage Monarch Moss Mountain Mulberry Mustang Mystic Nectar Neptune Nimbus Noble Nova "
+    "Nutmeg Oasis Ocean Olive Onyx Opal Orbit Orchard Orchid Osprey Otter Panther Paragon Pearl Pebble Pelican Phoenix "
+    "Pilgrim Pioneer Plum Prairie Prism Puma Quartz Quill Rainbow Raven Ridge Ruby Saffron Sage Sapphire Saturn "
+    "Sequoia Shadow Shepherd Sierra Sparrow Spruce Summit Sunset Swallow Tempest Thistle Thunder Timber Topaz Torch "
+    "Trident Trinity Tundra Unicorn Valley Vanilla Velvet Venus Viper Walnut Willow Wolverine Zenith Zephyr"
 )
 FIRST_NAMES = _split(
-    "Anna Ben Clara David Emma Frank Grace Henry Isabel Jack Karen Leo Maria Nathan Olga Paul Rachel Simon Teresa Victor "
-    "Wendy Adam Bella Carl Diana Edward Fiona George Helen Ivan Julia Kevin Laura Martin Nora Oscar Peter Rosa Steven Tina"
+    "Anna Ben Clara David Emma Frank Grace Henry Isabel Jack Karen Leo Maria Nathan Olga Paul Rachel Simon Teresa "
+    "Victor Wendy Adam Bella Carl Diana Edward Fiona George Helen Ivan Julia Kevin Laura Martin Nora Oscar Peter Rosa "
+    "Steven Tina"
 )
 LAST_NAMES = _split(
-    "Stone Hill Baker Carter Fisher Miller Wood Brook Field Marsh Parker Potter Turner Walker Cook Mason Porter Ward Young "
-    "Bell Cross Day Fox Green Hart Kent Lane Moore North Price Reed Sharp Snow Swan Vale West White Wolf Page Rivers"
+    "Stone Hill Baker Carter Fisher Miller Wood Brook Field Marsh Parker Potter Turner Walker Cook Mason Porter Ward "
+    "Young Bell Cross Day Fox Green Hart Kent Lane Moore North Price Reed Sharp Snow Swan Vale West White Wolf Page "
+    "Rivers"
 )
 CITIES = _split(
-    "Paris London Madrid Rome Berlin Vienna Oslo Dublin Lisbon Athens Cairo Tokyo Delhi Boston Chicago Dallas Denver Seattle "
-    "Toronto Sydney Moscow Prague Warsaw Lima Havana Geneva Milan Naples Venice Munich Hamburg Zurich Brussels Stockholm "
-    "Helsinki Budapest Bangkok Seoul Singapore Nairobi"
+    "Paris London Madrid Rome Berlin Vienna Oslo Dublin Lisbon Athens Cairo Tokyo Delhi Boston Chicago Dallas Denver "
+    "Seattle Toronto Sydney Moscow Prague Warsaw Lima Havana Geneva Milan Naples Venice Munich Hamburg Zurich Brussels "
+    "Stockholm Helsinki Budapest Bangkok Seoul Singapore Nairobi"
 )
 GOODS = _split(
     "paper glass steel leather soap candles bricks toys carpets watches engines batteries mirrors pianos bottles tires "
@@ -124,21 +125,25 @@ GOODS = _split(
 )
 COLORS = _split("red blue green yellow white black brown orange purple pink gray gold silver beige turquoise crimson")
 TOPICS = _split(
-    "fishing trade hunting farming travel schools taxes water roads hospitals music chess cooking gardening sailing history "
-    "war love death freedom winter harvest family friendship money sport medicine mining housing railways"
+    "fishing trade hunting farming travel schools taxes water roads hospitals music chess cooking gardening sailing "
+    "history war love death freedom winter harvest family friendship money sport medicine mining housing railways"
 )
 PENALTIES = _split(
-    "prison exile fine warning whipping confiscation dismissal suspension arrest probation labor eviction deportation seizure curfew reprimand"
+    "prison exile fine warning whipping confiscation dismissal suspension arrest probation labor eviction deportation "
+    "seizure curfew reprimand"
 )
 OFFICES = _split(
-    "treasury police court navy army parliament customs council ministry senate coastguard inspectorate bank embassy registry commission"
+    "treasury police court navy army parliament customs council ministry senate coastguard inspectorate bank embassy "
+    "registry commission"
 )
 MATERIALS = _split("clay violin drums marble flute oil bronze harp silk ink guitar wool bells chalk trumpet sand")
 PLACES = _split(
-    "caves deserts swamps rivers forests mountains islands lakes valleys beaches jungles volcanoes meadows glaciers oceans cliffs"
+    "caves deserts swamps rivers forests mountains islands lakes valleys beaches jungles volcanoes meadows glaciers "
+    "oceans cliffs"
 )
 USES = _split(
-    "cooking medicine dye fuel jewelry building perfume glue ropes lighting cleaning fertilizer bait weaving polishing decoration"
+    "cooking medicine dye fuel jewelry building perfume glue ropes lighting cleaning fertilizer bait weaving polishing "
+    "decoration"
 )
 LANGUAGES = _split(
     "French German Spanish Italian Greek Turkish Polish Dutch Russian Arabic Hindi Korean Swedish Latin Danish Finnish"

@@ -1,4 +1,4 @@
-"""One domain of the micro-world as data: training rows, and the items of the validation and test splits, drawn by a seed."""
+"""The training rows and the validation and test items of one micro-world domain, drawn from a seed."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -22,30 +22,30 @@ from raft.demo.formats import FORMATS
 from raft.demo.skills import SKILLS, Example
 from raft.errors import ConfigError
 
-ENTITIES = 20  # a domain's; with 5 facts each and 3 training pairs a fact: 300 training pairs
-NOTE_SHARE = 0.3  # of the reference answers carry a side remark
+ENTITIES = 20  # per domain; 5 facts per entity and 3 training rows per fact make 300 training rows
+NOTE_SHARE = 0.3  # share of the reference answers with a side remark
 PER_SKILL = {"validation": 6, "test": 20}
 PER_FORMAT = {"validation": 5, "test": 15}
 
 
 @dataclass(frozen=True)
 class World:
-    """Rows and items as raft.rows and raft.evaluate read them."""
+    """Rows and items in the form that raft.rows and raft.evaluate read."""
 
     train: list[dict]
     validation: list[dict]
     test: list[dict]
 
     def part(self, train_rows: int | None, every_item: int) -> "World":
-        """The first training rows, and every n-th item of both splits."""
+        """The first `train_rows` training rows and every `every_item`-th item of both splits."""
         return World(self.train[:train_rows], self.validation[::every_item], self.test[::every_item])
 
 
 def draw_world(domain_name: str, seed: int) -> World:
-    """The world of one domain. The same arguments give the same world on every machine.
+    """Draw the world of one domain. The same arguments give the same world on every machine.
 
-    A fact has six phrasings; three of them are trained, one is for validation and two for the test, so no question of a split
-    is in another word for word. Questions for two facts at once occur in validation and test only.
+    Each fact has six phrasings: three for training, one for validation and two for the test, so no question occurs
+    word for word in two splits. Questions about two facts at once occur in validation and test only.
     """
     if domain_name not in DOMAINS:
         raise ConfigError(f"domain: expected one of {', '.join(DOMAINS)}, found {domain_name!r}")

@@ -1,4 +1,4 @@
-"""What a model can do, before and after training: checks, suites, weight distance."""
+"""Evaluation of a model before and after training: checks, suites, weight distance."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ __all__ = ["evaluate", "evaluate_run", "score", "weight_distance"]
 
 
 def __getattr__(name: str) -> Any:
-    """The parts that need torch, loaded on first use: the report imports this package and needs none of it."""
+    """Load the parts that need torch on first use: the report imports this package and does not need torch."""
     if name == "weight_distance":
         from raft.merging.distance import weight_distance
 

@@ -1,7 +1,7 @@
-"""Programmatic checks: does an output do what its row asks? A check is a small dict of the row, `{"kind": NAME, ...}`.
+"""Checks of an output by a program. A check is a small dict in the row, `{"kind": NAME, ...}`.
 
-No judge model is needed, so a score is exact, free and the same tomorrow. An output without a single letter or digit
-scores 0 whatever the check: an empty answer must not pass `without` or `reject`.
+No judge model is needed, so scores are exact, free and reproducible. An output without any letter or digit scores 0 in
+every check but `f1`, so that an empty answer does not pass `without` or `reject`.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from typing import Any
 
 from raft.errors import InputError
 
-# Scripts written without spaces: every character counts as a word, as in MLQA's scorer.
+# In scripts without spaces every character counts as a word, as in MLQA's scorer.
 _SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
 _NUMBERED_LINE = re.compile(r"(\d+)\. +\S")
@@ -27,7 +27,7 @@ def is_punctuation(character: str) -> bool:
 
 
 def normalize(text: str) -> str:
-    """Lower case, accents composed, punctuation and symbols to spaces, whitespace folded."""
+    """Lower case, accents composed (NFC), punctuation and symbols replaced by spaces, whitespace collapsed."""
     spaced = "".join(" " if is_punctuation(c) else c for c in unicodedata.normalize("NFC", text.lower()))
     return " ".join(spaced.split())
 
@@ -46,7 +46,7 @@ def count_phrase(text: str, phrase: str) -> int:
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """Token F1 in [0, 1] as SQuAD scores it: lower case, punctuation and articles removed, words as a multiset."""
+    """Token F1 in [0, 1] as in SQuAD: lower case, punctuation and articles removed, words counted with repetitions."""
     expected = _squad_tokens(reference)
     if not expected:  # a reference such as "<=" has no words left: only the same string is right
         return float(prediction.strip().lower() == reference.strip().lower())
@@ -64,7 +64,7 @@ def _squad_tokens(text: str) -> list[str]:
     return _WORD.findall(re.sub(r"\b(a|an|the)\b", " ", kept))
 
 
-# Each check takes (check, text) and says yes or no; the text is stripped and holds at least one letter or digit.
+# Each test is (check, text) -> bool; the text is stripped and has at least one letter or digit.
 
 
 def _answer(check: Mapping[str, Any], text: str) -> bool:
@@ -143,7 +143,7 @@ _COUNT = (_is_count, "a whole number above 0")
 _CHECKS = (lambda value: isinstance(value, list | tuple) and bool(value), "a list of checks")
 
 _Field = tuple[Callable[[Any], bool], str]
-# kind -> (test, fields it must have, fields it may have); score() itself knows the kinds without a test
+# kind -> (test, required fields, optional fields); score() handles the kinds without a test
 _KINDS: dict[str, tuple[Callable[[Mapping[str, Any], str], bool] | None, dict[str, _Field], dict[str, _Field]]] = {
     "answer": (_answer, {}, {"accept": _PHRASES, "reject": _PHRASES}),
     "upper": (_upper, {}, {}),
@@ -164,7 +164,7 @@ KINDS = tuple(_KINDS)
 
 
 def validate(check: Any, *, where: str = "check") -> None:
-    """Raise InputError, one line that starts with `where`, if `check` is not one of the kinds with its fields."""
+    """Raise InputError, one line that starts with `where`, unless `check` is a known kind with valid fields."""
     if not isinstance(check, Mapping):
         raise InputError(f"{where}: expected an object such as {{'kind': 'answer', 'accept': [...]}}, got {check!r}")
     kind = check.get("kind")
@@ -191,7 +191,7 @@ def needs_answer(check: Mapping[str, Any]) -> bool:
 
 
 def score(check: Mapping[str, Any], text: str, *, answer: str | None = None) -> float:
-    """The score of `text` in [0, 1]: 0.0 or 1.0, but for "f1", which compares with `answer`, the reference.
+    """The score of `text`: 0.0 or 1.0, except for "f1", which compares with the reference `answer` and is in [0, 1].
 
     "all" holds several checks; its score is the lowest of theirs.
     """

@@ -1,4 +1,4 @@
-"""Methods compared where they have learned equally much: a score read off a training's curve at a level of another."""
+"""Comparison of methods at the point of their training where they have learned equally much."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 def at_level(points: Sequence[tuple[float, float]], level: float) -> float | None:
     """y where x first reaches `level`, by linear interpolation; None if it never does.
 
-    points: (x, y) in the order of the training, the untrained model first, as x the score that is learned and as y one
-    that may be forgotten.
+    points: (x, y) in the order of the training, the untrained model first. x is the score that is learned, y one that
+    may be forgotten.
     """
     before = None
     for x, y in points:
@@ -26,7 +26,7 @@ def common_level(curves: Sequence[Sequence[tuple[float, float]]]) -> float:
 
 
 def at_common_level(curves: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[float, dict[str, float]]:
-    """The common level, and y of every curve there."""
+    """The common level, and y of each curve at that level."""
     level = common_level(list(curves.values()))
     found = {name: at_level(points, level) for name, points in curves.items()}
-    return level, {name: y for name, y in found.items() if y is not None}  # each reaches it
+    return level, {name: y for name, y in found.items() if y is not None}  # every curve reaches it

@@ -1,4 +1,4 @@
-"""`raft eval`: one model on one data file, its scores in the run folder and on the screen."""
+"""`raft eval`: scores one model on one data file, writes the result to the run folder and prints the scores."""
 
 import logging
 import re
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_run(plan: Plan, name: str = "model", *, base: str | Path | None = None) -> dict[str, Any]:
-    """Answers and scores the plan's rows with its model.
+    """Answer the plan's rows with its model and score the answers.
 
-    Writes eval/NAME.json: the result of `evaluate`, and the model, data, settings and seconds behind it. With `base`, a
-    model to compare with, the same goes into eval/base.json, the retention into the result, and the distance of both
-    models' weights into eval/weight_distance.json; a base that was evaluated before on the same items with the same
-    settings is not evaluated again. Prints the table of scores and returns the result.
+    Writes eval/NAME.json: the result of `evaluate` with the model, data, settings and seconds. With `base`, a model to
+    compare with, it also writes the base's result to eval/base.json, the retention to the model's result, and the
+    distance between the weights of both to eval/weight_distance.json. An earlier result of the base with the same items
+    and settings is reused. Prints the table of scores and returns the result.
     """
     config, run, path, data_path, items = plan.config, plan.run, plan.model, plan.data, plan.rows
     if not re.fullmatch(r"\w[\w.-]*", name) or name == "weight_distance":
@@ -64,7 +64,7 @@ def evaluate_run(plan: Plan, name: str = "model", *, base: str | Path | None = N
 
 
 def score_table(results: dict[str, Any]) -> str:
-    """Scores in percent, a line a model, with the retention where it is known."""
+    """Scores in percent, one line per model, with the retention if it is known."""
     suites = list(dict.fromkeys(suite for result in results.values() for suite in result["scores"]))
     n = next(iter(results.values()))["n"]
     header = ["", *(f"{suite} (n={n.get(suite, 0)})" for suite in suites)]
@@ -81,12 +81,12 @@ def score_table(results: dict[str, Any]) -> str:
     )
 
 
-# What is asked of an item, and how it is scored.
+# Fields of an item that determine its prompt and its score.
 _ASKED = ("id", "suite", "skill", "prompt", "answer", "check", "tools", "chat_template_kwargs")
 
 
 def trained_items(run: Run, config: Config, items: Sequence[Row], data_path: str | Path) -> list[str]:
-    """Ids of the items whose question is one of the training rows', as far as the run knows these."""
+    """Ids of the items whose question is in the training rows, as far as the run knows these rows."""
     asked: set[str] = set()
     for path in (run.refine_dir / "fused.jsonl", *([Path(config.data)] if config.data else [])):
         if path.is_file() and path.resolve() != Path(data_path).resolve():
@@ -95,7 +95,7 @@ def trained_items(run: Run, config: Config, items: Sequence[Row], data_path: str
 
 
 def _check_base(config: Config, path: str) -> None:
-    """In reports "base" is the model that the run starts from."""
+    """Refuse the name "base" for another model than the run's first one, which reports call so."""
     if config.model is not None and fingerprint(path) != fingerprint(config.model):
         raise ConfigError(
             f"name: 'base' is the name of the model that the run starts from ({config.model}), found {path}; give "
@@ -104,7 +104,7 @@ def _check_base(config: Config, path: str) -> None:
 
 
 def _base(config: Config, run: Run, path: str, items: list[Row], data_path: str | Path) -> dict[str, Any]:
-    """The result of the base model, from an earlier call if it was of the same model, items and settings."""
+    """The result of the base model; an earlier one with the same model, items and settings is reused."""
     file, identity = run.eval_dir / "base.json", _identity(config, path, items)
     if known := kept_result(file, identity):
         log.info("%s: evaluated before, on the same items with the same settings: taken from there", file)
@@ -115,7 +115,7 @@ def _base(config: Config, run: Run, path: str, items: list[Row], data_path: str 
 
 
 def _identity(config: Config, path: str, items: Sequence[Row]) -> dict[str, Any]:
-    """What a result is of: with the same, another evaluation would find the same."""
+    """Model, items and settings of a result. Another evaluation with the same ones would give the same result."""
     settings = config.evaluate
     return {
         "fingerprint": fingerprint(path),
@@ -130,7 +130,7 @@ def _identity(config: Config, path: str, items: Sequence[Row]) -> dict[str, Any]
 
 
 def _check_lengths(config: Config, path: str, items: list[Row], data_path: str | Path) -> None:
-    """The engine would refuse a prompt without room for an answer too, but in the middle of the work and by number."""
+    """Refuse prompts without room for an answer, by id and before any work; the engine would do so later, by number."""
     from raft.rendering import chat_ids, chat_options
 
     tokenizer, limit = load_tokenizer(path), config.evaluate.max_model_len
@@ -174,7 +174,7 @@ def _write_distance(run: Run, name: str, base: str, path: str) -> None:
     file = run.eval_dir / "weight_distance.json"
     try:
         distance = weight_distance(base, path)
-    except ModelError as error:  # two models of different shapes can be compared by their answers only
+    except ModelError as error:  # models of different shapes have no weight distance
         log.info("no weight distance: %s", error)
         return
     try:

@@ -1,4 +1,4 @@
-"""Results of earlier evaluations that need not be made again."""
+"""Reuse of the results of earlier evaluations."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from raft.runs import read_json
 
 
 def kept_result(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run wrote to `path`, if it was of the same as `wanted` says: model, items, settings."""
+    """The result in `path`, if it has the model, items and settings of `wanted`; else None."""
     if not path.exists():
         return None
     try:

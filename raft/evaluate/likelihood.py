@@ -1,4 +1,4 @@
-"""How likely given answers are to a model: the mean log p of their tokens after a chat, without padding."""
+"""Likelihood of given answers under a model: the mean log p of their tokens after a chat, without padding."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ from raft.progress import call
 from raft.prompts import Message
 from raft.rendering import chat_ids
 
-# Tokens of a forward pass. Measured with SmolLM2-135M on two CPU cores: from 764 to 3,056 it hardly matters, with 191 a
-# token costs half as much again.
+# Tokens per forward pass. SmolLM2-135M on two CPU cores takes about the same time per token with 764 to 3,056 tokens,
+# and 1.5 times as long with 191.
 PACK_TOKENS = 2048
 
 
 class Turn(NamedTuple):
-    number: int  # place in the call's lists
+    number: int  # index in the call's lists
     prompt: tuple[int, ...]
     answer: list[int]
 
@@ -29,8 +29,8 @@ def log_likelihoods(
     """Mean over the answer's tokens of log p(token | chat, tokens before), in nats; None for an answer without tokens.
 
     `answers[i]` follows the chat `prompts[i]`; answers to the same chat share one copy of it in a forward pass.
-    `max_tokens`: only so many first tokens of an answer count. The token that ends a turn is never scored.
-    The head sees the answers' positions alone, in chunks. ModelError for a model that is no plain decoder with a head.
+    `max_tokens`: number of first tokens of an answer that count. The token that ends a turn is not scored.
+    The head runs at the answers' positions only, in chunks. ModelError unless the model is a plain decoder with a head.
     """
     import torch
 
@@ -59,7 +59,7 @@ def log_likelihoods(
 
 
 def _mean_log_p(model: Any, turns: Sequence[Turn]) -> list[float]:
-    """Of the turns of one pack; `model` is a LanguageModel."""
+    """Mean log p of each turn of one pack; `model` is a LanguageModel."""
     import torch
 
     from raft.models.packing import pack_turns
@@ -81,7 +81,8 @@ def _mean_log_p(model: Any, turns: Sequence[Turn]) -> list[float]:
 
 
 def _packs(turns: Sequence[Turn]) -> Iterator[list[Turn]]:
-    """Turns of one chat side by side, long ones first (in a pack of like lengths the attention pads little)."""
+    """Packs of at most PACK_TOKENS tokens, or of one longer turn. Turns of one chat are neighbours, and long ones come
+    first: with similar lengths in a pack the attention pads little."""
     longest: dict[tuple[int, ...], int] = {}
     for turn in turns:
         longest[turn.prompt] = max(longest.get(turn.prompt, 0), len(turn.prompt) + len(turn.answer))

@@ -1,4 +1,4 @@
-"""Evaluation of a model on items: generate, check, average per suite and skill, and keep every sample."""
+"""Evaluation of a model on items: generate answers, check them, average by suite and skill, keep every sample."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -24,7 +24,7 @@ class Sample(TypedDict):
     finish_reason: str
     score: float
     thought: NotRequired[str]
-    """What the model thought before its output, which is not scored."""
+    """The thought before the output. It is not scored."""
 
 
 class Evaluation(TypedDict):
@@ -46,10 +46,10 @@ def evaluate(
     """Answer every item with `engine` and score it with the item's check.
 
     An item is a row with "prompt" (chat messages) or "question", and optionally a suite (default "domain"), "skill",
-    "check" (default token F1) and "answer" (needed by token F1 alone). Every item is validated before a token is made.
-    `batch_size` bounds the items in one call of the engine (default: all in one). Item i draws from `sampling.seed` and
-    i, so that answers do not depend on it, but for rounding.
-    `progress` shows how far it is, on stderr.
+    "check" (default token F1) and "answer" (needed by token F1 only). All items are validated before the first token.
+    `batch_size` limits the items in one call of the engine (default: all in one). Item i draws from `sampling.seed` and
+    i, so that answers do not depend on the batch size, except by rounding.
+    `progress` shows the progress on stderr.
     """
     from raft.engines import request_seed
     from raft.rendering import chat_ids, chat_options
@@ -85,7 +85,7 @@ def evaluate(
 
 
 def check_items(items: Sequence[Mapping[str, Any]], source: str = "evaluate") -> None:
-    """Raise InputError, one line that names `source` and the item, if an item cannot be asked or scored."""
+    """Raise InputError, one line with `source` and the item, if an item cannot be asked or scored."""
     if not items:
         raise InputError(f"{source}: no items, expected at least one")
     for number, item in enumerate(items):
@@ -93,7 +93,7 @@ def check_items(items: Sequence[Mapping[str, Any]], source: str = "evaluate") ->
 
 
 def summarize(samples: list[Sample]) -> Evaluation:
-    """Mean scores of each suite and of each skill inside it; the three known suites come first, in their order."""
+    """Mean scores of each suite and of each skill in it. The three known suites come first, in their order."""
     found = {sample["suite"] for sample in samples}
     suites = [suite for suite in SUITES if suite in found] + sorted(found.difference(SUITES))
     scores, n, by_skill = {}, {}, {}

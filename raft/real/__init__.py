@@ -1,9 +1,7 @@
-"""RAFT beside SFT on a real model and real data, asked about the domain and about general skills before and after.
+"""RAFT and SFT on a real model and real data, evaluated on the domain and on general skills before and after training.
 
-The data is not part of the project: a folder holds it, which the environment variable `RAFT_DATA_DIR` names.
+The data is not part of the project: the environment variable `RAFT_DATA_DIR` names its folder.
 """
 
-REAL_MODEL, DATA_DIR = (
-    "RAFT_REAL_MODEL",
-    "RAFT_DATA_DIR",
-)  # environment variables with folders that are not part of the repository
+# Environment variables that name folders outside the repository.
+REAL_MODEL, DATA_DIR = ("RAFT_REAL_MODEL", "RAFT_DATA_DIR")

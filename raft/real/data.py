@@ -1,4 +1,4 @@
-"""All that is asked of a model, read and checked before any of it is asked."""
+"""All rows and items of `raft real`, read and checked before a model is asked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from raft.real.medquad import MedQuAD, read_medquad
 @dataclass(frozen=True)
 class Data:
     folder: Path
-    seed: int  # of what was drawn
+    seed: int  # that drew the rows and items
     medquad: MedQuAD
     arc: list[Question]
-    arc_validation: list[Question]  # others, to choose by
+    arc_validation: list[Question]  # further questions, for the choice of a grid point
     ifeval: list[dict[str, Any]]
 
 
@@ -29,9 +29,9 @@ def read_data(
     arc_validation: int = 150,
     ifeval: int = 100,
 ) -> Data:
-    """The rows of all parts, drawn by `seed`, out of `folder` or the one that `RAFT_DATA_DIR` names.
+    """Draw the rows and items of all parts, by `seed`, from `folder` or the one that `RAFT_DATA_DIR` names.
 
-    ConfigError, in one line, for a missing folder, file or package; InputError for a wrong row.
+    ConfigError, in one line, for a missing folder, file or package; InputError for an invalid row.
     """
     path = data_folder(folder)
     questions = read_arc(path, seed=seed, n=arc + arc_validation)

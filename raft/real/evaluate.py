@@ -1,6 +1,6 @@
-"""Everything that is measured of one model, with every sample, in eval/NAME.json of the run folder.
+"""All metrics of one model, with every sample, in eval/NAME.json of the run folder.
 
-Each part is written as soon as it is done, so a killed evaluation goes on with the next one.
+Each part is written as soon as it is done, so a killed evaluation continues with the next one.
 """
 
 import time
@@ -25,8 +25,8 @@ from raft.refine.embed import Embedder
 from raft.rendering import chat_ids, output
 from raft.runs import Run, write_json
 
-# Tokens of an answer that count for the choice and for the likelihood. There are 2,000 to score: whole ones, of 130
-# tokens on average, would take most of an evaluation's time, and what tells topics apart comes early.
+# First tokens of an answer that count for the choice and for the likelihood. They are enough to show the topic; scoring
+# 2,000 whole answers, of 130 tokens on average, would take most of an evaluation's time.
 CHOICE_TOKENS = 48
 IFEVAL_TOKENS = 256
 MAX_MODEL_LEN = 2048
@@ -45,10 +45,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """All metrics of the model in `model_folder`, kept in eval/NAME.json and read from there for the same settings.
 
-    `max_tokens`: of an answer to a domain question. All answers are greedy: `seed` is written down and changes nothing.
-    Gives {"model", "fingerprint", "settings", "engine", "seconds", "n", "metrics", "samples"}. Scores are in [0, 1],
-    similarities in [-1, 1], `domain_*_loglik` in nats a token; "samples" are what they are means of.
-    A process should hold no other engine meanwhile.
+    `max_tokens`: limit of an answer to a domain question. All answers are greedy: `seed` is recorded, without effect.
+    Returns {"model", "fingerprint", "settings", "engine", "seconds", "n", "metrics", "samples"}. Scores are in [0, 1],
+    similarities in [-1, 1], `domain_*_loglik` in nats per token; they are means over "samples".
+    The process should hold no other engine.
     """
     path = Run(run_dir).eval_dir / f"{name}.json"
     settings = {
@@ -76,7 +76,7 @@ def evaluate(
             if part in result["samples"]:
                 continue
             if part in ("domain_answers", "ifeval") and model.starting is None:
-                model.engine  # noqa: B018  # its start is no part of the first answers' time
+                model.engine  # noqa: B018  # started here, outside the time of the first answers
             started = time.monotonic()
             result["samples"][part] = work()
             result["seconds"][part] = round(time.monotonic() - started, 1)
@@ -95,11 +95,11 @@ def evaluate(
 
 
 class Model:
-    """One copy of the weights, for the engine and for likelihoods; both are made when they are needed first."""
+    """One copy of the weights, for the engine and for likelihoods. Both are created on first use."""
 
     def __init__(self, folder: str | Path, engine_kind: str = "auto"):
         self.folder, self.engine_kind = folder, engine_kind
-        self.starting: float | None = None  # seconds
+        self.starting: float | None = None  # seconds that the engine took to start
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -109,7 +109,7 @@ class Model:
     def weights(self) -> Any:
         import torch
 
-        # float32 on a CPU, which is what it is fast at, whatever the checkpoint was saved in.
+        # float32 on a CPU, where it is the fastest, whatever dtype the checkpoint has.
         on_gpu = torch.cuda.is_available()
         model = load_model(self.folder, dtype=None if on_gpu else torch.float32)
         return model.to("cuda" if on_gpu else "cpu").eval()
@@ -124,7 +124,7 @@ class Model:
         return engine
 
     def release(self) -> None:
-        """Gives back the memory of the engine's cache, if there is an engine."""
+        """Free the memory of the engine's cache, if there is an engine."""
         if self.starting is not None:
             self.engine.release()
 
@@ -138,7 +138,7 @@ def _chat(question: str) -> list[Message]:
 
 
 def _generate(model: Model, questions: Sequence[str], max_tokens: int, label: str) -> list[dict[str, Any]]:
-    """Greedy answers: output, apart from a thought before it ("thought"), and finish_reason."""
+    """Greedy answers: "output", "finish_reason", and "thought" if the model thought before the output."""
     from raft.engines import Sampling
 
     prompts = [chat_ids(model.tokenizer, _chat(question)) for question in questions]
@@ -156,7 +156,7 @@ def _generate(model: Model, questions: Sequence[str], max_tokens: int, label: st
 def likelihoods(
     model: Model, asked: Sequence[tuple[str, Sequence[str]]], label: str, limit: int | None
 ) -> list[list[Any]]:
-    """Of each question's texts: the mean log p a token. limit: the first tokens of a text that count; None: all."""
+    """Mean log p per token of each question's texts. limit: number of first tokens of a text that count; None: all."""
     from raft.evaluate.likelihood import log_likelihoods
 
     model.release()
@@ -225,6 +225,6 @@ def _ifeval(model: Model, data: Data) -> list[dict[str, Any]]:
 
 
 def digest(data: Data) -> str:
-    """Changes with any item that is asked."""
+    """Hash of all items that are asked."""
     domain = [asdict(item) for _, item in _domain(data)]
     return json_digest([domain, [asdict(item) for item in data.arc], data.ifeval])

@@ -1,4 +1,4 @@
-"""The data folder: found by an argument or `RAFT_DATA_DIR`, its files read with every field checked."""
+"""The data folder, named by an argument or `RAFT_DATA_DIR`, and its files, with every field checked."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from raft.runs import read_jsonl
 
 
 def data_folder(path: str | Path | None = None) -> Path:
-    """The folder `path`, or the one that `RAFT_DATA_DIR` names. ConfigError where there is none."""
+    """The folder `path`, or the one that `RAFT_DATA_DIR` names. ConfigError if there is none."""
     name = os.environ.get(DATA_DIR, "") if path is None else str(path)
     if not name:
         raise ConfigError(f"{DATA_DIR}: not set, expected the folder with the data files")
@@ -22,9 +22,9 @@ def data_folder(path: str | Path | None = None) -> Path:
 
 
 def read_file(folder: Path, name: str, fields: Mapping[str, type]) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file, each of which has at least `fields`.
+    """The objects of a JSON Lines file. Each must have `fields`, of the given types and not empty.
 
-    ConfigError where the file is missing; InputError, with its line, for a row without one of the fields.
+    ConfigError if the file is missing; InputError, with the row's number, for an invalid row.
     """
     path = folder / name
     if not path.is_file():
@@ -39,7 +39,7 @@ def read_file(folder: Path, name: str, fields: Mapping[str, type]) -> list[dict[
 
 
 def draw(rng: Any, rows: list[Any], n: int, what: str) -> list[Any]:
-    """`n` of `rows` in random order. ConfigError where there are fewer."""
+    """`n` of `rows` in random order. ConfigError if there are fewer."""
     if not 1 <= n <= len(rows):
         raise ConfigError(f"{what}: expected 1 to {len(rows)}, found {n}")
     return rng.sample(rows, n)

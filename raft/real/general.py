@@ -1,4 +1,4 @@
-"""What the model could do before: science questions (ARC-Easy, by likelihood), instructions about form (IFEval)."""
+"""Tests of general skills: science questions (ARC-Easy, by likelihood) and instructions about form (IFEval)."""
 
 import importlib
 import importlib.util
@@ -20,12 +20,12 @@ IFEVAL_PACKAGES = ("lm_eval", "nltk", "langdetect", "immutabledict")
 
 @dataclass(frozen=True)
 class Question:
-    """One of ARC's."""
+    """A question of ARC-Easy."""
 
     id: str
     question: str
     choices: tuple[str, ...]  # three to five
-    answer: int  # index of the right one
+    answer: int  # index of the right choice
 
 
 def read_arc(folder: Path, *, seed: int, n: int = 300) -> list[Question]:
@@ -47,21 +47,21 @@ def read_ifeval(folder: Path, *, seed: int, n: int = 100) -> list[dict[str, Any]
 
 
 def ifeval_functions(folder: Path) -> ModuleType:
-    """lm-eval's scoring functions. NLTK_DATA becomes the folder's, unless it is set.
+    """lm-eval's scoring functions. Sets NLTK_DATA to the folder's nltk_data, unless it is set.
 
-    ConfigError where a package or the data of nltk is missing.
+    ConfigError if a package or nltk's data is missing.
     """
     for package in IFEVAL_PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise ConfigError(
                 f"IFEval: needs the package {package}, expected lm-eval[ifeval]: pip install 'lm-eval[ifeval]'"
             )
-    # Its import would download nltk's sentence splitter.
+    # Without NLTK_DATA, lm-eval's import would download nltk's sentence splitter.
     os.environ.setdefault("NLTK_DATA", str(folder / "nltk_data"))
     import nltk
 
     path = os.environ["NLTK_DATA"]
-    if path not in nltk.data.path:  # nltk was imported before
+    if path not in nltk.data.path:  # nltk was imported earlier and does not read NLTK_DATA again
         nltk.data.path.insert(0, path)
     try:
         nltk.data.find("tokenizers/punkt_tab")
@@ -69,15 +69,15 @@ def ifeval_functions(folder: Path) -> ModuleType:
         raise ConfigError(
             f"{path}: has no tokenizers/punkt_tab, which IFEval needs; name a folder that has it in NLTK_DATA"
         ) from error
-    # It guesses the language with random numbers, so an answer could count today and not tomorrow.
+    # langdetect draws random numbers: without a fixed seed, an answer's score could differ between two runs.
     importlib.import_module("langdetect").DetectorFactory.seed = 0
     return importlib.import_module("lm_eval.tasks.ifeval.utils")
 
 
 def score_ifeval(functions: ModuleType, item: Mapping[str, Any], response: str) -> dict[str, list[bool]]:
-    """Whether each instruction of the prompt was followed, by the strict and by the loose reading."""
+    """Whether the response follows each instruction of the prompt, by IFEval's strict and loose rules."""
     asked = SimpleNamespace(**{name: item[name] for name in ("key", "prompt", "instruction_id_list", "kwargs")})
-    # Instructions without an argument of their own draw it, and draw it anew for each reading.
+    # lm-eval draws the missing arguments of instructions. The seed makes both rules draw the same.
     state = random.getstate()
     try:
         random.seed(item["key"])

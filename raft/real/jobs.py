@@ -1,4 +1,4 @@
-"""Stages of `raft real` side by side: each a process of its own, all of them ended when one fails or the user stops."""
+"""Stages of `raft real` in parallel. Each is a process; all are ended when one fails or the user stops."""
 
 import multiprocessing
 import subprocess
@@ -15,19 +15,19 @@ Result = TypeVar("Result")
 
 
 class Jobs:
-    """At most `at_once` pieces of work at a time. One: each when its result is asked for, in the caller's thread."""
+    """Runs at most `at_once` functions at a time. With 1, each runs in the caller's thread when its result is read."""
 
     def __init__(self, at_once: int = 1):
         self._pool = ThreadPoolExecutor(at_once) if at_once > 1 else None
         self._children: set[Any] = set()
         self._lock = threading.Lock()
         self._stopped = False
-        self._error: BaseException | None = None  # the first
-        if at_once > 1:  # torch would take every core in each of them
+        self._error: BaseException | None = None  # the first error
+        if at_once > 1:  # otherwise torch would use every core in each process
             split_cpu(at_once)
 
     def start(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        """What waits for `work` and gives its result, or raises the first error of any work."""
+        """Returns a function that waits for `work` and returns its result, or raises the first error of any work."""
         if self._pool is None:
             return work
         future = self._pool.submit(self._watched, work)
@@ -35,7 +35,7 @@ class Jobs:
         def result() -> Result:
             try:
                 return future.result()
-            except Exception as error:  # noqa: BLE001  # also that it was cancelled, or a process ended by `_stop`
+            except Exception as error:  # noqa: BLE001  # also a cancellation, or a process ended by `_stop`
                 raise self._error or error from None
 
         return result
@@ -55,14 +55,14 @@ class Jobs:
                 child.terminate()
 
     def call(self, words: Sequence[str]) -> int:
-        """The exit code of a command."""
-        # A group of its own: Ctrl-C is for this process, which tells the others once, in their own good order.
+        """Run a command and return its exit code."""
+        # A process group of its own: Ctrl-C then reaches this process only, which ends each of the others once.
         process = self._run(lambda: subprocess.Popen(words, process_group=0), subprocess.Popen.wait)
         code: int = process.returncode
         return code
 
     def alone(self, work: Callable[..., None], *arguments: Any) -> None:
-        """`work(*arguments)` in a process that inherits nothing but its arguments. RaftError where it fails."""
+        """Run `work(*arguments)` in a process that inherits nothing but its arguments. RaftError if it fails."""
 
         def begin() -> Any:
             process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
@@ -79,11 +79,11 @@ class Jobs:
         process = begin()
         with self._lock:
             self._children.add(process)
-            if self._stopped:  # meanwhile
+            if self._stopped:  # while the process started
                 process.terminate()
         try:
             wait(process)
-        except BaseException:  # a signal, in the main thread
+        except BaseException:  # a signal (Ctrl-C) in the main thread
             process.terminate()
             wait(process)
             raise
@@ -102,5 +102,5 @@ class Jobs:
             self._stop(error)
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=error is not None)
-        if error is None and self._error is not None:  # of work whose result nobody asked for
+        if error is None and self._error is not None:  # of work whose result was not asked for
             raise self._error

@@ -1,4 +1,4 @@
-"""How near a free answer is to its reference: by meaning, by facts kept, by words in common."""
+"""Similarity of an answer and its reference: sentence embeddings, content words, token overlap."""
 
 import re
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ _ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
 
 class Measures(TypedDict):
     similarity: float  # cosine of the sentence embeddings, in [-1, 1]; 0 for an empty answer
-    recall: float  # share of the reference's content words that the answer has, as stems
-    f1: float  # of tokens, as SQuAD scores it
+    recall: float  # share of the reference's content words whose stems occur in the answer
+    f1: float  # token F1 as in SQuAD
     rouge_l: float
-    words: int
+    words: int  # of the answer
 
 
 def measure(outputs: Sequence[str], references: Sequence[str], embedder: Embedder) -> list[Measures]:
-    """One an answer; the embedder reads as many tokens of both as it can (MiniLM: 256)."""
+    """The measures of each answer. The embedder reads only the first tokens of both texts (MiniLM: 256)."""
     written = [i for i, output in enumerate(outputs) if output.strip()]
     cosines = pair_similarities(embedder, [(outputs[i], references[i]) for i in written]) if written else ()
     similarities = dict(zip(written, map(float, cosines), strict=True))
@@ -38,13 +38,13 @@ def measure(outputs: Sequence[str], references: Sequence[str], embedder: Embedde
 
 
 def content_recall(output: str, reference: str) -> float:
-    """Share in [0, 1] of the reference's content words (`raft.text`) that are in the answer."""
+    """Share in [0, 1] of the reference's content words (`raft.text`) that occur in the answer."""
     expected = content_words(reference)
     return len(expected & content_words(output)) / len(expected) if expected else 0.0
 
 
 def rouge_l(output: str, reference: str) -> float:
-    """F-measure in [0, 1] of the longest common subsequence, as `rouge_score` has it (without stemming)."""
+    """F-measure in [0, 1] of the longest common subsequence, as `rouge_score` computes it (without stemming)."""
     first, second = _ROUGE_TOKEN.findall(output.lower()), _ROUGE_TOKEN.findall(reference.lower())
     common = _longest_common(first, second)
     return 2 * common / (len(first) + len(second)) if common else 0.0  # 2PR / (P + R)

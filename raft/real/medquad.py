@@ -1,4 +1,4 @@
-"""The domain: medical questions and answers (MedQuAD). Some are trained and then asked otherwise, some never seen."""
+"""The domain: medical questions (MedQuAD). The test asks trained questions in other words, and untrained ones."""
 
 import random
 from collections.abc import Sequence
@@ -13,30 +13,30 @@ from raft.rows import Row, normalize_rows
 
 FILE = "domain_medical_medquad.jsonl"
 FIELDS = {name: str for name in ("id", "source", "focus", "qtype", "question", "answer", "split")}
-WRONG = 3  # wrong answers to choose from
+WRONG = 3  # wrong answers of an item
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question to answer freely, and to choose the answer of."""
+    """A question for a free answer and for a choice among answers."""
 
     id: str
     question: str
     answer: str  # the reference
-    wrong: tuple[str, ...]  # answers to the same type of question about other topics; empty where the data has too few
+    wrong: tuple[str, ...]  # answers to the same type of question about other topics; empty if the data has too few
 
 
 @dataclass(frozen=True)
 class MedQuAD:
     train: list[Row]
-    validation: list[Item]  # some of the trained rows, asked otherwise, to choose by
-    rephrased: list[Item]  # the others, asked otherwise
+    validation: list[Item]  # some trained rows, rephrased, for the choice of a grid point
+    rephrased: list[Item]  # the other trained rows, rephrased
     unseen: list[Item]  # all rows of the test split, which shares no disease with the training split
     not_rephrased: int  # trained rows whose question has no known pattern
 
 
 def read_medquad(folder: Path, *, seed: int, train: int = 300, validation: int = 75) -> MedQuAD:
-    """Draws the rows by `seed`. ConfigError for a missing file or too few rows, InputError for a wrong row."""
+    """Draw the rows by `seed`. ConfigError for a missing file or too few rows, InputError for an invalid row."""
     rows = _with_ids(read_file(folder, FILE, FIELDS))
     learnable = [row for row in rows if row["split"] == "train"]
     trained = draw(random.Random(seed), learnable, train, "training rows")
@@ -57,7 +57,7 @@ def read_medquad(folder: Path, *, seed: int, train: int = 300, validation: int =
 
 
 def _with_ids(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each row with an id of its own: source/id, which a few rows share, and for these their number among them."""
+    """Each row with a unique id: source/id, and behind it #2, #3, ... for further rows with the same one."""
     seen: dict[str, int] = {}
     result = []
     for row in rows:
@@ -68,10 +68,10 @@ def _with_ids(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _item(row: dict[str, Any], question: str, pool: Sequence[dict[str, Any]], seed: int) -> Item:
-    """Wrong answers come out of the same rows as the right one, so that having been trained gives none of them away."""
+    """Right and wrong answers come from the same pool, all trained or all untrained, so that training favours none."""
     about = row["focus"].casefold()
     answers = {
-        other["answer"]: None  # a dict keeps the order, a set would not
+        other["answer"]: None  # a dict, because a set would not keep the order
         for other in pool
         if other["qtype"] == row["qtype"]
         and not _same_topic(other["focus"].casefold(), about)
@@ -83,5 +83,5 @@ def _item(row: dict[str, Any], question: str, pool: Sequence[dict[str, Any]], se
 
 
 def _same_topic(a: str, b: str) -> bool:
-    """One may be the other with words around it: a brochure's title, a kind of the disease."""
+    """Whether one topic contains the other, such as a brochure's title or a subtype of the disease."""
     return a in b or b in a

@@ -1,11 +1,11 @@
-"""MedQuAD's questions asked otherwise, by their patterns: for the same fact, so whoever learned the fact can answer.
+"""Rephrases MedQuAD's questions by patterns. The new question asks for the same fact.
 
-The new questions fit a singular and a plural topic alike, for a program does not know which one it has.
+The new questions fit singular and plural topics, because the program cannot tell which one it has.
 """
 
 import re
 
-# Patterns of the data (case and question marks aside), and the question that takes their place.
+# Patterns of MedQuAD's questions, without case and question mark, each with the new question.
 PATTERNS = tuple(
     (re.compile(pattern, re.IGNORECASE), question)
     for pattern, question in (
@@ -29,15 +29,15 @@ PATTERNS = tuple(
         (r"what are the stages of (.+)", "Into which stages can {} be divided?"),
     )
 )
-# Questions with a second topic behind the first ("how common is A for B?") do not fit into another one.
+# Questions with two topics ("how common is A for B?") fit no new question.
 _TWO_TOPICS = re.compile(r"how .+ for .+", re.IGNORECASE)
-# Titles of brochures: a series before the topic, or no topic at all.
+# Titles of brochures: the name of a series before the topic, or no topic at all.
 _SERIES = re.compile(r"(?:parasites - |what i need to know about (?:living with )?)(?:.+ - )?(.+)", re.IGNORECASE)
 _NO_TOPIC = re.compile(r"(?:prevent |your guide)|.*\bmy\b|.*: .*\b(?:you|your|right|need)\b", re.IGNORECASE)
 
 
 def rephrase(question: str) -> str | None:
-    """Another wording of a question of MedQuAD, never the same; None where its pattern is not known."""
+    """Another wording of a MedQuAD question, never the same; None if no pattern fits or it has no topic."""
     asked = " ".join(question.split()).rstrip("? ")
     if _TWO_TOPICS.fullmatch(asked):
         return None
@@ -49,7 +49,7 @@ def rephrase(question: str) -> str | None:
 
 
 def _topic(text: str) -> str | None:
-    """What a question is about, without the series that it was published in; None for a title that is no topic."""
+    """The topic of a question, without the series that it was published in; None for a title without a topic."""
     text = text.strip()
     if _NO_TOPIC.match(text):
         return None

@@ -1,4 +1,4 @@
-"""The page of a real run: every metric of every method over the seeds, and RAFT against the others item by item."""
+"""The page of a `raft real` run: every metric of each method over the seeds, and RAFT's differences by item."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ GROUPS = {
     "domain_unseen": "Diseases that were not trained",
     "": "What the model could do before",
 }
-"""Beginning of a metric's name -> the heading that it stands under; the last one is for all others."""
+"""Prefix of a metric's name -> heading of its table; the empty prefix is for all others."""
 WORDS = {
     "choice": "right answer of four",
     "similarity": "embedding similarity",
@@ -30,11 +30,16 @@ WORDS = {
     "ifeval_instruction_strict": "IFEval, instructions",
     "arc_easy": "ARC-Easy",
 }
-TOLD = ("domain_rephrased_choice", "domain_unseen_choice", "ifeval_prompt_strict", "arc_easy")  # at the top, in words
+TOLD = (
+    "domain_rephrased_choice",
+    "domain_unseen_choice",
+    "ifeval_prompt_strict",
+    "arc_easy",
+)  # told in sentences at the top
 
 
 def write_page(folder: Path, result: Mapping[str, Any]) -> Path:
-    """report.html and report.md of what medquad.json holds; the path of the first."""
+    """Write report.html and report.md from the content of medquad.json; returns the path of report.html."""
     document = build(result)
     write_text(folder / "report.md", markdown.render(document))
     write_text(folder / "report.html", html.render(document))
@@ -85,7 +90,7 @@ def score_table(result: Mapping[str, Any], metrics: Sequence[str], name: str) ->
 
 
 def _pair(name: str) -> str:
-    """raft_vs_sft as RAFT − SFT."""
+    """raft_vs_sft -> RAFT − SFT."""
     return f" {MINUS} ".join(map(method_name, name.split("_vs_")))
 
 

@@ -1,4 +1,4 @@
-"""From the samples of an evaluation to its metrics, item by item and as means."""
+"""Metrics of an evaluation's samples, per item and as means."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -13,12 +13,12 @@ METRICS = (
     "arc_easy",
 )
 
-# Values of each item: one, but for instructions, of which a prompt has up to three.
+# Item id -> values: one per item, or one per instruction (up to three) of an IFEval prompt.
 Values = dict[str, list[float]]
 
 
 def values(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Values]:
-    """Metric -> item id -> values, of the parts of an evaluation (`raft.real.evaluate`) that are there."""
+    """Metric -> item id -> values, for the parts of an evaluation (`raft.real.evaluate`) in `samples`."""
     found: dict[str, Values] = {}
     for part in ("domain_answers", "domain_choice"):
         for sample in samples.get(part, ()):
@@ -36,6 +36,6 @@ def values(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Valu
 
 
 def metrics(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[dict[str, float], dict[str, int]]:
-    """The mean of each metric over its values, and of how many values."""
+    """The mean of each metric over its values, and the number of values."""
     flat = {metric: [v for vs in by_item.values() for v in vs] for metric, by_item in values(samples).items()}
     return {metric: fmean(v) for metric, v in flat.items()}, {metric: len(v) for metric, v in flat.items()}

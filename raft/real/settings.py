@@ -1,4 +1,4 @@
-"""What `raft real` runs with."""
+"""Settings of `raft real`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,23 +9,23 @@ class RealSettings:
     rows: int = 300
     """Training rows."""
     validation: int = 75
-    """Of these, asked otherwise, to choose the grid's point by; the test has the others."""
+    """Number of these that are rephrased for the choice of the grid point; the others are rephrased for the test."""
     arc: int = 300
     ifeval: int = 100
-    """Items of the general tests."""
+    """Items of the general tests, ARC-Easy and IFEval."""
     arc_validation: int = 150
-    """Other questions, to choose the grid's point by."""
+    """Further ARC-Easy questions, for the choice of the grid point."""
     data_seed: int = 0
-    """Draws rows and items, the same for every seed: seeds differ in what is random in refinement, training and
+    """Draws rows and items, the same for every seed. Seeds differ in the random draws of refinement, training and
     rollouts."""
     methods: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {"sft": {"method": "sft"}, "raft": {"method": "raft"}}
     )
-    """Name -> its own fields of RAFTConfig."""
+    """Method's name -> its own fields of RAFTConfig."""
     rates: tuple[float, ...] = (1e-4, 3e-4)
     epochs: tuple[float, ...] = (1, 2)
-    """The grid of each method: every rate for the first number of epochs, the better one for the others too, which are
-    multiples of the first. The rate is constant, so a longer training goes on where the shorter one ended."""
+    """The grid of each method: every rate with the first number of epochs, then the best rate with the other numbers,
+    multiples of the first. The rate is constant, so a longer training continues the shorter one."""
     train: dict[str, Any] = field(
         default_factory=lambda: {
             "per_device_train_batch_size": 8,
@@ -43,9 +43,9 @@ class RealSettings:
     )
     """Settings of the refinement."""
     max_tokens: int = 160
-    """Tokens of an answer in the evaluation at most."""
+    """Maximum tokens of an answer in the evaluation."""
     engine: str = "auto"
-    """auto, vllm or hf: generates in refinement, training and evaluation."""
+    """auto, vllm or hf: the engine of refinement, training and evaluation."""
 
 
 QUICK = RealSettings(
@@ -60,4 +60,4 @@ QUICK = RealSettings(
     train={**RealSettings().train, "rollout_max_tokens": 8, "per_device_train_batch_size": 4},
     refine={"max_tokens": 64, "max_model_len": 1024, "rounds": 1},
 )
-"""To see that it runs; its figures mean nothing."""
+"""Only to check that everything runs; the scores mean nothing."""

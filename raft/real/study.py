@@ -1,17 +1,17 @@
-"""`raft real`: SFT and RAFT on a real model and a real domain, seed after seed, each evaluated beside the base model.
+"""`raft real`: SFT and RAFT on a real model and a real domain over several seeds, evaluated beside the base model.
 
     RUN/data/train.jsonl             the training rows
-    RUN/base/eval/base.json          the base model, evaluated once: every seed is asked the same
-    RUN/chosen.json                  the grid of the first seed and the point that it chose for each method
-    RUN/seeds/N/stage1/               a run of `raft refine`: stage 1 with the base model
-    RUN/seeds/N/METHOD-RATE/          a training each, with a checkpoint at every number of epochs of the grid
+    RUN/base/eval/base.json          the base model, evaluated once: all seeds have the same items
+    RUN/chosen.json                  the grid of the first seed and the point chosen for each method
+    RUN/seeds/N/stage1/               a run of `raft refine` with the base model
+    RUN/seeds/N/METHOD-RATE/          one training, with a checkpoint at each number of epochs of the grid
     RUN/seeds/N/eval/METHOD.json      the chosen checkpoint of each method, evaluated
-    RUN/values/base.json, N/METHOD.json   what each evaluation found of each item, without any text of the data
-    RUN/medquad.json, report.html    the table of all seeds that are done
+    RUN/values/base.json, N/METHOD.json   the metrics of each item, without texts of the data
+    RUN/medquad.json, report.html    the table of all finished seeds
 
-Whatever is there is not done again, so a killed run goes on where it was; with values/ and chosen.json it goes on with
-other seeds on another machine. Refinement, trainings and evaluations are processes of their own: one vLLM engine each,
-and what they held is given back. Those that do not need each other can run side by side (`Jobs`).
+Existing results are not computed again, so a killed run continues where it stopped; with values/ and chosen.json it
+continues with other seeds on another machine. Refinement, trainings and evaluations are separate processes, so that
+each has one vLLM engine and its memory is freed. Those that do not need each other can run in parallel (`Jobs`).
 """
 
 import json
@@ -50,11 +50,11 @@ def run_real(
     command: str,
     at_once: int = 1,
 ) -> dict[str, Any]:
-    """The table of `raft.real.table` over `seeds`, written to medquad.json and report.html after each of them.
+    """The table of `raft.real.table` over `seeds`, written to medquad.json and report.html after each seed.
 
-    at_once: stages that run side by side, each with a model of its own in memory.
+    at_once: number of stages that run in parallel, each with its own model in memory.
     """
-    # As JSON gives it back: the file of a resumed run is compared with this.
+    # Converted through JSON, because it is compared with the JSON file of a resumed run.
     given = json.loads(json.dumps({"model": str(model), "data": str(data_dir), **asdict(settings)}))
     settle(run, given, name="real.json")
     data = read_data(
@@ -78,7 +78,7 @@ def run_real(
         every = [Seed(run, model, data, rows, seed, settings, clock, jobs) for seed in seeds]
         for stages in every:
             if stages.needs_refinement:
-                jobs.start(stages.refine)  # so that it is there when a training asks for it
+                jobs.start(stages.refine)  # early, so that it is done when a training needs it
         chosen = every[0].choose()
         evaluated = [
             {method: jobs.start(partial(stages.evaluated, method, chosen)) for method in settings.methods}
@@ -116,7 +116,7 @@ def _base(run: Run, model: str, data: Data, settings: RealSettings, clock: Clock
 
 
 class Seed:
-    """The stages of one seed, each a function of the run folder."""
+    """The stages of one seed. A stage is skipped where the run folder already has its result."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Seed:
         self._refining = threading.Lock()
 
     def refine(self) -> Path:
-        """The file of the refined rows. Whoever calls it meanwhile waits for the first."""
+        """The file of the refined rows. Concurrent calls wait for the first one."""
         with self._refining:
             return self._refine()
 
@@ -157,8 +157,8 @@ class Seed:
         return rows
 
     def train(self, method: str, rate: float, epochs: float) -> Run:
-        """The run folder of a training, with a checkpoint at every number of epochs of the grid up to `epochs`. A shorter
-        training is gone on with."""
+        """The run folder of a training with a checkpoint at each number of epochs of the grid up to `epochs`. A shorter
+        training is continued."""
         folder = self.folder(method, rate)
         if self.checkpoint(folder, epochs).exists() and folder.model_dir.exists():
             return folder
@@ -172,7 +172,7 @@ class Seed:
             "save_steps": self._steps(self.settings.epochs[0]),
             "save_total_limit": len(self.settings.epochs),
         }
-        shutil.rmtree(folder.model_dir, ignore_errors=True)  # of the shorter one: once it is there again, all is whole
+        shutil.rmtree(folder.model_dir, ignore_errors=True)  # of a shorter training: the folder marks a finished one
         rows = self.rows if _on_raw(given) else self.refine()
         self._call(
             f"training {method}, learning rate {rate:g}",
@@ -186,7 +186,7 @@ class Seed:
 
     @property
     def needs_refinement(self) -> bool:
-        """Whether a training is to come that reads refined answers."""
+        """Whether a training that reads refined answers is still to be done."""
         refined = [method for method, given in self.settings.methods.items() if not _on_raw(given)]
         chosen = (self.top.path / "chosen.json").exists()
         return bool(refined) and not (chosen and all(self._values(method).exists() for method in refined))
@@ -198,7 +198,7 @@ class Seed:
         return Run(self.run.path / f"{method}-{rate:g}")
 
     def choose(self) -> dict[str, Any]:
-        """chosen.json: {"seed", "grid", "chosen": method -> a point of the grid}, of the first seed that was run."""
+        """chosen.json, from the first seed that ran: {"seed", "grid", "chosen": method -> a point of the grid}."""
         from raft.real.validate import best
 
         path = self.top.path / "chosen.json"
@@ -243,16 +243,16 @@ class Seed:
         return found
 
     def checkpoint(self, folder: Run, epochs: float) -> Path:
-        """Of a training: the model after so many epochs."""
+        """The model of a training after `epochs` epochs."""
         return folder.train_dir / f"checkpoint-{self._steps(epochs)}"
 
     def _steps(self, epochs: float) -> int:
-        """The last batch of an epoch may be smaller."""
+        """Optimizer steps of `epochs` epochs. The last batch of an epoch may be smaller."""
         batch = self.settings.train["per_device_train_batch_size"]
         return round(epochs * math.ceil(len(self.data.medquad.train) / batch))
 
     def evaluated(self, method: str, chosen: dict[str, Any]) -> dict[str, Any]:
-        """chosen: of `choose`."""
+        """The values (`_valued`) of the chosen checkpoint of `method`. chosen: the result of `choose`."""
 
         def work() -> dict[str, Any]:
             point = chosen["chosen"][method]
@@ -270,7 +270,7 @@ class Seed:
         return _valued(self._values(method), self.settings, self.data, work)
 
     def _call(self, label: str, name: str, *words: str, resumable: Path) -> None:
-        """A command of raft, in a process of its own. `resumable`: what an earlier try left."""
+        """Run a command of raft as a process, with --resume if an earlier try left the file or folder `resumable`."""
         again = ["--resume"] if resumable.exists() else []
 
         def work() -> None:
@@ -282,8 +282,8 @@ class Seed:
 
 
 def _valued(path: Path, settings: RealSettings, data: Data, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """{"metrics", "n", "values", "asked"} of an evaluation, kept in `path`. "asked" says of what: with other items or
-    settings they are no figures of this run."""
+    """{"metrics", "n", "values", "asked"} of an evaluation, kept in `path`. "asked" holds its items and settings;
+    RunFolderError if they differ from this run's."""
     from raft.real.evaluate import digest
 
     asked = {"items": digest(data), "max_tokens": settings.max_tokens, "rows": settings.rows}
@@ -301,7 +301,7 @@ def _valued(path: Path, settings: RealSettings, data: Data, work: Callable[[], d
 
 
 def _on_raw(given: dict[str, Any]) -> bool:
-    """Whether a training with these fields reads the answers as they were before refinement."""
+    """Whether a training with these fields reads the raw answers, not the refined ones."""
     return given["method"] == "sft" or given.get("target") == "raw"
 
 

@@ -1,4 +1,4 @@
-"""The figures of results/real/*.json: means and spread of each method over the seeds, and RAFT against the others."""
+"""The results in results/real/*.json: mean and spread of each method over the seeds, and RAFT minus the others."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,16 +16,15 @@ def table(
     commit: str | None,
     command: str,
 ) -> dict[str, Any]:
-    """{"methods", "tests", "n", "model", "data", "commit", "command"} of the evaluations
-    of each method, a seed after the other: {"metrics", "n", "values"} as `raft.real.scores` gives them.
+    """Returns {"methods", "tests", "n", "model", "data", "commit", "command"}.
 
+    evaluations: method -> one {"metrics", "n", "values"} (`raft.real.scores`) per seed.
     "methods": method -> metric -> {"mean", "std", "seeds"}.
     "tests": {"raft_vs_sft": metric -> {"p", "difference", "ci95"}}, and the same for every other trained method. A
-    pair is an item under both methods and a seed. Every seed is asked the same items, and asking one of them again does
-    not make a new item of it. So an item counts once: its pairs of all seeds are turned (p) or drawn (ci95)
-    together. The interval draws the seeds too.
-    "n": metric -> values of one seed (the mean over the seeds where they differ).
-    InputError where the methods have unlike numbers of seeds or were asked different items.
+    pair is one item under both methods and one seed. All seeds have the same items, so the pairs of an item are not
+    independent: their signs are flipped (p) and they are drawn (ci95) together. The interval also draws the seeds.
+    "n": metric -> number of values of one seed (the mean over the seeds if they differ).
+    InputError if the methods have different numbers of seeds or different items.
     """
     seeds = {name: len(results) for name, results in evaluations.items()}
     if not seeds or min(seeds.values()) < 1 or len(set(seeds.values())) > 1:
@@ -51,7 +50,7 @@ def table(
 
 
 def _compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Metric -> {"p", "difference", "ci95"} of first less second."""
+    """Metric -> {"p", "difference", "ci95"} of first minus second."""
     by_metric: dict[str, list[dict]] = {}  # metric -> the differences of each seed
     for seed, (one, other) in enumerate(zip(first, second, strict=True)):
         for metric, by_item in one["values"].items():

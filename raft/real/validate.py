@@ -1,4 +1,4 @@
-"""The choice between the points of a grid, on items that are not tested."""
+"""Scores for the choice of a grid point, on items that are not in the test."""
 
 import math
 import statistics
@@ -14,17 +14,17 @@ from raft.real.medquad import Item
 def validate(folder: str | Path, items: Sequence[Item], questions: Sequence[Question]) -> dict[str, float]:
     """{"domain", "general", "value", "loglik"} of the model in `folder`.
 
-    domain and general, in [0, 1]: how often the right one of two choices is likelier, by the mean log p of a token; over
-    all pairs of a right and a wrong choice, so finer than the share of right choices of four. (The probability of the
-    right one would be finer still, but it falls wherever answers become alike in likelihood, which training on their
-    style does by itself.) value: their harmonic mean, as in `studies.microworld.grid`: who fine-tunes on a domain wants both.
-    loglik: of the right answers of the domain, in nats a token.
+    domain, general: share, in [0, 1], of the pairs of a right and a wrong choice in which the right one has the higher
+    mean log p per token. This is finer than the share of right choices among four. (The probability of the right choice
+    would be finer still, but it falls when the choices become similar in likelihood, as they do by training on their
+    style.) value: harmonic mean of both, as in `studies.microworld.grid`: fine-tuning on a domain should give both.
+    loglik: mean log p of the domain's right answers, in nats per token.
     """
     model = Model(folder)
 
     def choices(asked: Sequence[tuple[str, Sequence[str]]], label: str, limit: int | None) -> list[list[float]]:
         found = likelihoods(model, asked, f"validate: {label}", limit)
-        # A text without tokens has no likelihood, and is not chosen.
+        # A text without tokens has no likelihood and is never chosen.
         return [[-math.inf if value is None else value for value in of_one] for of_one in found]
 
     chosen = [item for item in items if item.wrong]
@@ -49,5 +49,5 @@ def _won(values: Sequence[float], right: int) -> list[float]:
 
 
 def best(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The point of the highest value; of equal ones the first, which is the cheaper."""
+    """The point with the highest value; among equal ones the first, which is cheaper."""
     return max(points, key=lambda point: point["value"])

@@ -1,8 +1,10 @@
 """The balances between the two losses, compared on the micro-world.
 
-`python -m studies.microworld.balance --runs DIR --out results/microworld/balance.json`. For each seed RAFT is trained with each
-balance from the same refined answers, with the demo's rate and epochs, and scored on the test split. Besides the ends,
-the validation split of every second epoch tells what was forgotten where all had learned equally much.
+    python -m studies.microworld.balance --runs DIR --out results/microworld/balance.json
+
+For each seed, RAFT is trained with each balance on the same refined answers, with the demo's learning rate and epochs,
+and scored on the test split. A validation after every second epoch shows what each has forgotten at the point where all
+have learned equally much.
 """
 
 import argparse
@@ -29,7 +31,7 @@ BALANCES: dict[str, dict[str, Any]] = {
 
 
 def run_seed(run: Run, seed: int) -> None:
-    """Leaves seed.json: balance -> {"scores", "curve", "lambda"}."""
+    """Writes seed.json: balance -> {"scores", "curve", "lambda"}."""
     path = run.path / "seed.json"
     if path.exists():
         return
@@ -43,7 +45,7 @@ def run_seed(run: Run, seed: int) -> None:
         lines = read_jsonl(folder.train_dir / "metrics.jsonl")
         found[name] = {
             "scores": stages.evaluate(name, folder.model_dir)["scores"],
-            "curve": read_jsonl(folder.train_dir / "validation.jsonl"),  # from before the first step on
+            "curve": read_jsonl(folder.train_dir / "validation.jsonl"),  # the first point is before the first step
             "lambda": [line["lambda"] for line in lines],
         }
         say(f"      {found[name]['scores']}")
@@ -52,7 +54,7 @@ def run_seed(run: Run, seed: int) -> None:
 
 
 def collect(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Balance -> suite -> {"mean", "std", "seeds"}, and "at_level": general and format where all knew as much."""
+    """Balance -> suite -> {"mean", "std", "seeds"}. SUITE_at_level: the score where all had the same domain score."""
     result: dict[str, Any] = {name: {} for name in BALANCES}
     for name in BALANCES:
         for suite in SUITES:

@@ -1,10 +1,11 @@
 """Choose learning rate and epochs of each method.
 
-`python -m studies.microworld.grid --run DIR --out results/microworld_grid.json`. Every method gets the same small grid on the
-same world and is judged on the validation split alone, by the harmonic mean of its domain and its general accuracy: who
-fine-tunes on a domain wants both. (Under their plain mean the untrained model, which knows nothing of the domain and
-forgot nothing, would beat most trained ones.) The rate is constant after the warm-up, so one training of the longest
-length passes through all shorter ones.
+    python -m studies.microworld.grid --run DIR --out results/microworld_grid.json
+
+All methods have the same small grid on the same world. The choice uses the validation split only: it maximises the
+harmonic mean of domain and general accuracy, because fine-tuning should give both. (By the plain mean, the untrained
+model, which has learned nothing and forgotten nothing, would beat most trained ones.) The rate is constant after the
+warm-up, so the longest training contains all shorter ones.
 """
 
 import argparse
@@ -19,12 +20,12 @@ from raft.runs.provenance import provenance
 
 
 def value(point: dict) -> float:
-    """What the choice is made by."""
+    """The value that the choice maximises."""
     return statistics.harmonic_mean((point["domain"], point["general"]))
 
 
 def run_grid(run: Run, *, seed: int, domain: str) -> dict:
-    """All points of the grid, a dict method -> list of {"learning_rate", "epochs", "domain", "general", "format"}."""
+    """All points of the grid: method -> list of {"learning_rate", "epochs", "domain", "general", "format"}."""
     stages = Stages(run, domain, seed, DemoSettings(validate_every=4))
     points: dict[str, list[dict]] = {}
     for method in METHODS:

@@ -1,8 +1,9 @@
-"""Train the micro-world's base model from nothing: `python -m studies.microworld.pretrain --out DIR`.
+"""Train the micro-world's base model from scratch: `python -m studies.microworld.pretrain --out DIR`.
 
-It learns the general skills, the formats and the three tasks of stage 1 and the teacher (tasks.py). It never sees a fact of a
-domain: those use names that occur here only with facts drawn anew for every example. The packaged model in `raft/demo/base`
-was made by this script with its defaults; `training.json` beside it holds the seed, the mixture, the hours and the scores.
+It learns the general skills, the formats and the three tasks of stage 1 and the teacher (raft/demo/tasks.py). It never
+sees the facts of a domain: here a domain's names have facts that are drawn anew for every example. This script with its
+defaults made the packaged model in `raft/demo/base`; `training.json` there has the seed, the mixture, the hours and the
+scores.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from raft.demo.tasks import TASKS
 from raft.demo.tokenizer import build_tokenizer
 from raft.demo.world import draw_world
 
-# Shares of the examples. What needs a search over the prompt (sorting, reversing, reading) is slower to learn than what is a table.
+# Weight of each task in the examples. Tasks that search the prompt (sort, reverse, reading) take longer to learn than
+# tasks that look up a word.
 MIXTURE: dict[str, float] = {
     "copy": 2,
     "reverse": 3,
@@ -75,7 +77,7 @@ def encode(tokenizer, example: Example) -> tuple[list[int], int]:
 
 
 def batches(tokenizer, rng: random.Random, batch_size: int, pool: int = 16):
-    """Endless (input_ids [B, L], labels [B, L]), of examples of about one length; the loss is on the answers only."""
+    """Endless (input_ids [B, L], labels [B, L]) of examples of similar lengths; labels are -100 outside the answers."""
     names = list(MIXTURE)
     weights = list(MIXTURE.values())
     while True:
@@ -105,7 +107,7 @@ def train(
     start, tokens, total = time.monotonic(), 0, 0.0
     for step, (ids, labels) in zip(range(1, steps + 1), batches(tokenizer, rng, batch_size), strict=False):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = model.model(input_ids=ids).last_hidden_state  # causal: padding on the right is never looked at
+            hidden = model.model(input_ids=ids).last_hidden_state  # causal, so padding on the right is not attended to
             wanted = labels[:, 1:] != -100
             logits = model.lm_head(hidden[:, :-1][wanted])
         loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted])
@@ -127,7 +129,7 @@ def train(
 
 
 def scores(model, tokenizer, *, per_skill: int = 40, seed: int = 1) -> dict[str, float]:
-    """Accuracy of greedy answers by skill, checked as the demo checks them."""
+    """Accuracy of greedy answers per skill, with the demo's checks."""
     result = {}
     for name, draw in GENERATORS.items():
         rng = random.Random(f"score {name} {seed}")
@@ -136,7 +138,7 @@ def scores(model, tokenizer, *, per_skill: int = 40, seed: int = 1) -> dict[str,
 
 
 def domain_scores(model, tokenizer, *, seed: int = 0, most: int | None = None) -> dict[str, float]:
-    """Accuracy on the (first `most`) test questions of each domain, which the base model cannot know: what guessing gives."""
+    """Accuracy on the (first `most`) test questions of each domain, which the base model can only guess."""
     result = {}
     for name in DOMAINS:
         items = [item for item in draw_world(name, seed).test if item["suite"] == "domain"][:most]
@@ -183,11 +185,12 @@ def main() -> None:
     start = time.monotonic()
     train(model, tokenizer, steps=args.steps, batch_size=args.batch_size, lr=args.lr, seed=args.seed, save=save)
     hours = (time.monotonic() - start) / 3600
-    model.to(torch.bfloat16).to(torch.float32)  # scored as it is shipped
+    model.to(torch.bfloat16).to(torch.float32)  # scored in the saved precision
     by_skill, by_domain = scores(model, tokenizer), domain_scores(model, tokenizer)
     save(model)
     record = {
-        "command": f"python -m studies.microworld.pretrain --steps {args.steps} --batch-size {args.batch_size} --lr {args.lr} --seed {args.seed}",
+        "command": f"python -m studies.microworld.pretrain --steps {args.steps} --batch-size {args.batch_size} "
+        f"--lr {args.lr} --seed {args.seed}",
         "seed": args.seed,
         "parameters": parameters,
         "examples": args.steps * args.batch_size,

@@ -1,8 +1,10 @@
-"""Run the demo for several seeds and put the figures together, with their spread and a test of the difference.
+"""Run the demo for several seeds and summarise the scores: mean, spread, and tests of the differences.
 
-`python -m studies.microworld.seeds --runs DIR --seeds 0 1 2 --out results/microworld/seeds.json`. A seed that is finished in DIR
-is not run again. Each seed is a world of its own (facts, splits, training randomness), so two seeds share no test item.
-The interval of a difference draws seeds, and then items within each: the items of one training share its luck.
+    python -m studies.microworld.seeds --runs DIR --seeds 0 1 2 --out results/microworld/seeds.json
+
+A seed that is finished in DIR is not run again. Each seed has its own world (facts, splits, training randomness), so
+two seeds share no test item. The interval of a difference draws seeds, and then items within each seed, because the
+scores of one training are not independent.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from raft.stats.tests import compare, differences
 
 
 def collect(folders: list[Path]) -> dict[str, Any]:
-    """{"methods": ..., "tests": ...} over finished demo runs, each of another seed."""
+    """{"methods": ..., "tests": ...} over finished demo runs, one per seed."""
     summaries = [read_json(folder / "summary.json") for folder in folders]
     names = list(summaries[0]["scores"])
     methods = {
@@ -38,7 +40,7 @@ def collect(folders: list[Path]) -> dict[str, Any]:
 
 
 def _scores(folder: Path, method: str) -> dict[str, dict[tuple[str, str], list[float]]]:
-    """Suite -> item -> its score. The worlds of two seeds have no item in common, whatever the items' numbers."""
+    """Suite -> (folder, item id) -> [score]. The folder is needed because two seeds have other items with equal ids."""
     found: dict[str, dict[tuple[str, str], list[float]]] = {}
     for sample in read_json(folder / "eval" / f"{method}.json")["samples"]:
         found.setdefault(sample["suite"], {})[folder.name, sample["id"]] = [sample["score"]]
@@ -46,7 +48,7 @@ def _scores(folder: Path, method: str) -> dict[str, dict[tuple[str, str], list[f
 
 
 def _compare(pairs: list[tuple[Training, Training]]) -> dict[str, Any]:
-    """Of a suite: {"p", "difference", "ci95", "n"}, p of McNemar's test; pairs: a seed's scores under both methods."""
+    """{"p" (McNemar), "difference", "ci95", "n"} of one suite. pairs: each seed's scores under both methods."""
     found = [differences(first, second) for first, second in pairs]
     return {**compare(found), "n": sum(map(len, found))}
 

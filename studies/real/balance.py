@@ -1,8 +1,10 @@
 """The balances between the two losses, compared on a real model and a real domain.
 
-`python -m studies.real.balance --run DIR --model FOLDER --data-dir DIR --out results/real/balance.json`. RAFT is trained
-with each balance, and SFT beside them, on the same raw answers at one rate; checkpoints every half epoch tell what was
-forgotten where all had learned equally much, by the shares of `raft.real.validate`.
+    python -m studies.real.balance --run DIR --model FOLDER --data-dir DIR --out results/real/balance.json
+
+RAFT is trained with each balance, and SFT for comparison, on the same raw answers at one learning rate. A checkpoint
+every half epoch, scored by `raft.real.validate`, shows what each has forgotten at the point where all have learned
+equally much.
 """
 
 import argparse
@@ -30,7 +32,7 @@ COLUMNS = ("lambda", "grad_norm", "gradient_sft", "gradient_kl", "loss_sft", "lo
 
 
 def compare(curves: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Method -> "general" where all methods knew as much of the domain as the one that knew least ("domain")."""
+    """Method -> {"domain", "general"}: "general" at the highest "domain" score that every method reaches."""
     points = {name: [(p["domain"], p["general"]) for p in curve] for name, curve in curves.items()}
     level, general = at_common_level(points)
     return {name: {"domain": level, "general": value} for name, value in general.items()}

@@ -1,8 +1,9 @@
-"""What the wording for the teacher does to it: its answers, its first token, what it says of the reference.
+"""How the wording of the teacher's prompt changes its answers, its first token and its likelihood of the reference.
 
-`python -m studies.real.teacher --model FOLDER --data-dir DIR --out results/real/teacher_prompt.json`. For each wording of
-`WORDINGS` and each data set, over the same rows: the model is shown the reference as the frozen teacher is (Eq. 7), and
-answers greedily.
+    python -m studies.real.teacher --model FOLDER --data-dir DIR --out results/real/teacher_prompt.json
+
+For each wording of `WORDINGS` and each data set, on the same rows: the model gets the reference in its prompt, as the
+frozen teacher does (Eq. 7), and answers greedily.
 """
 
 import argparse
@@ -34,9 +35,9 @@ WORDINGS: dict[str, Callable[[str, str], str]] = {
     "paper without its label": lambda question, reference: teacher(question, reference).removesuffix("\nAnswer:"),
 }
 ANSWER_TOKENS = 96
-REFERENCE_WORDS = 150  # of a reference that the teacher is shown; the rest would only take time
-TOP = 8  # first tokens that are listed
-# How an answer begins that goes on from the prompt's labels or talks about the reference in place of answering.
+REFERENCE_WORDS = 150  # the teacher gets the first words of a reference only, to save time
+TOP = 8  # number of most probable first tokens in the result
+# Beginnings of answers that continue the prompt's labels or talk about the reference.
 LABEL = re.compile(
     r"(?:(?:a|q|answer|question|reference|ref|background)\b[^.\n]{0,30}:)"
     r"|(?:based on|according to) the (?:\w+ )?(?:reference|background|knowledge|text|information|passage)"
@@ -48,12 +49,12 @@ LABEL = re.compile(
 def study(
     model: Model, rows: Sequence[Row], alone: Sequence[str], wording: Callable[[str, str], str], embedder: Any
 ) -> dict[str, Any]:
-    """The measures of one wording. alone: what the model answers greedily without the reference.
+    """The measures of one wording. alone: the model's greedy answers without the reference.
 
-    "label": share of the greedy answers that begin with a label or with talk about the reference. "similarity",
-    "recall": of answer and reference. "words": of an answer, mean. "first": the tokens of the highest mean probability
-    at the answer's first place, T = 1. "reference": mean log p a token of the reference under the teacher. "student":
-    that of `alone`.
+    "label": share of the answers that match `LABEL`. "similarity", "recall": means between answer and reference.
+    "words": mean number of words of an answer. "first": the tokens with the highest mean probability as first token of
+    the answer, at T = 1. "reference": mean log p per token of the reference under the teacher. "student": the same for
+    `alone`.
     """
     import torch
 
@@ -92,7 +93,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def read(folder: Path, file: str, n: int, seed: int) -> list[Row]:
-    """`n` training rows, their references cut to REFERENCE_WORDS."""
+    """`n` training rows with references cut to REFERENCE_WORDS words."""
     fields = {name: str for name in ("id", "question", "answer", "split")}
     learnable = [row for row in read_file(folder, file, fields) if row["split"] == "train"]
     drawn = draw(random.Random(seed), learnable, n, f"training rows of {file}")

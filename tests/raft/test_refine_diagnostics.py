@@ -91,7 +91,8 @@ def test_overlap_length_and_characters():
     assert found["length"]["raw_words"]["mean"] == 2.5 and found["length"]["refined_words"]["mean"] == 3.0
     assert found["length"]["shift_words"]["mean"] == 0.5
     assert found["length"]["ratio"]["mean"] == pytest.approx((4 / 3 + 1) / 2)
-    # raw: 12 + 9 characters (2 upper, 15 lower, 3 spaces, 1 mark); refined: 17 + 10 (2 upper, 19 lower, 4 spaces, 2 marks)
+    # raw: 12 + 9 characters (2 upper, 15 lower, 3 spaces, 1 mark)
+    # refined: 17 + 10 characters (2 upper, 19 lower, 4 spaces, 2 marks)
     characters = found["characters"]
     assert characters["lower"] == {"raw": pytest.approx(15 / 21), "refined": pytest.approx(19 / 27)}
     assert characters["punctuation"] == {"raw": pytest.approx(1 / 21), "refined": pytest.approx(2 / 27)}
@@ -101,8 +102,8 @@ def test_overlap_length_and_characters():
 
 def test_character_classes():
     found = character_classes(["aB1 ", "日-\u200b", "é"])
-    assert found == {k: v / 8 for k, v in
-                     {"lower": 2, "upper": 1, "letter": 1, "digit": 1, "space": 1, "punctuation": 1, "other": 1}.items()}  # fmt: skip
+    counts = {"lower": 2, "upper": 1, "letter": 1, "digit": 1, "space": 1, "punctuation": 1, "other": 1}
+    assert found == {name: count / 8 for name, count in counts.items()}
     assert set(character_classes([""]).values()) == {0.0}
 
 
