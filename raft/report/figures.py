@@ -14,6 +14,7 @@ from raft.report.load import RunData, Training, method_name, ordered
 from raft.report.numbers import brief, distance, duration, percent
 from raft.report.plots import PARTS, Drawing, Point, color, drawing, short
 
+Line = tuple[list[Point], str, bool]  # its points, style, and whether it is dashed
 PHASES = ("rollout", "teacher", "forward_backward", "optimizer", "refresh")
 
 
@@ -102,22 +103,13 @@ def trade_off(data: RunData) -> Figure | None:
 
 def losses(data: RunData) -> Figure | None:
     """Supervised loss of every method, and the distillation loss of those that have one."""
-    series: dict[str, tuple[list[Point], str, bool]] = {}
+    series: dict[str, Line] = {}
     for method, training in data.training.items():
         for field, sign in (("loss_sft", "L_SFT"), ("loss_kl", "L_KL")):
             if points := _series(training, field):
                 series[f"{method_name(method)} {sign}"] = points, data.styles[method], field == "loss_kl"
-    if not series:
-        return None
-    log = _spread_widely([y for points, _, _ in series.values() for _, y in points if y > 0])
-    with drawing("Training losses by step", "step", "loss, nats a token", log=log) as drawn:
-        _from_zero(drawn, log)
-        for label, (points, style, dashed) in series.items():
-            drawn.line(points, style, label, dashed=dashed, width=1.4)
-        drawn.legend()
-    ends = ", ".join(f"{label} {_ends(points)}" for label, (points, _, _) in series.items())
-    scale = " The scale is logarithmic." if log else ""
-    return Figure("losses", "Training losses", drawn.svg, f"First to last logged step: {ends}.{scale}")
+    # A divergence may be 0 where teacher and student agree: the other steps still want a logarithmic scale.
+    return _by_step("losses", "Training losses", "loss, nats a token", series, least=0) if series else None
 
 
 def balance(data: RunData) -> Figure | None:
@@ -145,22 +137,9 @@ def balance(data: RunData) -> Figure | None:
     return None
 
 
-def weight_lambda(data: RunData) -> Figure | None:
-    """lambda by step."""
-    series = _by_method(data, "lambda")
-    if not series:
-        return None
-    title = "Weight λ of the distillation loss"
-    svg, _ = _by_step(data, series, f"{title} by step", "λ, no unit")
-    ranges = []
-    for method, points in series.items():
-        values = [value for _, value in points]
-        ranges.append(f"{method_name(method)}: {brief(min(values))} to {brief(max(values))}")
-    return Figure("lambda", title, svg, f"Range over training, {'; '.join(ranges)}.")
-
-
 # What else a line of metrics.jsonl has: field, title, axis with its unit, whether it is a share.
 _SIGNALS = (
+    ("lambda", "Weight λ of the distillation loss", "λ, no unit", False),
     ("learning_rate", "Learning rate", "learning rate", False),
     ("grad_norm", "Norm of the gradient, before clipping", "L2 norm", False),
     ("rollout_length", "Length of the rollouts", "tokens, mean", False),
@@ -174,12 +153,13 @@ def signals(data: RunData) -> list[Figure]:
     """Small charts of a training by step, each where a method has logged it."""
     found = []
     for field, title, unit, share in _SIGNALS:
-        if not (series := _by_method(data, field)):
-            continue
-        svg, log = _by_step(data, series, f"{title} by step", unit, share)
-        ends = "; ".join(f"{method_name(method)} {_ends(points, share)}" for method, points in series.items())
-        caption = f"First to last logged step: {ends}.{' The scale is logarithmic.' if log else ''}"
-        found.append(Figure(slug(field), title, svg, caption))
+        series: dict[str, Line] = {
+            method_name(method): (points, data.styles[method], False)
+            for method, training in data.training.items()
+            if (points := _series(training, field))
+        }
+        if series:
+            found.append(_by_step(field, title, unit, series, share=share))
     return found
 
 
@@ -295,16 +275,22 @@ def stages(data: RunData) -> Figure | None:
 
 
 def _by_step(
-    data: RunData, series: Mapping[str, list[Point]], title: str, unit: str, share: bool = False
-) -> tuple[str, bool]:
-    """The drawing of a line a method, and whether its scale is logarithmic."""
-    log = not share and _spread_widely([v for points in series.values() for _, v in points])
-    with drawing(title, "step", unit, log=log, shares="y" if share else "") as drawn:
+    name: str, title: str, unit: str, series: Mapping[str, Line], *, share: bool = False, least: float = -math.inf
+) -> Figure:
+    """series: label -> its line; share: the values are shares; least: values up to it do not choose the scale."""
+    values = [y for points, _, _ in series.values() for _, y in points if y > least]
+    log = not share and bool(values) and min(values) > 0 and max(values) > 30 * min(values)
+    with drawing(f"{title} by step", "step", unit, log=log, shares="y" if share else "") as drawn:
         _from_zero(drawn, log)
-        for method, points in series.items():
-            drawn.line(points, data.styles[method], method_name(method), width=1.4)
+        for label, (points, style, dashed) in series.items():
+            drawn.line(points, style, label, dashed=dashed, width=1.4)
         drawn.legend()
-    return drawn.svg, log
+    ends = []
+    for label, (points, _, _) in series.items():
+        first, last = (f"{percent(value)} %" if share else brief(value) for _, value in (points[0], points[-1]))
+        ends.append(f"{label} {first} to {last}")
+    scale = " The scale is logarithmic." if log else ""
+    return Figure(name, title, drawn.svg, f"First to last logged step: {'; '.join(ends)}.{scale}")
 
 
 def _rows(drawn: Drawing, names: list[str]) -> None:
@@ -321,21 +307,6 @@ def _from_zero(drawn: Drawing, log: bool = False) -> None:
 
 def _entries(drawn: Drawing) -> list[tuple[Any, str]]:
     return list(zip(*drawn.axes.get_legend_handles_labels(), strict=True))
-
-
-def _ends(points: list[Point], share: bool = False) -> str:
-    first, last = (f"{percent(value)} %" if share else brief(value) for _, value in (points[0], points[-1]))
-    return f"{first} to {last}"
-
-
-def _spread_widely(values: list[float]) -> bool:
-    """Whether a logarithmic scale shows more."""
-    return bool(values) and min(values) > 0 and max(values) > 30 * min(values)
-
-
-def _by_method(data: RunData, key: str) -> dict[str, list[Point]]:
-    series = {method: _series(training, key) for method, training in data.training.items()}
-    return {method: points for method, points in series.items() if points}
 
 
 def _series(training: Training, key: str) -> list[Point]:

@@ -211,7 +211,7 @@ def test_skills_seconds_and_distances_are_those_of_the_files(run, parsed):
 
 def test_signals_of_the_training_are_drawn_where_they_were_logged(run, tmp_path):
     drawn = {figure.name: figure for figure in signals(load_run(run))}
-    assert list(drawn) == ["learning_rate", "grad_norm", "tokens_per_second"]
+    assert list(drawn) == ["lambda", "learning_rate", "grad_norm", "tokens_per_second"]
     folder = tmp_path / "run"
     lines = [
         {"step": 1, "loss_sft": 1.0, "rollout_length": 10.0, "rollout_truncated": 0.25, "student_entropy": 2.0},
