@@ -8,7 +8,7 @@ from raft.report import figures, refinement, tables
 from raft.report.estimates import Estimate, Estimates, estimate
 from raft.report.figures import Figure
 from raft.report.load import RunData, method_name
-from raft.report.numbers import duration, percent, points
+from raft.report.numbers import duration, points
 from raft.report.samples import Choice, choose
 from raft.report.tables import Table
 from raft.stats.intervals import caution
@@ -108,46 +108,24 @@ def _one_line(value: Any) -> str:
 
 
 def _findings(data: RunData, found: Estimates) -> list[str]:
-    """What was forgotten and learned, in words, in the same order whoever is ahead."""
+    """What was forgotten and learned, in words, in the same order whoever is ahead: a sentence a pair of methods."""
     runs = len(found.runs)
-    over = [f"Over {runs} runs. {caution(runs)}".strip()] if runs > 1 else []
-    told = [*data.cautions, *over, *_changes(found)]
-    for first, second in (pair for pair in found.pairs if "base" not in pair):
-        for suite in found.suites:
-            if (difference := found.differences.get((first, second, suite))) is None:
-                continue
-            against = " %, ".join(_score(found, method, suite) for method in (first, second))
-            sentence = f"{suite.capitalize()}: {against} %, a difference of {_change(difference)}"
-            if difference.interval and difference.interval.low <= 0 <= difference.interval.high:
-                sentence = sentence.removesuffix(")") + ", which includes 0)"
-            if kept := [
-                f"{method_name(m)} {percent(data.retention[m][suite])} %"
-                for m in (first, second)
-                if runs == 1 and suite != "domain" and suite in data.retention.get(m, {})
-            ]:
-                sentence += f". Kept of the base model's score: {', '.join(kept)}"
-            told.append(sentence + ".")
-    return told
-
-
-def _changes(found: Estimates) -> list[str]:
-    """What became of the base model's skills in each trained model: did it forget?"""
-    told = []
-    for method in found.methods:
-        changes = {suite: found.differences.get((method, "base", suite)) for suite in found.suites if suite != "domain"}
+    told = [*data.cautions, *([f"Over {runs} runs. {caution(runs)}".strip()] if runs > 1 else [])]
+    for first, second in found.pairs:
+        # The base model has not learned the domain: of it nothing can be forgotten.
+        suites = [suite for suite in found.suites if second != "base" or suite != "domain"]
+        changes = {suite: found.differences.get((first, second, suite)) for suite in suites}
         if parts := [f"{suite} {_change(change)}" for suite, change in changes.items() if change]:
-            told.append(f"{method_name(method)} against the base model: {', '.join(parts)}.")
+            against = "the base model" if second == "base" else method_name(second)
+            told.append(f"{method_name(first)} against {against}: {', '.join(parts)}.")
     return told
-
-
-def _score(found: Estimates, method: str, suite: str) -> str:
-    return f"{method_name(method)} {percent(found.scores[method, suite].value)}"
 
 
 def _change(difference: Estimate) -> str:
     text = f"{points(difference.value)} points"
     if difference.interval:
-        text += f" (95 % interval {points(difference.interval.low)} to {points(difference.interval.high)})"
+        low, high = difference.interval
+        text += f" (95 % interval {points(low)} to {points(high)}{', which includes 0' if low <= 0 <= high else ''})"
     return text
 
 

@@ -91,12 +91,11 @@ def trade_off(data: RunData) -> Figure | None:
             drawn.note(last["domain"], last["general"], f"step {last['step']}", dx=dx, dy=dy, ha=side)
             parts.append(f"{name} ends at {_place(last)}")
         first = next((passes[0] for passes in paths.values() if passes[0].get("step") == 0), None)
-        entries = _entries(drawn)
         if first:
-            drawn.dot(first["domain"], first["general"], "base", "Base model, step 0", size=9)
-            entries.append((drawn.axes.lines[-1], "Base (step 0)"))
+            tip, label = "Base model, step 0", "Base (step 0)"
+            drawn.dot(first["domain"], first["general"], "base", tip, size=9, label=label)
             parts.insert(0, f"The base model starts at {_place(first)}")
-        drawn.legend(entries)
+        drawn.legend()
     caption = f"Each marker is a pass over the validation items; up and to the right is better. {'; '.join(parts)}."
     return Figure("trade-off", "Domain against general score during training", drawn.svg, caption)
 
@@ -173,19 +172,18 @@ def weight_distance(data: RunData) -> Figure | None:
     if not series:
         return None
     title = "Relative L2 distance of each layer's weights from the base model"
-    entries = []
     with drawing(title, "layer", "||w − w₀|| / ||w₀||") as drawn:
         _from_zero(drawn)
         for method, points in series.items():
             style = data.styles[method]
             drawn.line([(float(layer), value) for layer, value in points], style, width=1.4)
-            for layer, value in points:
-                drawn.dot(layer, value, style, f"{method_name(method)}, layer {layer}: {distance(value)}")
-            entries.append((drawn.axes.lines[-1], method_name(method)))
+            for i, (layer, value) in enumerate(points):
+                tip = f"{method_name(method)}, layer {layer}: {distance(value)}"
+                drawn.dot(layer, value, style, tip, label="" if i else method_name(method))
         layers = [layer for points in series.values() for layer, _ in points]
         drawn.axes.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
         drawn.axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-        drawn.legend(entries)
+        drawn.legend()
     means = {method: data.weight_distance[method].get("mean") for method in series}
     texts = [f"{method_name(method)} {distance(mean)}" for method, mean in means.items() if _finite(mean)]
     caption = f"Mean over layers: {', '.join(texts)}."
@@ -205,15 +203,17 @@ def similarities(data: RunData) -> Figure | None:
         bins.setdefault(math.floor(min(value, 1.0 - 1e-9) / width + 1e-9), [0, 0])[int(is_kept)] += 1
     title = "Similarity of rewritten and raw answers"
     with drawing(title, "cosine similarity", "rows") as drawn:
+        labels = ("kept", "raw answer stays")
         for number, (dropped, kept) in sorted(bins.items()):
-            left, right = number * width, (number + 1) * width
-            drawn.box(left, 0, width, dropped, "base", f"{left:.3f} to {right:.3f}: {dropped} not kept")
-            drawn.box(left, dropped, width, kept, "raft", f"{left:.3f} to {right:.3f}: {kept} kept")
+            left, place = number * width, f"{number * width:.3f} to {(number + 1) * width:.3f}"
+            drawn.box(left, dropped, width, kept, "raft", f"{place}: {kept} kept", label=labels[0])
+            drawn.box(left, 0, width, dropped, "base", f"{place}: {dropped} not kept", label=labels[1])
+            labels = ("", "")
         drawn.axes.set_xlim(low, 1)
         if tau is not None:
             drawn.axes.axvline(tau, color=color("muted"), linewidth=1, linestyle=":")
             drawn.note(tau, 1, f"τ = {tau:g}", dx=-5, dy=-10, ha="right", xycoords=("data", "axes fraction"))
-        drawn.legend([(drawn.axes.patches[1], "kept"), (drawn.axes.patches[0], "raw answer stays")])
+        drawn.legend()
     total = sum(is_kept for _, is_kept in values)
     share = f"{total:,} of {len(values):,} rewritings ({percent(total / len(values))} %)"
     return Figure("similarity", title, drawn.svg, f"{share} were kept: good enough, and fused.")
@@ -242,7 +242,7 @@ def step_time(data: RunData) -> Figure | None:
                 share = sums.get(phase, 0.0) / total
                 part = PARTS[min(i, len(PARTS) - 1)]
                 tip = f"{method_name(method)}, {_words(phase)}: {percent(share)} %"
-                drawn.box(left, row - 0.35, share, 0.7, part, tip)
+                drawn.box(left, row - 0.35, share, 0.7, part, tip, label="" if row else _words(phase))
                 if share > 0.1:
                     ink = color(f"on-{part}")
                     text = f"{percent(share, 0)} %"
@@ -252,8 +252,7 @@ def step_time(data: RunData) -> Figure | None:
             share_of_largest = f"{_words(largest)} ({percent(sums[largest] / total)} %)"
             parts.append(f"{method_name(method)}: {duration(total)} logged, most in {share_of_largest}")
         drawn.axes.set_xlim(0, 1)
-        boxes = drawn.axes.patches
-        drawn.legend([(boxes[i], _words(phase)) for i, phase in enumerate(phases)])
+        drawn.legend()
     return Figure("step-time", "Where training time goes", drawn.svg, f"{'; '.join(parts)}.")
 
 
@@ -303,10 +302,6 @@ def _rows(drawn: Drawing, names: list[str]) -> None:
 def _from_zero(drawn: Drawing, log: bool = False) -> None:
     if not log:
         drawn.axes.update_datalim([(0, 0)], updatex=False)
-
-
-def _entries(drawn: Drawing) -> list[tuple[Any, str]]:
-    return list(zip(*drawn.axes.get_legend_handles_labels(), strict=True))
 
 
 def _series(training: Training, key: str) -> list[Point]:

@@ -260,6 +260,16 @@ def test_a_report_is_written_without_torch(run, tmp_path):
     assert 'id="table-reasons"' in (tmp_path / "report.html").read_text()
 
 
+def test_what_cannot_be_reported_is_refused_without_importing_what_draws(tmp_path):
+    code = (
+        "import sys; from raft.cli import main; assert main(['report', '--run', sys.argv[1]]) == 2; "
+        "heavy = {'matplotlib', 'scipy', 'jinja2', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "none"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "no such run folder" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize(
     "reasons",
     [None, 3, {}, {"rewrite": 1}, {"rewrite": {}}, {"rewrite": {"texts": 0, "rejected": 0, "echo": 0}}],
