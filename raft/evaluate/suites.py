@@ -1,6 +1,7 @@
 """Evaluation of a model on items: generate answers, check them, average by suite and skill, keep every sample."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from raft.errors import InputError
@@ -99,17 +100,12 @@ def summarize(samples: list[Sample]) -> Evaluation:
     scores, n, by_skill = {}, {}, {}
     for suite in suites:
         of_suite = [sample for sample in samples if sample["suite"] == suite]
-        scores[suite] = _mean(sample["score"] for sample in of_suite)
+        scores[suite] = fmean(sample["score"] for sample in of_suite)
         n[suite] = len(of_suite)
         skills = sorted({sample["skill"] for sample in of_suite if sample["skill"] is not None})
         if skills:
-            by_skill[suite] = {k: _mean(s["score"] for s in of_suite if s["skill"] == k) for k in skills}
+            by_skill[suite] = {k: fmean(s["score"] for s in of_suite if s["skill"] == k) for k in skills}
     return Evaluation(scores=scores, n=n, by_skill=by_skill, samples=samples)
-
-
-def _mean(values: Iterable[float]) -> float:
-    kept = list(values)
-    return sum(kept) / len(kept)
 
 
 def _prompt(item: Mapping[str, Any]) -> list[dict[str, str]]:

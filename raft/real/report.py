@@ -59,8 +59,8 @@ def build(result: Mapping[str, Any]) -> Document:
     for group, title in GROUPS.items():
         chosen = [metric for metric in metrics if _group(metric) == group]
         if chosen:
-            sections.append(Section(title, tables=[score_table(result, chosen, group or "general")]))
-    sections.append(Section("Choice of learning rate and epochs", tables=[grid_table(result["chosen"])]))
+            sections.append(Section(title, [score_table(result, chosen, group or "general")]))
+    sections.append(Section("Choice of learning rate and epochs", [grid_table(result["chosen"])]))
     findings = [_finding(result, metric) for metric in TOLD if metric in metrics]
     findings += filter(None, [caution(len(result["seeds"]))])
     return Document("RAFT against SFT on a real model", facts, findings, sections)

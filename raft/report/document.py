@@ -8,7 +8,7 @@ from raft.report import figures, refinement, tables
 from raft.report.estimates import Estimate, Estimates, estimate
 from raft.report.figures import Figure
 from raft.report.load import RunData, method_name
-from raft.report.numbers import duration, percent, points
+from raft.report.numbers import duration, points
 from raft.report.samples import Choice, choose
 from raft.report.tables import Table
 from raft.stats.intervals import caution
@@ -24,23 +24,24 @@ class Example:
     note: str
 
 
+# A list: drawings, and small tables, that stand side by side.
+Part = str | Table | Choice | Example | list[Figure | Table]
+
+
 @dataclass
 class Section:
-    """A heading and what stands under it, in this order; empty parts are left out."""
+    """A heading and what stands under it. Parts that are None or empty are left out."""
 
     title: str
-    text: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    beside: list[Table] = field(default_factory=list)  # small tables that stand next to the figures
-    below: list[Table] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
+    parts: Sequence[Part | None]
     folded: bool = False  # shown on demand
+
+    def __post_init__(self) -> None:
+        self.parts = [part for part in self.parts if part]
 
     @property
     def is_empty(self) -> bool:
-        return not (self.tables or self.figures or self.beside or self.below or self.choices or self.examples)
+        return all(isinstance(part, str) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -58,24 +59,16 @@ def build(data: RunData, others: Sequence[RunData] = ()) -> Document:
     data = of_runs.runs[0]
     of_run = estimate([data]) if others else of_runs
     sections = [
-        _scores("Over all runs", of_runs, "runs") if others else Section(""),
-        Section("Trade-off", figures=_present(figures.trade_off(data))),
+        _scores("Over all runs", of_runs, "runs") if others else Section("", []),
+        Section("Trade-off", [_side_by_side(figures.trade_off(data))]),
         _scores("Scores", of_run, "scores"),
-        Section("Skills", tables=_present(tables.skill_table(data))),
-        _training(data),
-        Section(
-            "Weights",
-            figures=_present(figures.weight_distance(data)),
-            beside=_present(tables.distance_table(data)),
-        ),
-        _refinement(data),
-        Section("Samples", [_ABOUT_SAMPLES], choices=choose(data)),
-        Section(
-            "Time",
-            figures=_present(figures.stages(data), figures.step_time(data)),
-            beside=_present(tables.stage_table(data)),
-        ),
-        Section("Settings", tables=_present(tables.settings_table(data)), folded=True),
+        Section("Skills", [tables.skill_table(data)]),
+        Section("Training", [tables.warning_table(data), _training(data)]),
+        Section("Weights", [_side_by_side(figures.weight_distance(data), tables.distance_table(data))]),
+        Section("Refinement", _refinement(data)),
+        Section("Samples", [_ABOUT_SAMPLES, *choose(data)]),
+        Section("Time", [_side_by_side(figures.stages(data), figures.step_time(data), tables.stage_table(data))]),
+        Section("Settings", [tables.settings_table(data)], folded=True),
     ]
     found = [section for section in sections if not section.is_empty]
     return Document(_title(of_runs), _facts(data), _findings(data, of_runs), found, data.styles)
@@ -115,46 +108,24 @@ def _one_line(value: Any) -> str:
 
 
 def _findings(data: RunData, found: Estimates) -> list[str]:
-    """What was forgotten and learned, in words, in the same order whoever is ahead."""
+    """What was forgotten and learned, in words, in the same order whoever is ahead: a sentence a pair of methods."""
     runs = len(found.runs)
-    over = [f"Over {runs} runs. {caution(runs)}".strip()] if runs > 1 else []
-    told = [*data.cautions, *over, *_changes(found)]
-    for first, second in (pair for pair in found.pairs if "base" not in pair):
-        for suite in found.suites:
-            if (difference := found.differences.get((first, second, suite))) is None:
-                continue
-            against = " %, ".join(_score(found, method, suite) for method in (first, second))
-            sentence = f"{suite.capitalize()}: {against} %, a difference of {_change(difference)}"
-            if difference.interval and difference.interval.low <= 0 <= difference.interval.high:
-                sentence = sentence.removesuffix(")") + ", which includes 0)"
-            if kept := [
-                f"{method_name(m)} {percent(data.retention[m][suite])} %"
-                for m in (first, second)
-                if runs == 1 and suite != "domain" and suite in data.retention.get(m, {})
-            ]:
-                sentence += f". Kept of the base model's score: {', '.join(kept)}"
-            told.append(sentence + ".")
-    return told
-
-
-def _changes(found: Estimates) -> list[str]:
-    """What became of the base model's skills in each trained model: did it forget?"""
-    told = []
-    for method in found.methods:
-        changes = {suite: found.differences.get((method, "base", suite)) for suite in found.suites if suite != "domain"}
+    told = [*data.cautions, *([f"Over {runs} runs. {caution(runs)}".strip()] if runs > 1 else [])]
+    for first, second in found.pairs:
+        # The base model has not learned the domain: of it nothing can be forgotten.
+        suites = [suite for suite in found.suites if second != "base" or suite != "domain"]
+        changes = {suite: found.differences.get((first, second, suite)) for suite in suites}
         if parts := [f"{suite} {_change(change)}" for suite, change in changes.items() if change]:
-            told.append(f"{method_name(method)} against the base model: {', '.join(parts)}.")
+            against = "the base model" if second == "base" else method_name(second)
+            told.append(f"{method_name(first)} against {against}: {', '.join(parts)}.")
     return told
-
-
-def _score(found: Estimates, method: str, suite: str) -> str:
-    return f"{method_name(method)} {percent(found.scores[method, suite].value)}"
 
 
 def _change(difference: Estimate) -> str:
     text = f"{points(difference.value)} points"
     if difference.interval:
-        text += f" (95 % interval {points(difference.interval.low)} to {points(difference.interval.high)})"
+        low, high = difference.interval
+        text += f" (95 % interval {points(low)} to {points(high)}{', which includes 0' if low <= 0 <= high else ''})"
     return text
 
 
@@ -174,26 +145,22 @@ _ABOUT_SAMPLES = (
 def _scores(title: str, found: Estimates, name: str) -> Section:
     """name: of the table and of the drawings' files."""
     if not found.methods:
-        return Section(title)
-    text = " ".join(_MEANING[suite] for suite in found.suites if suite in _MEANING)
-    drawn = figures.score_figures(found, name)
-    return Section(title, [text] if text else [], tables=[tables.score_table(found)], figures=drawn)
+        return Section(title, [])
+    about = " ".join(_MEANING[suite] for suite in found.suites if suite in _MEANING)
+    return Section(title, [about, tables.score_table(found), [*figures.score_figures(found, name)]])
 
 
-def _training(data: RunData) -> Section:
-    drawn = figures.losses(data), figures.balance(data), figures.weight_lambda(data)
-    every = [*_present(*drawn), *figures.signals(data)]
-    return Section("Training", tables=_present(tables.warning_table(data)), figures=every)
+def _training(data: RunData) -> list[Figure | Table]:
+    return [*_side_by_side(figures.losses(data), figures.balance(data)), *figures.signals(data)]
 
 
-def _refinement(data: RunData) -> Section:
-    return Section(
-        "Refinement",
-        figures=_present(figures.similarities(data)),
-        beside=_present(refinement.refinement_table(data)),
-        below=[*_present(refinement.reason_table(data)), *refinement.diagnostics_tables(data)],
-        examples=_examples(data),
-    )
+def _refinement(data: RunData) -> list[Part | None]:
+    return [
+        _side_by_side(figures.similarities(data), refinement.refinement_table(data)),
+        refinement.reason_table(data),
+        *refinement.diagnostics_tables(data),
+        *_examples(data),
+    ]
 
 
 def _examples(data: RunData, limit: int = 5) -> list[Example]:
@@ -220,5 +187,5 @@ def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _present(*values: Any) -> list[Any]:
-    return [value for value in values if value is not None]
+def _side_by_side(*found: Figure | Table | None) -> list[Figure | Table]:
+    return [part for part in found if part is not None]

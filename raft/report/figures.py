@@ -14,6 +14,7 @@ from raft.report.load import RunData, Training, method_name, ordered
 from raft.report.numbers import brief, distance, duration, percent
 from raft.report.plots import PARTS, Drawing, Point, color, drawing, short
 
+Line = tuple[list[Point], str, bool]  # its points, style, and whether it is dashed
 PHASES = ("rollout", "teacher", "forward_backward", "optimizer", "refresh")
 
 
@@ -90,34 +91,24 @@ def trade_off(data: RunData) -> Figure | None:
             drawn.note(last["domain"], last["general"], f"step {last['step']}", dx=dx, dy=dy, ha=side)
             parts.append(f"{name} ends at {_place(last)}")
         first = next((passes[0] for passes in paths.values() if passes[0].get("step") == 0), None)
-        entries = _entries(drawn)
         if first:
-            drawn.dot(first["domain"], first["general"], "base", "Base model, step 0", size=9)
-            entries.append((drawn.axes.lines[-1], "Base (step 0)"))
+            tip, label = "Base model, step 0", "Base (step 0)"
+            drawn.dot(first["domain"], first["general"], "base", tip, size=9, label=label)
             parts.insert(0, f"The base model starts at {_place(first)}")
-        drawn.legend(entries)
+        drawn.legend()
     caption = f"Each marker is a pass over the validation items; up and to the right is better. {'; '.join(parts)}."
     return Figure("trade-off", "Domain against general score during training", drawn.svg, caption)
 
 
 def losses(data: RunData) -> Figure | None:
     """Supervised loss of every method, and the distillation loss of those that have one."""
-    series: dict[str, tuple[list[Point], str, bool]] = {}
+    series: dict[str, Line] = {}
     for method, training in data.training.items():
         for field, sign in (("loss_sft", "L_SFT"), ("loss_kl", "L_KL")):
             if points := _series(training, field):
                 series[f"{method_name(method)} {sign}"] = points, data.styles[method], field == "loss_kl"
-    if not series:
-        return None
-    log = _spread_widely([y for points, _, _ in series.values() for _, y in points if y > 0])
-    with drawing("Training losses by step", "step", "loss, nats a token", log=log) as drawn:
-        _from_zero(drawn, log)
-        for label, (points, style, dashed) in series.items():
-            drawn.line(points, style, label, dashed=dashed, width=1.4)
-        drawn.legend()
-    ends = ", ".join(f"{label} {_ends(points)}" for label, (points, _, _) in series.items())
-    scale = " The scale is logarithmic." if log else ""
-    return Figure("losses", "Training losses", drawn.svg, f"First to last logged step: {ends}.{scale}")
+    # A divergence may be 0 where teacher and student agree: the other steps still want a logarithmic scale.
+    return _by_step("losses", "Training losses", "loss, nats a token", series, least=0) if series else None
 
 
 def balance(data: RunData) -> Figure | None:
@@ -145,22 +136,9 @@ def balance(data: RunData) -> Figure | None:
     return None
 
 
-def weight_lambda(data: RunData) -> Figure | None:
-    """lambda by step."""
-    series = _by_method(data, "lambda")
-    if not series:
-        return None
-    title = "Weight λ of the distillation loss"
-    svg, _ = _by_step(data, series, f"{title} by step", "λ, no unit")
-    ranges = []
-    for method, points in series.items():
-        values = [value for _, value in points]
-        ranges.append(f"{method_name(method)}: {brief(min(values))} to {brief(max(values))}")
-    return Figure("lambda", title, svg, f"Range over training, {'; '.join(ranges)}.")
-
-
 # What else a line of metrics.jsonl has: field, title, axis with its unit, whether it is a share.
 _SIGNALS = (
+    ("lambda", "Weight λ of the distillation loss", "λ, no unit", False),
     ("learning_rate", "Learning rate", "learning rate", False),
     ("grad_norm", "Norm of the gradient, before clipping", "L2 norm", False),
     ("rollout_length", "Length of the rollouts", "tokens, mean", False),
@@ -174,12 +152,13 @@ def signals(data: RunData) -> list[Figure]:
     """Small charts of a training by step, each where a method has logged it."""
     found = []
     for field, title, unit, share in _SIGNALS:
-        if not (series := _by_method(data, field)):
-            continue
-        svg, log = _by_step(data, series, f"{title} by step", unit, share)
-        ends = "; ".join(f"{method_name(method)} {_ends(points, share)}" for method, points in series.items())
-        caption = f"First to last logged step: {ends}.{' The scale is logarithmic.' if log else ''}"
-        found.append(Figure(slug(field), title, svg, caption))
+        series: dict[str, Line] = {
+            method_name(method): (points, data.styles[method], False)
+            for method, training in data.training.items()
+            if (points := _series(training, field))
+        }
+        if series:
+            found.append(_by_step(field, title, unit, series, share=share))
     return found
 
 
@@ -193,19 +172,18 @@ def weight_distance(data: RunData) -> Figure | None:
     if not series:
         return None
     title = "Relative L2 distance of each layer's weights from the base model"
-    entries = []
     with drawing(title, "layer", "||w − w₀|| / ||w₀||") as drawn:
         _from_zero(drawn)
         for method, points in series.items():
             style = data.styles[method]
             drawn.line([(float(layer), value) for layer, value in points], style, width=1.4)
-            for layer, value in points:
-                drawn.dot(layer, value, style, f"{method_name(method)}, layer {layer}: {distance(value)}")
-            entries.append((drawn.axes.lines[-1], method_name(method)))
+            for i, (layer, value) in enumerate(points):
+                tip = f"{method_name(method)}, layer {layer}: {distance(value)}"
+                drawn.dot(layer, value, style, tip, label="" if i else method_name(method))
         layers = [layer for points in series.values() for layer, _ in points]
         drawn.axes.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
         drawn.axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-        drawn.legend(entries)
+        drawn.legend()
     means = {method: data.weight_distance[method].get("mean") for method in series}
     texts = [f"{method_name(method)} {distance(mean)}" for method, mean in means.items() if _finite(mean)]
     caption = f"Mean over layers: {', '.join(texts)}."
@@ -225,15 +203,17 @@ def similarities(data: RunData) -> Figure | None:
         bins.setdefault(math.floor(min(value, 1.0 - 1e-9) / width + 1e-9), [0, 0])[int(is_kept)] += 1
     title = "Similarity of rewritten and raw answers"
     with drawing(title, "cosine similarity", "rows") as drawn:
+        labels = ("kept", "raw answer stays")
         for number, (dropped, kept) in sorted(bins.items()):
-            left, right = number * width, (number + 1) * width
-            drawn.box(left, 0, width, dropped, "base", f"{left:.3f} to {right:.3f}: {dropped} not kept")
-            drawn.box(left, dropped, width, kept, "raft", f"{left:.3f} to {right:.3f}: {kept} kept")
+            left, place = number * width, f"{number * width:.3f} to {(number + 1) * width:.3f}"
+            drawn.box(left, dropped, width, kept, "raft", f"{place}: {kept} kept", label=labels[0])
+            drawn.box(left, 0, width, dropped, "base", f"{place}: {dropped} not kept", label=labels[1])
+            labels = ("", "")
         drawn.axes.set_xlim(low, 1)
         if tau is not None:
             drawn.axes.axvline(tau, color=color("muted"), linewidth=1, linestyle=":")
             drawn.note(tau, 1, f"τ = {tau:g}", dx=-5, dy=-10, ha="right", xycoords=("data", "axes fraction"))
-        drawn.legend([(drawn.axes.patches[1], "kept"), (drawn.axes.patches[0], "raw answer stays")])
+        drawn.legend()
     total = sum(is_kept for _, is_kept in values)
     share = f"{total:,} of {len(values):,} rewritings ({percent(total / len(values))} %)"
     return Figure("similarity", title, drawn.svg, f"{share} were kept: good enough, and fused.")
@@ -262,7 +242,7 @@ def step_time(data: RunData) -> Figure | None:
                 share = sums.get(phase, 0.0) / total
                 part = PARTS[min(i, len(PARTS) - 1)]
                 tip = f"{method_name(method)}, {_words(phase)}: {percent(share)} %"
-                drawn.box(left, row - 0.35, share, 0.7, part, tip)
+                drawn.box(left, row - 0.35, share, 0.7, part, tip, label="" if row else _words(phase))
                 if share > 0.1:
                     ink = color(f"on-{part}")
                     text = f"{percent(share, 0)} %"
@@ -272,8 +252,7 @@ def step_time(data: RunData) -> Figure | None:
             share_of_largest = f"{_words(largest)} ({percent(sums[largest] / total)} %)"
             parts.append(f"{method_name(method)}: {duration(total)} logged, most in {share_of_largest}")
         drawn.axes.set_xlim(0, 1)
-        boxes = drawn.axes.patches
-        drawn.legend([(boxes[i], _words(phase)) for i, phase in enumerate(phases)])
+        drawn.legend()
     return Figure("step-time", "Where training time goes", drawn.svg, f"{'; '.join(parts)}.")
 
 
@@ -295,16 +274,22 @@ def stages(data: RunData) -> Figure | None:
 
 
 def _by_step(
-    data: RunData, series: Mapping[str, list[Point]], title: str, unit: str, share: bool = False
-) -> tuple[str, bool]:
-    """The drawing of a line a method, and whether its scale is logarithmic."""
-    log = not share and _spread_widely([v for points in series.values() for _, v in points])
-    with drawing(title, "step", unit, log=log, shares="y" if share else "") as drawn:
+    name: str, title: str, unit: str, series: Mapping[str, Line], *, share: bool = False, least: float = -math.inf
+) -> Figure:
+    """series: label -> its line; share: the values are shares; least: values up to it do not choose the scale."""
+    values = [y for points, _, _ in series.values() for _, y in points if y > least]
+    log = not share and bool(values) and min(values) > 0 and max(values) > 30 * min(values)
+    with drawing(f"{title} by step", "step", unit, log=log, shares="y" if share else "") as drawn:
         _from_zero(drawn, log)
-        for method, points in series.items():
-            drawn.line(points, data.styles[method], method_name(method), width=1.4)
+        for label, (points, style, dashed) in series.items():
+            drawn.line(points, style, label, dashed=dashed, width=1.4)
         drawn.legend()
-    return drawn.svg, log
+    ends = []
+    for label, (points, _, _) in series.items():
+        first, last = (f"{percent(value)} %" if share else brief(value) for _, value in (points[0], points[-1]))
+        ends.append(f"{label} {first} to {last}")
+    scale = " The scale is logarithmic." if log else ""
+    return Figure(name, title, drawn.svg, f"First to last logged step: {'; '.join(ends)}.{scale}")
 
 
 def _rows(drawn: Drawing, names: list[str]) -> None:
@@ -317,25 +302,6 @@ def _rows(drawn: Drawing, names: list[str]) -> None:
 def _from_zero(drawn: Drawing, log: bool = False) -> None:
     if not log:
         drawn.axes.update_datalim([(0, 0)], updatex=False)
-
-
-def _entries(drawn: Drawing) -> list[tuple[Any, str]]:
-    return list(zip(*drawn.axes.get_legend_handles_labels(), strict=True))
-
-
-def _ends(points: list[Point], share: bool = False) -> str:
-    first, last = (f"{percent(value)} %" if share else brief(value) for _, value in (points[0], points[-1]))
-    return f"{first} to {last}"
-
-
-def _spread_widely(values: list[float]) -> bool:
-    """Whether a logarithmic scale shows more."""
-    return bool(values) and min(values) > 0 and max(values) > 30 * min(values)
-
-
-def _by_method(data: RunData, key: str) -> dict[str, list[Point]]:
-    series = {method: _series(training, key) for method, training in data.training.items()}
-    return {method: points for method, points in series.items() if points}
 
 
 def _series(training: Training, key: str) -> list[Point]:

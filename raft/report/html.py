@@ -25,7 +25,7 @@ def environment() -> Environment:
         trim_blocks=True,
         undefined=StrictUndefined,
     )
-    found.filters |= {"anchor": _anchor, "clip": clip, "method_name": method_name, "svg": Markup}
+    found.filters |= {"anchor": _anchor, "clip": clip, "method_name": method_name, "kind": _kind, "svg": Markup}
     found.globals |= {"RIGHT": RIGHT}
     return found
 
@@ -33,6 +33,11 @@ def environment() -> Environment:
 def _clean(value: Any) -> Any:
     """Models write characters that no page may hold."""
     return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _kind(part: Any) -> str:
+    """The name of its class: str, list, Table, Choice and so on."""
+    return type(part).__name__
 
 
 def _anchor(title: str) -> str:

@@ -1,6 +1,7 @@
 """The same report in Markdown, its figures as SVG files in DIR/report/."""
 
 from pathlib import Path
+from typing import Any
 
 from raft.report.document import Document, Example, Section
 from raft.report.figures import Figure
@@ -22,24 +23,29 @@ def render(document: Document) -> str:
 
 def figure_files(document: Document, folder: Path) -> dict[Path, str]:
     """Path -> content of every drawing that `render` links."""
-    return {
-        folder / FOLDER / f"{figure.name}.svg": standalone(figure.svg)
-        for section in document.sections
-        for figure in section.figures
-    }
+    parts = [
+        part for section in document.sections for group in section.parts if isinstance(group, list) for part in group
+    ]
+    return {folder / FOLDER / f"{part.name}.svg": standalone(part.svg) for part in parts if isinstance(part, Figure)}
 
 
 def _section(section: Section) -> str:
-    parts = [
-        f"## {markdown_text(section.title)}",
-        *map(markdown_text, section.text),
-        *map(_table, [*section.tables, *section.beside]),
-        *map(_figure, section.figures),
-        *map(_table, section.below),
-        *map(_choice, section.choices),
-        _examples(section.examples),
-    ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join([f"## {markdown_text(section.title)}", *map(_part, section.parts)])
+
+
+def _part(part: Any) -> str:
+    match part:
+        case str():
+            return markdown_text(part)
+        case Table():
+            return _table(part)
+        case Figure():
+            return _figure(part)
+        case Choice():
+            return _choice(part)
+        case Example():
+            return _example(part)
+    return "\n\n".join(map(_part, part))
 
 
 def _table(table: Table) -> str:
@@ -76,14 +82,11 @@ def _answer(sample: dict) -> str:
     return f"{mark} {markdown_text(clip(str(sample['output'])))}"
 
 
-def _examples(examples: list[Example]) -> str:
-    parts = []
-    for example in examples:
-        question, note = markdown_text(clip(example.question)), markdown_text(example.note)
-        lines = [f"- **Row {markdown_text(example.id)}**: {question} ({note})"]
-        lines += [f"  - {markdown_text(name)}: {markdown_text(clip(text))}" for name, text in example.stages]
-        parts.append("\n".join(lines))
-    return "\n".join(parts)
+def _example(example: Example) -> str:
+    question, note = markdown_text(clip(example.question)), markdown_text(example.note)
+    lines = [f"- **Row {markdown_text(example.id)}**: {question} ({note})"]
+    lines += [f"  - {markdown_text(name)}: {markdown_text(clip(text))}" for name, text in example.stages]
+    return "\n".join(lines)
 
 
 def _line(cells: list[str]) -> str:

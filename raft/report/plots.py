@@ -103,34 +103,33 @@ class Drawing:
             [x for x, _ in points], values, form, color=color(style), linewidth=width, label=short(label), **marks
         )
 
-    def dot(self, x: float, y: float, style: str, tip: str = "", size: float = 8) -> None:
-        self.axes.plot(
-            x, y, MARKERS[style], color=color(style), markersize=size, markeredgecolor=color("surface"), gid=_gid(tip)
-        )
+    def dot(self, x: float, y: float, style: str, tip: str = "", *, size: float = 8, label: str = "") -> None:
+        """A marker, `size` pixels wide; tip: what it says under the pointer."""
+        looks: dict[str, Any] = {"color": color(style), "markeredgecolor": color("surface"), "markersize": size}
+        self.axes.plot(x, y, MARKERS[style], gid=_gid(tip), label=short(label), **looks)
 
-    def box(self, x: float, y: float, width: float, height: float, style: str, tip: str = "") -> None:
+    def box(
+        self, x: float, y: float, width: float, height: float, style: str, tip: str = "", *, label: str = ""
+    ) -> None:
         """A rectangle from its lower left corner on, with a hairline of space to its neighbours."""
-        edge = color("surface")
-        box = Rectangle((x, y), width, height, facecolor=color(style), edgecolor=edge, linewidth=1, gid=_gid(tip))
-        self.axes.add_patch(box)
+        looks: dict[str, Any] = {"facecolor": color(style), "edgecolor": color("surface"), "linewidth": 1}
+        self.axes.add_patch(Rectangle((x, y), width, height, gid=_gid(tip), label=short(label), **looks))
 
     def note(self, x: float, y: float, text: str, *, dx: float = 0, dy: float = 0, **options: Any) -> None:
         """Small text beside a point, shifted by dx, dy pixels (up)."""
         place = {"xytext": (dx, dy), "textcoords": "offset points", "annotation_clip": False}
         self.axes.annotate(clean(text), (x, y), **{**place, "color": color("muted"), **options})
 
-    def legend(self, entries: Sequence[tuple[Any, str]] | None = None) -> None:
-        """Above the axes, in as many columns as have room; entries: (artist, label) instead of the labelled lines."""
-        if entries is None:
-            artists, labels = self.axes.get_legend_handles_labels()
-        else:
-            artists, labels = [artist for artist, _ in entries], [short(label) for _, label in entries]
-        widest = max((6.5 * len(label) + 44 for label in labels), default=1)
-        columns = max(1, int(self.canvas.get_figwidth() * 72 // widest))
-        columns = math.ceil(len(labels) / math.ceil(len(labels) / columns)) if labels else 1  # rows alike
-        options = {"handlelength": 1.8, "columnspacing": 1.4, "handletextpad": 0.5, "borderaxespad": 0.2}
+    def legend(self) -> None:
+        """Of the marks that have a label, above the axes, in as many columns as have room."""
+        marks, labels = self.axes.get_legend_handles_labels()
         if labels:
-            self.canvas.legend(artists, labels, loc="outside upper left", ncols=columns, **options)
+            widest = max(6.5 * len(label) + 44 for label in labels)
+            rows = math.ceil(len(labels) / max(1, self.canvas.get_figwidth() * 72 // widest))
+            columns = math.ceil(len(labels) / rows)  # rows of like length
+            self.canvas.set_figheight(self.canvas.get_figheight() + 17 / 72 * (rows - 1))
+            spaces = {"handlelength": 1.8, "columnspacing": 1.4, "handletextpad": 0.5, "borderaxespad": 0.2}
+            self.canvas.legend(marks, labels, loc="outside upper left", ncols=columns, **spaces)
 
 
 @contextmanager
@@ -204,7 +203,7 @@ def standalone(svg: str) -> str:
     return f"{head}{opening}><style>{template('chart.css')}</style>{background}{body}\n"
 
 
-def short(text: str, limit: int = 40) -> str:
+def short(text: str, limit: int = 28) -> str:
     """`text` as a label, of which the data know no bounds."""
     text = clean(text)
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -22,7 +22,7 @@ def test_every_metric_is_on_the_page_under_its_heading(record):
     document = build(record)
     titles = [section.title for section in document.sections]
     assert titles == [*GROUPS.values(), "Choice of learning rate and epochs"]
-    rows = {(section.title, row[0].text): row for section in document.sections[:3] for row in section.tables[0].rows}
+    rows = {(section.title, row[0].text): row for section in document.sections[:3] for row in section.parts[0].rows}
     assert len(rows) == len(METRICS)
     for metric in METRICS:
         title = next(title for group, title in GROUPS.items() if metric.startswith(group))

@@ -211,7 +211,7 @@ def test_skills_seconds_and_distances_are_those_of_the_files(run, parsed):
 
 def test_signals_of_the_training_are_drawn_where_they_were_logged(run, tmp_path):
     drawn = {figure.name: figure for figure in signals(load_run(run))}
-    assert list(drawn) == ["learning_rate", "grad_norm", "tokens_per_second"]
+    assert list(drawn) == ["lambda", "learning_rate", "grad_norm", "tokens_per_second"]
     folder = tmp_path / "run"
     lines = [
         {"step": 1, "loss_sft": 1.0, "rollout_length": 10.0, "rollout_truncated": 0.25, "student_entropy": 2.0},
@@ -258,6 +258,16 @@ def test_a_report_is_written_without_torch(run, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path], check=False, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert 'id="table-reasons"' in (tmp_path / "report.html").read_text()
+
+
+def test_what_cannot_be_reported_is_refused_without_importing_what_draws(tmp_path):
+    code = (
+        "import sys; from raft.cli import main; assert main(['report', '--run', sys.argv[1]]) == 2; "
+        "heavy = {'matplotlib', 'scipy', 'jinja2', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "none"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "no such run folder" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
