@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import machine
-from bench.common.run import Run
+from bench.common.run import BenchRun
 from bench.common.turns import Child, Failed
 
 # GiB of memory on a CPU: a child that waits holds libraries, vLLM's cache, a small model and its optimizer; one works.
@@ -19,7 +19,7 @@ OUTPUT_LINES = 40  # of a child that failed, printed: on a machine that keeps no
 
 
 @dataclass(kw_only=True)
-class ChildRun(Run):
+class ChildRun(BenchRun):
     """A run whose providers each have a process of their own."""
 
     failed: bool = False  # any child

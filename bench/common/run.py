@@ -9,7 +9,7 @@ from bench.common.limits import Ceilings
 
 
 @dataclass(kw_only=True)
-class Run:
+class BenchRun:
     device: str
     device_name: str
     state: str  # of the machine before the run

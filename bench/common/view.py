@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common.files import write_records
-from bench.common.run import Run
+from bench.common.run import BenchRun
 
 Records = Sequence[dict[str, Any]]
 
@@ -19,7 +19,7 @@ class View:
     summary: Callable[[Records], list[str]]  # goals and ratios
     draw: Callable[[Records, Path], Iterable[str]]  # writes pictures beside the path of the records, and names them
 
-    def write(self, run: Run) -> None:
+    def write(self, run: BenchRun) -> None:
         """Writes the records of a run and their page; often, since what comes next may be stopped."""
         if run.out is not None:
             remarks = "\n".join(f"- {line}" for line in (*run.lines, *self.summary(run.found)))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.common.failures import reason
 from bench.common.measure import measure
-from bench.common.run import Run
+from bench.common.run import BenchRun
 from bench.common.view import View
 from bench.kernels import lost, plot, records
 from bench.kernels.cases import LABELS, Case, Inputs, make_inputs
@@ -24,7 +24,7 @@ VIEW = View(records.table, records.NOTES, summary, plot.draw)
 
 
 @dataclass(kw_only=True)
-class Sweep(Run):
+class Sweep(BenchRun):
     reps: int = 5
     cap_s: float = float("inf")  # of timed calls of a variant
     minutes: float = float("inf")  # no operation starts later

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raft.demo.settings import BASE_MODEL, DOMAIN, MAX_ANSWER, MAX_MODEL_LEN, REFINE, DemoSettings
-from raft.demo.stages import Clock, Stages, train_settings
+from raft.demo.stages import Stages, StageTimes, train_settings
 from raft.progress import say
 from raft.runs import Run, write_json
 from raft.runs.provenance import machine, settle, versions
@@ -35,7 +35,7 @@ def run_demo(
     # Written only now, so that a demo that cannot start leaves nothing that the next try would have to resume.
     settle(run, given)
     save_config(_config(run, seed, settings), run.config_path)
-    clock = Clock(run.path / "seconds.json")
+    clock = StageTimes(run.path / "seconds.json")
     clock.add("engine", time.monotonic() - started)
     scores = {
         "base": clock.time("[2/8] scoring the base model", "eval_base", lambda: stages.evaluate("base", BASE_MODEL))
@@ -91,7 +91,7 @@ def _old(scores: dict[str, float]) -> dict[str, float]:
     return {suite: score for suite, score in scores.items() if suite != "domain"}
 
 
-def _summary(scores: dict[str, dict], clock: Clock, stages: Stages) -> dict[str, Any]:
+def _summary(scores: dict[str, dict], clock: StageTimes, stages: Stages) -> dict[str, Any]:
     from raft.stats.retention import retention
 
     table = {name: {suite: result["scores"][suite] for suite in SUITES} for name, result in scores.items()}

@@ -31,7 +31,7 @@ GRID_EPOCHS = (4, 8, 16, 24, 32)
 
 
 @dataclass(frozen=True)
-class Choice:
+class GridPoint:
     """One point of the grid."""
 
     learning_rate: float
@@ -42,8 +42,8 @@ class Choice:
 class DemoSettings:
     """The defaults are the demo's; its tests use a part of the world."""
 
-    sft: Choice = Choice(1e-4, 32)
-    raft: Choice = Choice(2e-4, 8)
+    sft: GridPoint = GridPoint(1e-4, 32)
+    raft: GridPoint = GridPoint(2e-4, 8)
     validate_every: int = 2
     """Epochs between two points of the trade-off curve."""
     engine: str = "auto"

@@ -14,8 +14,8 @@ from raft.demo.settings import (
     MAX_MODEL_LEN,
     REFINE,
     WARMUP_STEPS,
-    Choice,
     DemoSettings,
+    GridPoint,
 )
 from raft.demo.world import World, draw_world
 from raft.progress import say
@@ -23,7 +23,7 @@ from raft.refine.store import write_lines
 from raft.runs import Run, read_json, read_jsonl, write_json
 
 
-def train_settings(method: str, choice: Choice, seed: int) -> dict[str, Any]:
+def train_settings(method: str, choice: GridPoint, seed: int) -> dict[str, Any]:
     """Fields of RAFTConfig."""
     return {
         "method": method,
@@ -134,7 +134,7 @@ class Stages:
 
         return evaluate(items, self.engine, self._greedy(), progress=True)
 
-    def train(self, method: str, choice: Choice, run: Run, **switches: Any) -> None:
+    def train(self, method: str, choice: GridPoint, run: Run, **switches: Any) -> None:
         """Train one method into `run` (a folder with train/ and model/), with a validation every few epochs.
 
         SFT gets the raw answers, RAFT the fused answers to the same questions. switches: fields of RAFTConfig.
@@ -187,7 +187,7 @@ class Stages:
         return result
 
 
-class Clock:
+class StageTimes:
     """Seconds of each stage, kept in the run folder so that a resumed run adds to those of the first part."""
 
     def __init__(self, path: Path):

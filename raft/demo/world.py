@@ -19,7 +19,7 @@ from raft.demo.domains import (
     question,
 )
 from raft.demo.formats import FORMATS
-from raft.demo.skills import SKILLS, Example
+from raft.demo.skills import SKILLS, Exercise
 from raft.errors import ConfigError
 
 ENTITIES = 20  # per domain; 5 facts per entity and 3 training rows per fact make 300 training rows
@@ -55,7 +55,7 @@ def draw_world(domain_name: str, seed: int) -> World:
     splits: dict[str, list[dict]] = {"validation": [], "test": []}
 
     def add(split: str, skill: str, asked: str, facts: list[Fact]) -> None:
-        example = Example(asked, own_answer(*facts), answer_check(facts))
+        example = Exercise(asked, own_answer(*facts), answer_check(facts))
         splits[split].append(_item("domain", skill, len(splits[split]), example))
 
     for name in rng.sample(known.free_names(), ENTITIES):
@@ -83,12 +83,12 @@ def draw_world(domain_name: str, seed: int) -> World:
 
 
 def _draw_items(
-    suite: str, draws: Mapping[str, Callable[[random.Random], Example]], n: int, rng: random.Random
+    suite: str, draws: Mapping[str, Callable[[random.Random], Exercise]], n: int, rng: random.Random
 ) -> list[dict]:
     return [_item(suite, skill, i, draw(rng)) for skill, draw in draws.items() for i in range(n)]
 
 
-def _item(suite: str, skill: str, number: int, example: Example) -> dict:
+def _item(suite: str, skill: str, number: int, example: Exercise) -> dict:
     return {
         "id": f"{suite}-{skill.replace(' ', '_')}-{number:03d}",
         "suite": suite,

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raft.demo.stages import Clock
+from raft.demo.stages import StageTimes
 from raft.errors import RaftError, RunFolderError
 from raft.progress import say
 from raft.real.data import Data, read_data
@@ -68,7 +68,7 @@ def run_real(
     )
     rows = run.path / "data" / "train.jsonl"  # the same for every seed
     write_lines(rows, data.medquad.train)
-    clock = Clock(run.path / "seconds.json")
+    clock = StageTimes(run.path / "seconds.json")
     found: dict[str, list[Any]] = {"base": [], **{method: [] for method in settings.methods}}
     result: dict[str, Any] = {}
     with Jobs(at_once) as jobs:
@@ -105,7 +105,7 @@ def run_real(
     return result
 
 
-def _base(run: Run, model: str, data: Data, settings: RealSettings, clock: Clock, jobs: Jobs) -> dict[str, Any]:
+def _base(run: Run, model: str, data: Data, settings: RealSettings, clock: StageTimes, jobs: Jobs) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         found: dict[str, Any] = clock.time(
             "base: evaluating", "base", lambda: _evaluated(jobs, model, data, run.path / "base", "base", settings, 0)
@@ -126,7 +126,7 @@ class Seed:
         rows: Path,
         seed: int,
         settings: RealSettings,
-        clock: Clock,
+        clock: StageTimes,
         jobs: Jobs | None = None,
     ):
         self.top, self.model, self.data, self.rows = run, model, data, rows

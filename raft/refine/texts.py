@@ -29,7 +29,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TextBatch:
     """The stored lines of a batch's jobs, in order, with what it took to make those that were missing."""
 
     lines: list[dict[str, Any]]  # "text" is None where "failed" says why
@@ -39,7 +39,7 @@ class Batch:
 
 def texts(
     context: RefineContext, stage: str, model: ChatModel, jobs: Sequence[Job], temperature: float
-) -> Iterator[Batch]:
+) -> Iterator[TextBatch]:
     """The texts of all jobs, one a row, in batches of the input's order. A text is on disk as soon as it is there.
 
     All that is missing is asked for at once; a batch is given when the last of its texts is there.
@@ -70,7 +70,7 @@ def texts(
             lines[job.row_id] = line
         done = [found for job in batch if (found := lines[job.row_id]) is not None]
         made = [line for line in done if line["id"] in fresh]
-        yield Batch(done, len(made), sum(line["tokens"] for line in made))
+        yield TextBatch(done, len(made), sum(line["tokens"] for line in made))
 
 
 def text_seed(seed: int, stage: str, row_id: str, attempt: int) -> int:

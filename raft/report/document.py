@@ -15,7 +15,7 @@ from raft.stats.intervals import caution
 
 
 @dataclass(frozen=True)
-class Example:
+class RowExample:
     """A row on its way through the refinement."""
 
     id: str
@@ -25,7 +25,7 @@ class Example:
 
 
 # A list: drawings, and small tables, that stand side by side.
-Part = str | Table | Choice | Example | list[Figure | Table]
+Part = str | Table | Choice | RowExample | list[Figure | Table]
 
 
 @dataclass
@@ -163,7 +163,7 @@ def _refinement(data: RunData) -> list[Part | None]:
     ]
 
 
-def _examples(data: RunData, limit: int = 5) -> list[Example]:
+def _examples(data: RunData, limit: int = 5) -> list[RowExample]:
     """Rows spread over the whole file; one of them was not kept, if there is such a row."""
     kept = [row for row in data.fused if row.get("kept")]
     dropped = [row for row in data.fused if not row.get("kept")]
@@ -171,7 +171,7 @@ def _examples(data: RunData, limit: int = 5) -> list[Example]:
     return [_example(row) for row in rows]
 
 
-def _example(row: dict[str, Any]) -> Example:
+def _example(row: dict[str, Any]) -> RowExample:
     names = (("answer", "Raw answer"), ("rewritten", "Rewritten"), ("fused_answer", "Fused answer"))
     stages = [(name, str(row[key])) for key, name in names if row.get(key)]
     notes = ["kept" if row.get("kept") else "not kept: the raw answer is used"]
@@ -179,7 +179,7 @@ def _example(row: dict[str, Any]) -> Example:
         notes.insert(0, f"similarity {row['similarity']:.3f}")
     if row.get("judge_scores"):
         notes.append("judges " + ", ".join(f"{score:.2f}" for score in row["judge_scores"]))
-    return Example(str(row.get("id", "")), str(row.get("question", "")), stages, ", ".join(notes))
+    return RowExample(str(row.get("id", "")), str(row.get("question", "")), stages, ", ".join(notes))
 
 
 def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

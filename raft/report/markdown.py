@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from raft.report.document import Document, Example, Section
+from raft.report.document import Document, RowExample, Section
 from raft.report.figures import Figure
 from raft.report.load import method_name
 from raft.report.plots import standalone
@@ -43,7 +43,7 @@ def _part(part: Any) -> str:
             return _figure(part)
         case Choice():
             return _choice(part)
-        case Example():
+        case RowExample():
             return _example(part)
     return "\n\n".join(map(_part, part))
 
@@ -82,7 +82,7 @@ def _answer(sample: dict) -> str:
     return f"{mark} {markdown_text(clip(str(sample['output'])))}"
 
 
-def _example(example: Example) -> str:
+def _example(example: RowExample) -> str:
     question, note = markdown_text(clip(example.question)), markdown_text(example.note)
     lines = [f"- **Row {markdown_text(example.id)}**: {question} ({note})"]
     lines += [f"  - {markdown_text(name)}: {markdown_text(clip(text))}" for name, text in example.stages]

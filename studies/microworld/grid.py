@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 
 from raft.cpu import share_cpu
-from raft.demo.settings import DOMAIN, GRID_EPOCHS, GRID_RATES, METHODS, Choice, DemoSettings
+from raft.demo.settings import DOMAIN, GRID_EPOCHS, GRID_RATES, METHODS, DemoSettings, GridPoint
 from raft.demo.stages import Stages
 from raft.runs import Run, read_jsonl, write_json
 from raft.runs.provenance import provenance
@@ -32,7 +32,7 @@ def run_grid(run: Run, *, seed: int, domain: str) -> dict:
         points[method] = []
         for rate in GRID_RATES:
             folder = Run(run.path / "grid" / f"{method}-{rate:g}")
-            stages.train(method, Choice(rate, max(GRID_EPOCHS)), folder)
+            stages.train(method, GridPoint(rate, max(GRID_EPOCHS)), folder)
             for line in read_jsonl(folder.train_dir / "validation.jsonl"):
                 if round(line["epoch"], 3) in GRID_EPOCHS:
                     scores = {suite: line[suite] for suite in ("domain", "general", "format")}

@@ -18,7 +18,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from raft.demo.domains import DOMAINS
 from raft.demo.formats import FORMATS
-from raft.demo.skills import SKILLS, Example
+from raft.demo.skills import SKILLS, Exercise
 from raft.demo.tasks import TASKS
 from raft.demo.tokenizer import build_tokenizer
 from raft.demo.world import draw_world
@@ -68,7 +68,7 @@ def build_model(tokenizer, seed: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def encode(tokenizer, example: Example) -> tuple[list[int], int]:
+def encode(tokenizer, example: Exercise) -> tuple[list[int], int]:
     """Token ids of the chat and the length of its prompt."""
     prompt = f"<|user|>{example.question}<|end|><|assistant|>"
     prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
@@ -142,13 +142,13 @@ def domain_scores(model, tokenizer, *, seed: int = 0, most: int | None = None) -
     result = {}
     for name in DOMAINS:
         items = [item for item in draw_world(name, seed).test if item["suite"] == "domain"][:most]
-        examples = [Example(item["question"], item["answer"], item["check"]) for item in items]
+        examples = [Exercise(item["question"], item["answer"], item["check"]) for item in items]
         result[name] = accuracy(model, tokenizer, examples)
     return result
 
 
 @torch.no_grad()
-def accuracy(model, tokenizer, examples: list[Example]) -> float:
+def accuracy(model, tokenizer, examples: list[Exercise]) -> float:
     from raft.evaluate.checks import score
 
     model.eval()

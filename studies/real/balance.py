@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.cpu import share_cpu
-from raft.demo.stages import Clock
+from raft.demo.stages import StageTimes
 from raft.evaluate.curve import at_common_level
 from raft.real.data import read_data
 from raft.real.files import data_folder
@@ -55,7 +55,7 @@ def main() -> None:
     data = read_data(folder, seed=settings.data_seed, train=settings.rows, validation=settings.validation)
     rows = run.path / "data" / "train.jsonl"
     write_lines(rows, data.medquad.train)
-    stages = Seed(run, str(args.model), data, rows, args.seed, settings, Clock(run.path / "seconds.json"))
+    stages = Seed(run, str(args.model), data, rows, args.seed, settings, StageTimes(run.path / "seconds.json"))
     start = {"epochs": 0.0, **stages.validated(args.model, run.path / "base.json")}
     curves = {name: [start, *points] for name, points in stages.choose()["grid"].items()}
     trained = {name: read_jsonl(stages.folder(name, args.rate).train_dir / "metrics.jsonl") for name in METHODS}
