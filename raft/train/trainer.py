@@ -163,7 +163,10 @@ class RAFTTrainer(EvaluatingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """What one pack adds to L_SFT + lambda * L_KL of the step, times the number of ranks, which average gradients."""
+        """What one pack adds to L_SFT + lambda * L_KL of the step, times the number of ranks.
+
+        The factor is needed because gradients are averaged over the ranks.
+        """
         batch: Batch = inputs["batch"]
         step = self._step
         found = self._losses(model, batch, measured=step.measured)
