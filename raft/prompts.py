@@ -84,7 +84,7 @@ def teacher(question: str, reference: str) -> str:
 
 
 def teacher_for_chat(question: str, reference: str) -> str:
-    """The question as the student sees it, then the reference, without words that an answer could refer to.
+    """The question as the student sees it, then the reference, in words that an answer cannot repeat or refer to.
 
     If the prompt speaks of reference knowledge, small models begin with "Based on the reference knowledge", and the
     student, which sees no reference, would learn to do so (docs/refinement.md describes the trials).

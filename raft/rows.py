@@ -14,7 +14,7 @@ from raft.prompts import Message
 from raft.row_forms import FORM_FIELDS, usual_form
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# Fields with input that is not supported. Ignoring them would train answers without what they refer to.
+# Fields that are not supported, and refused: without them the answer would be trained on an incomplete question.
 UNREAD = ("images", "image", "videos", "video", "audio", "audios", "documents", "system")
 # Arguments of the chat template that a row may not set.
 OURS = (

@@ -46,7 +46,7 @@ def check_values(args: TrainingArguments) -> None:
 
 
 def check_parts(args: TrainingArguments) -> None:
-    """Builds the optimizer, schedule and loggers once for trial, so that a missing package or argument is found now."""
+    """Builds optimizer, schedule and loggers once as a test, so that a missing package or argument is found now."""
     if args.fp16 and args.device.type == "cpu":
         raise ConfigError("fp16: expected false on a CPU, whose mixed precision is bf16")
     if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:

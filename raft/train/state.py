@@ -44,9 +44,9 @@ class ResumableState:
         write_json(checkpoint / self._name, state)
 
     def resume(self, wanted: str | os.PathLike[str] | bool | None) -> str | None:
-        """Loads the state of a checkpoint and returns its path. wanted: a path, or True for the last complete one.
+        """Loads the state of a checkpoint and returns its path. RunFolderError if there is none or it is damaged.
 
-        RunFolderError if there is none or it is damaged. None or False: the state before the first step; returns None.
+        wanted: a path, or True for the last complete checkpoint; None or False sets the state before the first step.
         """
         checkpoint: str | None = None
         if isinstance(wanted, (str, os.PathLike)):

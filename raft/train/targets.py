@@ -1,4 +1,4 @@
-"""Says which answers the rows are trained on."""
+"""Describes which answers are trained on, for the log."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -82,7 +82,7 @@ class Teacher:
             parameter.data = home
 
     def score(self, scored: Iterable[Scored], args: RAFTConfig, wrapper: nn.Module) -> list[Span]:
-        """Sets the top K of every rollout that has none, and returns the spans of the packs that it read.
+        """Scores every rollout that has no top K yet, and returns the spans of the packs that the teacher read.
 
         A forward takes as many rollouts as fit into `max_tokens_per_micro_batch`, else as many as a micro-batch has.
         """
