@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the trainer when it is asked for: `raft --version` must not wait for torch."""
+    """Imports the trainer on first use, so that `raft --version` need not import torch."""
     if name == "RAFTConfig":
         from raft.train.config import RAFTConfig
 

@@ -1,4 +1,4 @@
-"""`python -m raft` is `raft`."""
+"""`python -m raft`: the same as `raft`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""raft demo | real | refine | train | eval | report | config.
+"""raft demo | real | refine | train | eval | merge | report | config.
 
-Each command reads its settings and rows once and checks them, into a `Plan`, before any work. What can be checked from
-files alone (settings, rows, the model's folder, the run folder) is checked before torch is imported. Every error that a
-user can mend is one line on stderr and exit code 2.
+Each command reads and checks its settings and rows once, into a `Plan`, before any work. What can be checked from files
+alone (settings, rows, the model's folder, the run folder) is checked before torch is imported. Every error that a user
+can fix is one line on stderr and exit code 2.
 """
 
 import argparse
@@ -35,7 +35,7 @@ REAL_RUN = "runs/out/real"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code: 0, 2 for a `RaftError`, 128 + signal number when stopped."""
+    """Runs one command and returns its exit code: 0, 2 for a `RaftError`, 128 + signal number after a signal."""
     _quiet_libraries()
     share_cpu()
     try:
@@ -79,7 +79,7 @@ def real(args: argparse.Namespace) -> None:
     inputs = {"--model": model, "--data-dir": data}
     settings = QUICK if args.quick else RealSettings()
     if args.jobs > 1 and _has_gpu():
-        # Each stage would start a vLLM engine of its own, and one GPU has no room for several.
+        # Each stage would start its own vLLM engine, and the memory of one GPU is too small for several.
         settings = replace(settings, engine="hf")
     run = open_run(args.run, "real", resume=args.resume, overwrite=args.overwrite, inputs=inputs)
     seeds = ",".join(map(str, args.seeds))
@@ -97,7 +97,7 @@ def _has_gpu() -> bool:
 def refine(args: argparse.Namespace) -> None:
     config, run = _settings(args, "refine", None if args.overwrite else "config.yaml")
     plan = plan_refinement(config, run)
-    if not args.preview:  # a preview leaves the folder as it is
+    if not args.preview:  # a preview does not change the folder
         open_run(run.path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=_inputs_of(config, args))
     from raft.refine.refinement import refine_run
 
@@ -167,7 +167,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def plan_evaluation(config: Config, run: Run, model: str | Path | None, data: str | Path) -> Plan:
-    """model: None is the one that the run trained."""
+    """model: None for the one that the run trained."""
     if model is None and not run.model_dir.is_dir():
         raise ModelError(f"{run.model_dir}: no model in the run folder, expected a trained run or a model to evaluate")
     rows = read_rows(data, need_answer=False)
@@ -188,7 +188,7 @@ def report(args: argparse.Namespace) -> None:
     from raft.report import write_report
     from raft.report.load import load_others, load_run
 
-    load_others(load_run(path), args.beside)  # refuses what cannot be reported before anything is listed as a report
+    load_others(load_run(path), args.beside)  # raises errors of the runs before the manifest is changed
     add_to_run(path, "report", REPORTS, {})
     print(write_report(path, args.beside))
 
@@ -213,9 +213,9 @@ def _option(text: str) -> tuple[str, float]:
 
 
 def _settings(args: argparse.Namespace, section: str, own: str | None, files: bool = True) -> tuple[Config, Run]:
-    """The settings and the run of a command: --config or else the run's file `own`, then key=value, then the options.
+    """The settings and the run of a command. Later ones win: --config or else the run's file `own`, key=value, options.
 
-    `files` False: --model and --data name something else than the run's own model and data.
+    files: whether --model and --data set the run's own model and data.
     """
     inherited = Path(args.run) / own if args.run and own else None
     path = args.config or (inherited if inherited and inherited.is_file() else None)
@@ -228,7 +228,7 @@ def _settings(args: argparse.Namespace, section: str, own: str | None, files: bo
 
 
 def _inputs_of(config: Config, args: argparse.Namespace) -> dict[str, str]:
-    """The files and folders that refinement and training read, by setting. A value that names none does no harm."""
+    """The files and folders that refinement and training read: setting -> path. A value may also be no path."""
     inputs = {
         "--config": args.config,
         "--model": config.model,
@@ -252,7 +252,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, with key=value anywhere between the options; argparse takes positionals in one place only."""
+    """Parses the arguments. key=value may be anywhere between the options, while argparse needs them in one place."""
     args, rest = _parser().parse_known_args(argv)
     unknown = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "settings")]
     if unknown:
@@ -326,7 +326,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(
     commands: Any, name: str, function: Callable[[argparse.Namespace], None], summary: str, section: str = ""
 ) -> argparse.ArgumentParser:
-    """section: of the settings that the command's help lists."""
+    """section: the section of the settings that the command's help lists."""
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -374,20 +374,20 @@ def _seeds(text: str) -> list[int]:
 
 
 def _quiet_libraries() -> None:
-    """Set before the libraries are imported; what the user has set stays."""
+    """Must run before the libraries are imported. It does not change variables that the user has set."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if not sys.stderr.isatty():  # a bar would fill a log file with itself
+    if not sys.stderr.isatty():  # a progress bar would fill a log file
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 class _Stderr(logging.Handler):
-    """Writes to what sys.stderr is at the time, not to what it was when the handler was made, and around the bars."""
+    """Writes to the current sys.stderr, which may have been replaced since, and without breaking progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             say(self.format(record), sys.stderr)
-        except Exception:  # noqa: BLE001  # as logging's own handlers: a line that cannot be written stops no work
+        except Exception:  # noqa: BLE001  # as in logging's own handlers: a failed write must not stop the work
             self.handleError(record)
 
 

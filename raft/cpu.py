@@ -1,21 +1,21 @@
-"""How this process shares a CPU with others: how many threads, and how they wait for each other.
+"""Settings for sharing the CPU with other processes: the number of threads, and how long they spin while they wait.
 
-torch's threads wait for each other after every product, and its OpenMP (libgomp) lets them spin for milliseconds before
-they sleep. Where other processes want the same cores, a thread that spins uses up the time of the one it waits for.
+torch's threads wait for each other after every matrix product, and its OpenMP (libgomp) lets them spin for milliseconds
+before they sleep. If other processes need the same cores, a spinning thread takes time from the one that it waits for.
 """
 
 import os
 from pathlib import Path
 
-# Turns of libgomp's waiting loop before a thread sleeps: a quarter of a millisecond, in place of 300,000. Measured with
-# two busy processes on two cores (bench/LOG.md); on an idle machine nothing was lost, with 1,000 it was up to a third.
+# Iterations of libgomp's waiting loop before a thread sleeps, about 0.25 ms; its default is 300,000. Measured with two
+# busy processes on two cores (bench/LOG.md). On an idle machine it costs nothing, while 1,000 costs up to a third.
 SPINS = 10_000
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def share_cpu() -> None:
-    """Sets the environment of libraries that are imported later, so before torch is; what the user has set stays."""
+    """Sets environment variables of OpenMP, except those that the user has set. Call it before torch is imported."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     granted = quota()
@@ -24,21 +24,21 @@ def share_cpu() -> None:
 
 
 def split_cpu(processes: int) -> None:
-    """For processes that are started side by side: the cores that this one may use, in equal parts."""
+    """Sets OMP_NUM_THREADS for `processes` child processes that run at the same time: an equal share of the cores."""
     mine = os.environ.get("OMP_NUM_THREADS", "")
     cores = int(mine) if mine.isdecimal() and int(mine) > 0 else quota() or len(_cores())
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // processes))
 
 
 def quota(cgroup: Path = _CGROUP) -> int | None:
-    """CPUs that a container may use, rounded up; None without a limit. torch counts the machine's cores instead."""
+    """CPUs that the container may use, rounded up; None without a limit. torch ignores this and uses all cores."""
     try:
         if (cgroup / "cpu.max").exists():  # cgroup v2
             allowed, period = (cgroup / "cpu.max").read_text().split()
         else:
             allowed, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         return -(-int(allowed) // int(period)) if int(allowed) > 0 else None
-    except (OSError, ValueError):  # no such limit ("max"), or no Linux
+    except (OSError, ValueError):  # no limit ("max"), or not Linux
         return None
 
 

@@ -1,4 +1,4 @@
-"""One hash for whatever JSON can say."""
+"""A hash of JSON values."""
 
 import hashlib
 import json
@@ -6,6 +6,6 @@ from typing import Any
 
 
 def json_digest(value: Any) -> str:
-    """16 hexadecimal digits that change with any value in `value`, and not with the order of its keys."""
+    """16 hexadecimal digits that depend on all of `value`, but not on the order of its keys."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,14 +1,14 @@
-"""Every error that a user can cause, or must act on. The command line prints one line and exits with `exit_code`."""
+"""Errors that a user can cause or must act on. The command line prints the message and exits with `exit_code`."""
 
 
 class RaftError(Exception):
-    """Base of all errors below; its message is one line that names the place, the value and what was expected."""
+    """Base of the errors below. The message is one line that names the place, the value and what was expected."""
 
     exit_code = 2
 
 
 class InputError(RaftError, ValueError):
-    """A data file or a row is not what was expected."""
+    """A data file or a row is wrong."""
 
 
 class ConfigError(RaftError, ValueError):
@@ -20,17 +20,17 @@ class ModelError(RaftError, ValueError):
 
 
 class RunFolderError(RaftError, FileExistsError):
-    """A run folder cannot be used as asked: it needs a choice, is not a run's, or holds nothing that can be gone on with."""
+    """A run folder cannot be used: --resume or --overwrite is needed, it is not a run's, or it cannot be resumed."""
 
 
 class EngineError(RaftError, RuntimeError):
-    """A generation engine cannot be built as asked, or no longer follows the weights it should."""
+    """A generation engine cannot be built, or no longer has the current weights of the model."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user (Ctrl-C) or the system (SIGTERM) asked the run to stop; what was done is on disk and can be resumed.
+    """The user (Ctrl-C) or the system (SIGTERM) stopped the run. It can be resumed from what is on disk.
 
-    No RaftError, for it must pass every `except Exception` on its way up, those of libraries included.
+    It is not a RaftError, because no `except Exception` may catch it, not even in a library.
     """
 
     def __init__(self, message: str, signum: int):

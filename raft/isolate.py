@@ -1,4 +1,4 @@
-"""Work in batches in which a bad item fails by itself, and the others go on."""
+"""Processes items in batches so that an item that fails does not affect the others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -8,18 +8,18 @@ from raft.errors import ConfigError, EngineError, ModelError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Not the fault of an item: with these, every other item would fail too.
+# Errors of the run, not of an item: every other item would fail too.
 RUN_ERRORS = (EngineError, ModelError, ConfigError)
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Neighbours together, `size` of them; the last batch may have fewer."""
+    """Consecutive batches of `size` items; the last may have fewer."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def isolate(call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result | Exception]:
-    """call(items), one result an item. Where it raises, each half is called alone, down to single items, and an item
-    that still raises has its exception for a result. RUN_ERRORS are raised."""
+    """call(items), one result per item. If it raises, each half is tried alone, down to single items; the result of an
+    item that still fails is its exception. RUN_ERRORS are raised."""
     if not items:
         return []
     try:
@@ -37,6 +37,6 @@ def isolate(call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[
 
 
 def reason(error: Exception) -> str:
-    """One line of at most 300 characters that says what was raised."""
+    """Type and message of the error, in one line of at most 300 characters."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 300 else text[:297] + "..."

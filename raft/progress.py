@@ -1,7 +1,7 @@
-"""What a long phase says while it lasts: a bar on a terminal, elsewhere a line every half minute and one at the end.
+"""Progress of long phases: a bar on a terminal, elsewhere a line every 30 s and one at the end.
 
-A phase knows how much work it has; what does the work need not know the phase. An engine, or whoever else works through
-many items within one call, opens a `call` and says what is finished; the innermost phase shows it:
+`Progress` is opened by the code that knows the amount of work. An engine, or other code that processes many items in
+one call, need not know it: it opens a `call` and reports finished items, which the innermost `Progress` shows:
 
     refine: fuse: 100 of 252 rows, 37 of 100 in this call, 1.2 rows/s, kept 84.0 %, 240 tokens/s, 2:07 left
 """
@@ -16,22 +16,22 @@ from dataclasses import dataclass
 from typing import IO, Any, ClassVar, Self
 
 EVERY_S = 30.0  # between two lines
-REDRAW_S = 1.0  # of a bar whose numbers do not change: its clock goes on
-LEAST_REDRAW_S = 0.1  # between two drawings, however fast the numbers change
+REDRAW_S = 1.0  # between two drawings of a bar whose numbers do not change, to update its clock
+LEAST_REDRAW_S = 0.1  # between two drawings at least
 
-_open: list["Progress"] = []  # the innermost last
+_open: list["Progress"] = []  # the innermost is last
 
 
 class Progress:
-    """One phase, shown from `with` on. Everything goes to stderr; only the first of several ranks says anything.
+    """One phase of work; a context manager. It writes to stderr, on rank 0 only.
 
-    total: of `unit`s; None where nobody can know, as while an engine starts: then it shows the time alone.
-    per_call: an item of a `call` is one of these units, so that the call under way counts for rate and time left.
-    final: whether the end of a known total stays to be seen: a line that sums up, or the full bar.
-    stream: in place of stderr, see `lasting_stderr`.
+    total: number of `unit`s; None if unknown, as for the start of an engine: then only the time is shown.
+    per_call: an item of a `call` is one `unit`, so that the running call counts for rate and time left.
+    final: print a summary line at the end, or leave the full bar on the terminal. Not without a total.
+    stream: used instead of stderr, see `lasting_stderr`.
     """
 
-    _said: ClassVar[float] = 0.0  # when any of them printed a line last
+    _said: ClassVar[float] = 0.0  # time at which any phase last printed a line
 
     def __init__(
         self,
@@ -57,7 +57,10 @@ class Progress:
         self._ticker: threading.Thread | None = None
 
     def add(self, items: int, *, fresh: int | None = None, figures: Sequence[str] | None = None) -> None:
-        """`items` more are done, `fresh` of them now (default: all) and not by an earlier run. figures: to show besides."""
+        """Counts `items` as done. fresh: how many of them this run has done, not an earlier one (default: all).
+
+        figures: further texts to show.
+        """
         self._done += items
         self._fresh += items if fresh is None else fresh
         if figures is not None:
@@ -93,13 +96,13 @@ class Progress:
         return self
 
     def stop(self, whole: bool = True) -> None:
-        """whole: all of it was done, and not left because of an error. Calling it again does nothing."""
+        """Ends the phase; further calls do nothing. whole: False after an error, to print no summary."""
         if self not in _open:
             return
         _open.remove(self)
         self._end.set()
         if self._ticker is not None:
-            self._ticker.join(timeout=1)  # it may be in the middle of a line to a terminal that has gone
+            self._ticker.join(timeout=1)  # it may be blocked by writing to a terminal that is gone
         if self._bar is not None:
             self._redraw()
             self._bar.close()
@@ -109,7 +112,7 @@ class Progress:
     def _draw(self, stream: IO[str]) -> Any:
         from tqdm import tqdm
 
-        label = self._label.rpartition(": ")[2]  # columns are dear
+        label = self._label.rpartition(": ")[2]  # the last part only, to save columns
         if self._total is None:
             return tqdm(desc=label, file=stream, leave=False, bar_format="{desc}: {elapsed}")
         return tqdm(
@@ -120,19 +123,19 @@ class Progress:
             file=stream,
             leave=self._final and not _open,
             dynamic_ncols=True,
-            smoothing=0,  # rate and time left by all that was made, as in the lines
+            smoothing=0,  # rate and time left from the average since the start, as in the lines
         )
 
     def _redraw(self) -> None:
         self._drawn = time.monotonic()
         if self._total is not None:
             self._bar.n = self._done + self._from_call()
-            self._bar.initial = self._bar.n - self._made()  # what is read from disk is no part of the speed
+            self._bar.initial = self._bar.n - self._made()  # items of an earlier run do not count for the rate
             self._bar.set_postfix_str(self._that_fit(), refresh=False)
         self._bar.refresh()
 
     def _tick(self) -> None:
-        """Runs beside the work, which may stay within one call for longer than anybody should wait for a sign."""
+        """Shows the progress at intervals, in a thread of its own, since one call of the work may take minutes."""
         while not self._end.wait(self._pause()):
             if _open[-1:] != [self]:
                 continue
@@ -142,7 +145,7 @@ class Progress:
                 self._print(self._where())
 
     def _pause(self) -> float:
-        """Seconds until this phase has something to say, or has to look whether it is the innermost one."""
+        """Seconds until the next line or drawing, or until the next check whether this phase is the innermost."""
         if self._bar is not None or _open[-1:] != [self]:
             return min(REDRAW_S, EVERY_S)
         return max(0.0, Progress._said + EVERY_S - time.monotonic())
@@ -168,7 +171,7 @@ class Progress:
         return [] if call is None or call.total < 2 else [f"{call.done} of {call.total} in this call"]
 
     def _from_call(self) -> int:
-        """Units that the call under way has finished."""
+        """Units that the running call has finished."""
         return self._call.done if self._per_call and self._call is not None else 0
 
     def _made(self) -> int:
@@ -188,9 +191,9 @@ class Progress:
         return [f"{clock(ahead * self.seconds / made)} left"] if made and ahead > 0 else []
 
     def _that_fit(self) -> str:
-        """The first of the figures, as many as leave room for a bar of ten columns."""
+        """The first figures, as many as leave ten columns for the bar."""
         meter = self._bar.format_dict
-        bare = self._bar.format_meter(**{**meter, "ncols": None, "postfix": None})  # that has ten
+        bare = self._bar.format_meter(**{**meter, "ncols": None, "postfix": None})  # draws a bar of ten columns
         room = (meter["ncols"] or 80) - len(bare)
         text = ""
         for figure in self._figures:
@@ -202,13 +205,13 @@ class Progress:
 
     def _print(self, parts: Sequence[str]) -> None:
         Progress._said = time.monotonic()
-        with suppress(OSError, ValueError):  # a log that has gone is no reason to stop the work
+        with suppress(OSError, ValueError):  # a closed log must not stop the work
             say(f"{self._label}: {', '.join(parts)}", self._stream or sys.stderr)
 
 
 @dataclass
 class Call:
-    """Work on many items within one call of something, say an engine's `generate`."""
+    """Progress of one call that processes many items, such as an engine's `generate`."""
 
     total: int
     done: int = 0
@@ -219,7 +222,7 @@ class Call:
 
 @contextmanager
 def call(total: int) -> Iterator[Call]:
-    """Work on `total` items is under way; what its `finished` is told shows in the phase around it, if any."""
+    """Reports a call on `total` items to the innermost phase, if any; report finished items by `Call.finished`."""
     current = Call(total)
     phase = _open[-1] if _open else None
     if phase is not None:
@@ -232,7 +235,7 @@ def call(total: int) -> Iterator[Call]:
 
 
 def say(line: str, stream: IO[str] | None = None) -> None:
-    """A line (to stdout, without `stream`) that leaves the bars around it whole."""
+    """Prints a line (by default to stdout) without breaking progress bars."""
     stream = sys.stdout if stream is None else stream
     if any(phase._bar is not None for phase in _open):
         from tqdm import tqdm
@@ -245,12 +248,12 @@ def say(line: str, stream: IO[str] | None = None) -> None:
 
 @contextmanager
 def lasting_stderr() -> Iterator[IO[str]]:
-    """stderr as it is now, for what must be seen while file descriptor 2 leads elsewhere."""
+    """The current stderr, which stays visible while file descriptor 2 is redirected."""
     try:
         is_plain = sys.stderr.fileno() == 2
-    except (AttributeError, OSError, ValueError):  # no file at all
+    except (AttributeError, OSError, ValueError):  # not a file
         is_plain = False
-    if not is_plain:  # a notebook's, say: it does not go through that descriptor
+    if not is_plain:  # such as a notebook's, which does not use file descriptor 2
         yield sys.stderr
         return
     with os.fdopen(os.dup(2), "w") as stream:
@@ -262,7 +265,7 @@ def amount(number: int, unit: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """4:07, 1:02:03."""
+    """Minutes and seconds as 4:07, with hours as 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Rows in the forms of Alpaca and ShareGPT, as rows with "question" and "answer" or "messages"."""
+"""Converts rows in the forms of Alpaca and ShareGPT to rows with "question" and "answer" or "messages"."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from raft.errors import InputError
 
 FORM_FIELDS = ("instruction", "conversations")
-"""Fields that tell a form."""
+"""Fields by which the forms are recognised."""
 
 _ROLES = {
     "human": "user",
@@ -19,8 +19,8 @@ _ROLES = {
 
 
 def usual_form(fields: dict[str, Any], where: str) -> dict[str, Any]:
-    """`fields` with Alpaca's "instruction", "input" and "output" as question and answer, ShareGPT's "conversations" as
-    messages; other rows as they are. `where` names the row in an InputError."""
+    """Converts Alpaca's "instruction", "input" and "output" to question and answer, and ShareGPT's "conversations" to
+    messages. Other rows are returned unchanged. where: names the row in an InputError."""
     if any(name in fields for name in ("messages", "prompt", "question")):
         return fields
     if "conversations" in fields:

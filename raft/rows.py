@@ -1,8 +1,7 @@
-"""Reading rows: JSON, JSON Lines, Parquet or anything in memory in, one checked shape out.
+"""Reads rows from JSON, JSON Lines or Parquet files or from memory, checks them, and converts them to `Row`.
 
-A row may come as question + answer, as prompt + completion (texts or chat messages), as one list of chat messages, or
-in a form of `raft.row_forms`. Whatever is wrong with it ends in one line that names the file, the line, the field, what
-was expected and what was found.
+A row may have question and answer, prompt and completion (texts or chat messages), one list of chat messages, or a form
+of `raft.row_forms`. Errors are one line with file, line, field, what was expected and what was found.
 """
 
 import json
@@ -15,9 +14,9 @@ from raft.prompts import Message
 from raft.row_forms import FORM_FIELDS, usual_form
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# What a model would read that is not trained here. Leaving it out in silence would train answers to other questions.
+# Fields that are not supported, and refused: without them the answer would be trained on an incomplete question.
 UNREAD = ("images", "image", "videos", "video", "audio", "audios", "documents", "system")
-# Of the chat template's arguments, those that are not a row's to set.
+# Arguments of the chat template that a row may not set.
 OURS = (
     "messages",
     "conversation",
@@ -31,7 +30,7 @@ SHAPES = '"question" and "answer", "prompt" and "completion", or "messages"'
 
 
 class Row(TypedDict):
-    """One question with its answer. Fields of the input beyond these (say "check" or "skill") are kept as they are."""
+    """One question with its answer. Other fields of the input, such as "check" or "skill", are kept unchanged."""
 
     id: str
     question: str
@@ -39,16 +38,15 @@ class Row(TypedDict):
     prompt: list[Message]
     fused_answer: NotRequired[str]
     answer_turn: NotRequired[dict[str, Any]]
-    """What the answer's message has beside its content: a thought ("reasoning_content"), "tool_calls"."""
+    """Fields of the answer's message besides its content: a thought ("reasoning_content"), "tool_calls"."""
     tools: NotRequired[list[Any]]
     """Schemas of tools, for the chat template."""
     chat_template_kwargs: NotRequired[dict[str, Any]]
-    """Further arguments of the chat template, such as "enable_thinking"."""
+    """Other arguments of the chat template, such as "enable_thinking"."""
 
 
 def read_rows(path: str | Path, *, need_answer: bool = True) -> list[Row]:
-    """All rows of a .jsonl, .json (an array, or one object a line) or .parquet file, checked; `InputError` names what
-    is wrong."""
+    """All rows of a .jsonl, .json (an array, or one object per line) or .parquet file. `InputError` if one is wrong."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a directory, expected a .jsonl or .parquet file")
@@ -66,7 +64,10 @@ def read_rows(path: str | Path, *, need_answer: bool = True) -> list[Row]:
 def normalize_rows(
     rows: Iterable[Mapping[str, Any]], source: str = "train_dataset", need_answer: bool = True
 ) -> list[Row]:
-    """The same checks for rows in memory: a list of dicts or a `datasets.Dataset`. Checked rows come out unchanged."""
+    """The same for rows in memory: a list of dicts or a `datasets.Dataset`. source: names the rows in errors.
+
+    Rows that were checked before do not change.
+    """
     return _checked(((f"row {i}", row) for i, row in enumerate(rows)), source, need_answer)
 
 
@@ -180,7 +181,7 @@ def _row(raw: Any, where: str, number: int, need_answer: bool) -> Row:
 
 
 def without_nulls(value: Any) -> Any:
-    """Columnar formats fill what a row does not have with null, at every depth."""
+    """Removes nulls at every depth: columnar formats write them for fields that a row does not have."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
@@ -200,7 +201,7 @@ def _refuse_unread(fields: Mapping[str, Any], where: str) -> None:
 
 
 def _template_arguments(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """ "tools" and "chat_template_kwargs", where the row has them; both may be JSON texts."""
+    """The row's "tools" and "chat_template_kwargs", if any. Each may be a JSON text."""
     found: dict[str, Any] = {}
     for name, kind, expected in (("tools", list, "a list"), ("chat_template_kwargs", Mapping, "an object")):
         if name not in fields:
@@ -224,8 +225,8 @@ def _id(value: Any, where: str) -> str:
 def _completion(
     fields: Mapping[str, Any], where: str, need_answer: bool, turn: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The reference answer and what its message has beside it: "completion" (a text, or a list with one assistant
-    message) or "answer", with `turn` of a row that was checked before."""
+    """The reference answer, and the other fields of its message. It is in "completion" (a text, or a list with one
+    assistant message) or in "answer". turn: "answer_turn" of a row that was checked before."""
     if "completion" in fields and not isinstance(fields["completion"], str):
         messages = _messages(fields["completion"], where, "completion")
         if len(messages) != 1 or messages[0]["role"] != "assistant":
@@ -244,7 +245,7 @@ def _completion(
 
 
 def _apart(message: Message) -> tuple[str, dict[str, Any]]:
-    """Content, and the rest of an assistant's message."""
+    """Content and other fields of an assistant's message."""
     return message["content"], {key: item for key, item in message.items() if key not in ("role", "content")}
 
 
@@ -295,11 +296,11 @@ def _message(value: Any, where: str, field: str) -> Message:
     if "content" not in message:
         raise InputError(f'{where}: field "{field}.content" is missing, expected a text')
     _said(message["content"], message, where, f"{field}.content")
-    return message  # type: ignore[return-value]  # keys beyond role and content are for the chat template
+    return message  # type: ignore[return-value]  # other keys than role and content are for the chat template
 
 
 def _joined(parts: list[Any], where: str, field: str) -> str:
-    """The text of a content that comes in parts."""
+    """Joins a message's content that is a list of text parts."""
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise InputError(
@@ -309,8 +310,7 @@ def _joined(parts: list[Any], where: str, field: str) -> str:
 
 
 def _called(call: Any, where: str, field: str) -> Any:
-    """A call of a tool with its arguments as an object, which templates expect; OpenAI's format has them as a JSON
-    text."""
+    """A tool call with its arguments as an object, as templates expect. In OpenAI's format they are a JSON text."""
     if not isinstance(call, Mapping):
         raise InputError(f'{where}: field "{field}": expected an object, found {_show(call)}')
     function = call.get("function")
@@ -321,12 +321,12 @@ def _called(call: Any, where: str, field: str) -> Any:
 
 
 def _said(value: Any, message: Mapping[str, Any], where: str, field: str) -> str:
-    """A text, which may be empty where the message calls tools."""
+    """Checks that `value` is a text, which may be empty if the message calls tools."""
     return "" if value == "" and message.get("tool_calls") else _text(value, where, field)
 
 
 def _from_json(value: Any, expected: str, where: str, field: str) -> Any:
-    """`value`, parsed where it is a JSON text."""
+    """`value`, parsed if it is a JSON text."""
     if not isinstance(value, str):
         return value
     try:
@@ -345,7 +345,7 @@ def _text(value: Any, where: str, field: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        # Half of a surrogate pair, written as an escape: no tokenizer can take it.
+        # Half of a surrogate pair, from a JSON escape: no tokenizer accepts it.
         raise InputError(
             f'{where}: field "{field}": expected valid Unicode, found {value[error.start]!a} at character {error.start}'
         ) from error
@@ -353,7 +353,7 @@ def _text(value: Any, where: str, field: str) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value for an error message: JSON's names, ASCII escapes for what would break the line, cut to a readable length."""
+    """A value for an error message: as JSON, with other characters than ASCII escaped, at most 80 characters."""
     try:
         shown = json.dumps(value)
     except (TypeError, ValueError, RecursionError):

@@ -11,8 +11,8 @@ if importlib.util.find_spec("setuptools"):  # a machine that only runs the GPU t
 # Before any library that reads them is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# The models are tiny: a second thread gains nothing on an idle machine, and waits for milliseconds at every product on a
-# busy one (a test of 1.7 s then took 50 s).
+# The models are tiny: a second thread gains nothing on an idle machine. On a busy one it waits for milliseconds at each
+# matrix product (a test of 1.7 s took 50 s).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if importlib.util.find_spec("hypothesis"):  # a machine that only runs the GPU tests may not have it

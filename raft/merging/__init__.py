@@ -1,6 +1,6 @@
-"""Merging of a base model and tuned ones, checkpoint by checkpoint on disk: `raft merge`.
+"""`raft merge`: makes one checkpoint of a base model and tuned models, on disk, tensor by tensor.
 
-A rule is one file of this folder with a subclass of `Merge`; `MERGES` finds it.
+Each rule is a subclass of `Merge` in a file of this folder. `MERGES` finds them all.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from raft.runs import write_json
 __all__ = ["MERGES", "Merge", "make_merge", "merge", "merge_in_place"]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf", "merge.json")
-# What a checkpoint of a training has beside the model.
+# Files that a training checkpoint has besides the model.
 _TRAINING = ("optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "raft_*.json", "global_step*", "*.pth")
 _EMBEDDING = ("model.embed_tokens.weight", "transformer.wte.weight")
 Read = Callable[[], Tensor]
@@ -52,11 +52,11 @@ def make_merge(name: str, options: Mapping[str, object]) -> Merge:
 
 
 def merge(rule: Merge, base: Path | None, tuned: Sequence[Path], out: Path) -> None:
-    """Writes the merged model to the new folder `out`: weights in the dtype of the first tuned model, everything else
-    copied from it, and merge.json, which says how it was made.
+    """Writes the merged model to the new folder `out`. It has weights in the dtype of the first tuned model, that
+    model's other files, and merge.json with rule, options and inputs.
 
-    One shard of at most 2 GiB is in memory. The folder appears when it is complete. ConfigError, ModelError before
-    anything is written.
+    At most one shard of 2 GiB is in memory. The folder appears only when complete. ConfigError or ModelError if rule
+    and models do not fit together.
     """
     if rule.needs_base and base is None:
         raise ConfigError(f"merge {rule.name}: expected the base model (--base), found none")
@@ -81,7 +81,7 @@ def merge(rule: Merge, base: Path | None, tuned: Sequence[Path], out: Path) -> N
 
 
 def merge_in_place(rule: Merge, base: Path, tuned: Path) -> None:
-    """Merges `base` into the model in the folder `tuned`, whose old weights go once the new ones are there."""
+    """Merges `base` into the model in the folder `tuned`. Its old weights are deleted once the new ones are written."""
     old = weight_files(tuned)
     partial = tuned / ".merged"
     shutil.rmtree(partial, ignore_errors=True)
@@ -128,7 +128,7 @@ def _merged(rule: Merge, base: dict[str, Read] | None, tuned: list[dict[str, Rea
 
 
 def _with_head(base: dict[str, Read], tuned: Mapping[str, Read]) -> dict[str, Read]:
-    """A tied head is saved by some and left out by others: the base's is its embedding then."""
+    """Adds the tied head, which some checkpoints leave out: it is the base's embedding."""
     missing = [name for name in tuned if name not in base and HEAD.search(name)]
     embedding = next((base[name] for name in _EMBEDDING if name in base), None)
     return base if embedding is None else {**base, **dict.fromkeys(missing, embedding)}

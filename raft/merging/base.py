@@ -1,4 +1,4 @@
-"""What a merge is: a rule that makes one tensor out of those of the base model and of tuned ones."""
+"""The base class of merge rules: a rule computes each merged tensor from those of the base and the tuned models."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,20 +12,21 @@ Share = Annotated[float, "from 0 to 1"]
 
 @dataclass(frozen=True)
 class Merge:
-    """A rule. Its fields are its options: shares from 0 to 1, or None where the rule has a default of its own."""
+    """A merge rule. Its dataclass fields are its options, numbers from 0 to 1."""
 
     name: ClassVar[str]
-    """What `raft merge` calls it."""
+    """Name of the rule on the command line of `raft merge`."""
     citation: ClassVar[str]
     needs_base: ClassVar[bool] = True
     most_tuned: ClassVar[float] = 1
-    """Tuned models that it takes at most; math.inf: any number from two on."""
+    """Largest number of tuned models; math.inf: any number, at least two."""
 
     def begin(self, names: Iterable[str]) -> None:
-        """Told the names of all floating-point tensors first."""
+        """Called once before `tensor`, with the names of all tensors."""
 
     def tensor(self, name: str, base: Tensor | None, tuned: Sequence[Tensor]) -> Tensor:
-        """The merged tensor, in the shape of those given; its dtype is cast to that of the first tuned one."""
+        """The merged tensor. All given tensors and the result have the same shape; the caller casts the result to the
+        dtype of the first tuned one."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""How far training moved the weights: relative L2 distance from the base model, layer by layer (the paper's Fig. 3)."""
+"""Relative L2 distance of trained weights from the base model, by layer (the paper's Fig. 3)."""
 
 import re
 from collections import defaultdict
@@ -17,15 +17,15 @@ _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|e
 
 class WeightDistance(TypedDict):
     layers: dict[str, float]  # layer number as a string, in ascending order
-    mean: float  # over layers, each counts once
-    embeddings: float  # input embedding, and the head where it is untied
+    mean: float  # unweighted mean over the layers
+    embeddings: float  # input embedding, and the head if it is not tied
     total: float  # all tensors as one vector
 
 
 def weight_distance(base: Weights, other: Weights) -> WeightDistance:
-    """||w - w0|| / ||w0|| with w0 from `base` and w from `other`.
+    """||w - w0|| / ||w0|| with w0 from `base` and w from `other`. ModelError if tensor names or shapes differ.
 
-    The tensors of a layer count as one vector. Tensors are read one at a time, so the models need not fit in memory.
+    All tensors of a layer form one vector. Tensors are read one at a time, so the models need not fit in memory.
     """
     moved: dict[str, float] = defaultdict(float)  # group -> ||w - w0||^2
     size: dict[str, float] = defaultdict(float)  # group -> ||w0||^2
@@ -72,7 +72,7 @@ def _ratio(group: str, moved: Mapping[str, float], size: Mapping[str, float]) ->
 
 
 def _same_names(first: Mapping[str, object], second: Mapping[str, object]) -> None:
-    # A tied head is written by state_dict() and left out of a saved checkpoint, so it may be on one side only.
+    # A tied head is in state_dict() but not in a saved checkpoint, so one side may lack it.
     alone = [name for name in sorted(set(first) ^ set(second)) if not HEAD.search(name)]
     if alone:
         side = "the base" if alone[0] in first else "the other model"

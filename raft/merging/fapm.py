@@ -1,22 +1,21 @@
 """Forgetting-aware pruning of the task vector (Huang, Cheng, Wang, EMNLP 2025, arXiv 2509.08255).
 
     dW = W_ft - W_pre
-    S  = |dW| - mean(|W_pre|) * |dW| / |W_pre|        the mean over all of W_pre
+    S  = |dW| - mean(|W_pre|) * |dW| / |W_pre|        the mean is over all of W_pre
     W  = W_pre + dW where S is among the largest, W_pre elsewhere
 
-The second term marks down changes that are large beside the weight that they change: those are the ones that make a
-model forget. Each tensor keeps the same share of its own entries, 1 - sparsity of them, rounded down.
+The second term lowers the score of changes that are large relative to the weight, since they cause forgetting. Each
+tensor keeps the share 1 - sparsity of its own entries, rounded down.
 
-"Each tensor" is every parameter: embeddings, the head (once where it is tied to them), and vectors such as norms and
-biases too. The paper speaks of weight matrices; its authors' code (github.com/user2311717757/FAPM) goes over the whole
-state dict, with a line that would leave out embeddings and norms commented out. A baseline is to be run as its authors
-run it.
+"Each tensor" is every parameter: embeddings, the head (once if tied), norms and biases too. The paper speaks of weight
+matrices, but its authors' code (github.com/user2311717757/FAPM) processes the whole state dict; a line that would skip
+embeddings and norms is commented out. We run the baseline as its authors do.
 
-Where the formula leaves something open, or differs from that code by rounding:
-- W_pre = 0: S is -inf, the limit of the formula: such a change is kept only where the share is not filled otherwise.
-- dW = 0: S is 0, also where W_pre is 0. There is nothing to keep, but the entry counts as kept if it ranks that high.
-- Equal scores: the entry that comes first in the tensor is kept, so the count is exact and every rank keeps the same.
-- Scores are float32 for bf16 weights too (float64 for float64), and a kept entry is W_ft to the bit, not a rounded sum.
+Choices where the formula is open or where that code rounds differently:
+- W_pre = 0: S is -inf, the limit of the formula. Such a change is kept only if the share is not filled by others.
+- dW = 0: S is 0, also where W_pre is 0. The entry counts as kept if it ranks high enough.
+- Equal scores: the entry that comes first in the tensor is kept, so the count is exact and the same on every rank.
+- Scores are float32, also for bf16 weights (float64 for float64). A kept entry is exactly W_ft, not a rounded sum.
 """
 
 import math
@@ -32,13 +31,13 @@ from raft.merging.base import Merge, Share
 
 @dataclass(frozen=True)
 class FAPMMerge(Merge):
-    """Puts all but the best-scored 1 - sparsity of each tensor's entries back to the base."""
+    """Resets each tensor's entries to the base, except the share 1 - sparsity with the highest scores."""
 
     name = "fapm"
     citation = "Huang, Cheng, Wang, EMNLP 2025, arXiv 2509.08255"
 
     sparsity: Share = 0.9
-    """Share of each tensor's entries that return to the base."""
+    """Share of each tensor's entries that are reset to the base."""
 
     def tensor(self, name: str, base: Tensor | None, tuned: Sequence[Tensor]) -> Tensor:
         assert base is not None
@@ -46,18 +45,18 @@ class FAPMMerge(Merge):
 
 
 def pruned(tuned: Tensor, base: Tensor, sparsity: float) -> Tensor:
-    """W of the formula, in the shape and dtype of `tuned`."""
+    """W of the formula above, in the shape and dtype of `tuned`."""
     keep = _largest(_scores(tuned, base), kept_entries(tuned.numel(), sparsity))
     return torch.where(keep.view_as(tuned), tuned, base)
 
 
 def kept_entries(entries: int, sparsity: float) -> int:
-    """How many of `entries` are kept. In decimals: 10 * (1 - 0.9) is 0.99... in floats and would round down to none."""
+    """Number of entries that are kept. Decimal, since 10 * (1 - 0.9) is 0.99... as a float, which rounds down to 0."""
     return math.floor(entries * (1 - Decimal(str(sparsity))))
 
 
 def _scores(tuned: Tensor, base: Tensor) -> Tensor:
-    """S as [entries] of float32 or float64."""
+    """S: [entries], float32 or float64."""
     dtype = torch.promote_types(tuned.dtype, torch.float32)
     size = base.to(dtype).abs()
     change = (tuned.to(dtype) - base.to(dtype)).abs()
@@ -66,14 +65,14 @@ def _scores(tuned: Tensor, base: Tensor) -> Tensor:
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
-    """[n] bool: true for the `count` largest of [n] scores, of equal ones the first.
+    """[n] bool: True for the `count` largest of [n] scores; of equal scores the first come first.
 
-    By bisection over the scores' bits: a sort would hold [n] int64 indices, and neither topk nor kthvalue says which of
-    equal scores it takes. 32 or 64 passes over a tensor cost less than one step of training.
+    The threshold is found by bisection over the scores' bit patterns: 32 or 64 passes, which cost less than a training
+    step. A sort would need [n] int64 indices, and topk and kthvalue do not define which of equal scores they take.
     """
     keys = scores.view(torch.int32 if scores.dtype == torch.float32 else torch.int64)
     limits = torch.iinfo(keys.dtype)
-    # The bits of a float are in its order once those of the negative ones below the sign are flipped.
+    # As integers, the bits of floats are ordered like the floats once the lower bits of negative ones are flipped.
     keys = torch.where(keys < 0, keys ^ limits.max, keys)
     lowest = _first(limits.min, limits.max, lambda key: int((keys > key).count_nonzero()) < count)
     keep, equal = keys > lowest, keys == lowest
@@ -84,7 +83,7 @@ def _largest(scores: Tensor, count: int) -> Tensor:
 
 
 def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The first number from `low` on for which `holds`, as it does for all after it; `high` if there is none before."""
+    """The smallest number in [low, high) for which the monotone `holds` is True; `high` if there is none."""
     while low < high:
         middle = (low + high) // 2
         if holds(middle):

@@ -1,4 +1,4 @@
-"""LiNeS: the change of a layer is kept the more, the deeper the layer."""
+"""LiNeS: scales the change of each layer by a factor that grows linearly with the layer's depth."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from raft.merging.tensors import compute_dtype, depths
 class LiNeS(Merge):
     """W = W_base + (alpha + (1 - alpha) * d) (W_tuned - W_base), where d is the depth from 0 to 1.
 
-    The paper's scale is alpha + beta (l - 1) / (L - 1) for layer l of L. With beta = 1 - alpha the last layer keeps all of
-    its change. Embeddings count as the first layer, the final norm and an untied head as the last.
+    The paper's factor is alpha + beta (l - 1) / (L - 1) for layer l of L. Here beta = 1 - alpha, so the last layer
+    keeps its whole change. Embeddings count as the first layer, the final norm and an untied head as the last.
     """
 
     name = "lines"

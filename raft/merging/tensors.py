@@ -1,4 +1,4 @@
-"""Checkpoints on disk, read and written tensor by tensor, so that a model need not fit into memory."""
+"""Reads and writes checkpoints tensor by tensor, so that a model need not fit into memory."""
 
 import json
 import re
@@ -24,7 +24,7 @@ Weights = str | Path | Mapping[str, Tensor]  # a folder of safetensors, one such
 
 
 def open_tensors(source: Weights, files: ExitStack) -> dict[str, Callable[[], Tensor]]:
-    """Tensor name -> a function that reads it, as long as `files` is open. ModelError where there are no weights."""
+    """Maps each tensor's name to a function that reads it while `files` is open. ModelError if there are no weights."""
     if isinstance(source, Mapping):
         names = {tensor.data_ptr(): name for name, tensor in reversed(list(source.items()))}  # a tied head counts once
         return {name: partial(_on_cpu, source[name]) for name in names.values()}
@@ -37,9 +37,9 @@ def open_tensors(source: Weights, files: ExitStack) -> dict[str, Callable[[], Te
 
 
 def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes model.safetensors, or several such files of at most `shard_bytes` (or one tensor) and their index.
+    """Writes model.safetensors, or several shards and their index. At most one shard is in memory.
 
-    At most one shard is in memory.
+    A shard has at most `shard_bytes` bytes, unless it is a single larger tensor.
     """
     shards: list[list[str]] = []
     total = 0
@@ -75,7 +75,7 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 
 def depths(names: Iterable[str]) -> dict[str, float]:
-    """Depth of each tensor in the network, from 0 to 1: what comes before the layers has 0, what comes after them 1."""
+    """Depth of each tensor's layer, from 0 (first) to 1 (last). Tensors before the layers get 0, those after them 1."""
     numbers = {name: int(found[1]) for name in names if (found := LAYER.search(name))}
     last = max(numbers.values(), default=0)
     if last == 0:
@@ -85,5 +85,5 @@ def depths(names: Iterable[str]) -> dict[str, float]:
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The precision to combine weights in: float32, float64 for float64."""
+    """The dtype to combine weights in: float64 for float64, else float32."""
     return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""WiSE-FT: a line between the base and the tuned weights."""
+"""WiSE-FT: linear interpolation between the base and the tuned weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The methods of training, one a file: `METHODS` is what `train.method` may name."""
+"""The training methods, one per file. The keys of `METHODS` are the values of the setting `train.method`."""
 
 import importlib
 import pkgutil

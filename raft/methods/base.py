@@ -1,8 +1,8 @@
-"""What a training method is: a class that answers the trainer's questions about itself.
+"""The base class of training methods.
 
-The trainer asks: which answer is trained on, does the student also learn from a teacher on its own rollouts, what does
-that teacher read, which terms come on top of the loss, which parameters train, and what happens to the weights once
-training has ended. A new method is one new file in this folder; `raft.methods.METHODS` finds it.
+A method says which answer is trained on, whether the student also learns from a teacher on its own rollouts, what that
+teacher reads, which terms are added to the loss, which parameters are trained, and how the weights are changed after
+training. A new method is one new file in this folder; `raft.methods.METHODS` finds it.
 """
 
 from collections.abc import Mapping
@@ -20,19 +20,18 @@ Target = Literal["fused", "raw", "rewritten"]
 TeacherContext = Literal["answer", "none"]
 
 BLIND_LAMBDA_MAX = 10.0
-"""Upper bound of lambda where the teacher does not see the answer and the settings name no bound.
+"""Upper bound of lambda if the teacher does not see the answer and lambda_max is not set.
 
-Such a teacher reads what the student reads, and it is the student as it was at the start: L_KL begins at 0, Eq. 12
-divides by it, and lambda grows without limit (into the thousands on the micro-world), so that nothing but staying the
-same is learned. The bound is ours: above the 3 to 4 at which the ratio of both losses settles in the paper (Fig. 2a),
-and far below such growth."""
+Such a teacher reads the same prompt as the student and equals it at the start. L_KL starts at 0, Eq. 12 divides by it,
+and lambda grows without limit (to thousands on the micro-world), so that the student stops learning the answers. The
+bound is our choice: above the 3 to 4 at which the ratio of the losses settles in the paper (Fig. 2a), and far below
+such growth."""
 
 
 class Method:
-    """One method of training. The class says what the method is; an object of it serves one training.
+    """A training method. The class attributes describe the method; an instance belongs to one training.
 
-    What the class attributes say can be changed by a setting of its own (`target`, `teacher_context`, `balance` of
-    RAFTConfig), so that an ablation is a line of settings.
+    The settings `target` and `teacher_context` of RAFTConfig override the class attributes, for ablations.
     """
 
     name: ClassVar[str]
@@ -43,9 +42,9 @@ class Method:
     distills: ClassVar[bool] = False
     """Whether the student also learns from the teacher on its own rollouts (Eqs. 6-10)."""
     teacher_context: ClassVar[TeacherContext] = "answer"
-    """What the teacher reads beside the question: the answer (Eq. 7), or nothing."""
+    """What the teacher reads besides the question: the answer (Eq. 7), or nothing."""
     options: ClassVar[Mapping[str, float]] = {}
-    """Numbers of this method alone, with their defaults: keys of the setting `method_options`."""
+    """Options that only this method has, with their defaults; the setting `method_options` changes them."""
 
     def __init__(self, args: "RAFTConfig"):
         self.args = args
@@ -53,7 +52,7 @@ class Method:
 
     @classmethod
     def check_options(cls, given: Mapping[str, object]) -> None:
-        """ConfigError for an option that the method does not have, or that is no number of at least 0."""
+        """ConfigError for an unknown option, or a value that is not a number of at least 0."""
         for key, value in given.items():
             if key not in cls.options:
                 known = ", ".join(cls.options) or "none"
@@ -62,11 +61,12 @@ class Method:
                 raise ConfigError(f"method_options: {key}: expected a number of at least 0, found {value!r}")
 
     def begin(self, model: "nn.Module", *, sharded: bool) -> None:
-        """Called before training with the whole, untrained model: chooses the parameters that train, keeps what is needed
-        later. sharded: FSDP or DeepSpeed will split the weights. ConfigError where the method cannot train it."""
+        """Called before training, with the whole, untrained model. Chooses the parameters to train and keeps copies
+        that are needed later. sharded: FSDP or DeepSpeed will split the weights. ConfigError if the method does not
+        support the model."""
 
     def penalty(self, model: "nn.Module") -> "Tensor | None":
-        """Scalar that is added to the loss of every optimizer step once, or None."""
+        """A scalar that is added to the loss once per optimizer step, or None."""
         return None
 
     def finish(self, model: "nn.Module") -> bool:
@@ -74,4 +74,4 @@ class Method:
         return False
 
     def finish_saved(self, folder: Path) -> None:
-        """Changes a saved model on disk: for methods that need whole weights, where the training holds parts of them."""
+        """Changes a saved model on disk, for methods that need whole weights when FSDP or DeepSpeed has split them."""

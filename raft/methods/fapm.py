@@ -1,4 +1,4 @@
-"""FAPM: supervised fine-tuning, after which most of the change of every weight is undone (`raft.merging.fapm`)."""
+"""FAPM: supervised fine-tuning; then most entries of each weight are reset to the base model (`raft.merging.fapm`)."""
 
 import logging
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 class FAPM(Method):
     """Cross-entropy on the reference answers, then forgetting-aware pruning of the task vector.
 
-    Whole weights are pruned in place, against a copy of the untrained ones in CPU memory. Where FSDP or DeepSpeed holds
-    parts of them, the saved model is pruned on disk against the checkpoint that training started from.
+    Whole weights are pruned in place, against a copy of the untrained weights in CPU memory. If FSDP or DeepSpeed has
+    split them, the saved model is pruned on disk against the checkpoint that training started from.
     """
 
     name = "fapm"
@@ -62,7 +62,7 @@ class FAPM(Method):
 
 
 def check_whole(model: nn.Module) -> None:
-    """Refuses models whose parameters are not the whole weights."""
+    """ConfigError for models whose parameters are not whole weights."""
     if hasattr(model, "peft_config"):
         raise ConfigError('method: "fapm" prunes the change of whole weights, expected a model without LoRA adapters')
     if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
@@ -72,7 +72,7 @@ def check_whole(model: nn.Module) -> None:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters under training, by name, in CPU memory and their own dtype. Tied ones are there once."""
+    """Copies of the trainable parameters, by name, in CPU memory and in their own dtype. Tied ones appear once."""
     return {
         name: parameter.detach().to("cpu", copy=True)
         for name, parameter in model.named_parameters()
@@ -82,10 +82,10 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def prune_task_vector(model: nn.Module, base: Mapping[str, Tensor], sparsity: float = 0.9) -> None:
-    """Puts all but the best-scored 1 - sparsity of each parameter's entries back to `base`, in place.
+    """Resets each parameter's entries to `base`, except the share 1 - sparsity with the highest scores.
 
-    In place, because an engine may share the storage. Beside the model and `base` it takes about 16 bytes for each
-    entry of the largest parameter, on that parameter's device.
+    In place, because an engine may share the storage. It needs about 16 bytes of additional memory per entry of the
+    largest parameter, on that parameter's device.
     """
     kept = total = 0
     for name, parameter in model.named_parameters():

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 class L2SP(Method):
-    """Cross-entropy on the reference answers, and alpha / 2 * ||w - w0||^2 over all parameters that train (Eq. 1 of the
-    paper cited).
+    """Cross-entropy on the reference answers, plus alpha / 2 * ||w - w0||^2 over all trained parameters (Eq. 1 of the
+    cited paper).
 
-    It keeps a copy of these parameters on the training's device. The paper chooses alpha on a validation split.
+    A copy of these parameters is kept on their device. The paper chooses alpha on a validation split.
     """
 
     name = "l2sp"
     citation = (
-        "Li, Grandvalet, Davoine, Explicit Inductive Bias for Transfer Learning with Convolutional Networks, ICML 2018, "
-        "arXiv 1802.01483"
+        "Li, Grandvalet, Davoine, Explicit Inductive Bias for Transfer Learning with Convolutional Networks, "
+        "ICML 2018, arXiv 1802.01483"
     )
     target = "raw"
     options: ClassVar[Mapping[str, float]] = {"alpha": 0.1}

@@ -1,10 +1,10 @@
-"""On-policy distillation without the answer in the teacher's context."""
+"""On-policy distillation from a teacher that does not read the answer."""
 
 from raft.methods.base import Method
 
 
 class OnPolicy(Method):
-    """Cross-entropy on the reference answers, and distillation from a teacher that reads the question alone."""
+    """Cross-entropy on the reference answers, and distillation from a teacher that reads only the question."""
 
     name = "on_policy"
     citation = (

@@ -4,7 +4,7 @@ from raft.methods.base import Method
 
 
 class SDFT(Method):
-    """Cross-entropy on the answers as the model itself rewrites them."""
+    """Cross-entropy on the answers that the model itself has rewritten."""
 
     name = "sdft"
     citation = (

@@ -1,7 +1,4 @@
-"""Chat messages and rows to token ids: what a chat template writes, and which part of it an answer is.
-
-Below engines, refine, train and evaluate, all of which ask models by it.
-"""
+"""Renders chat messages and rows to token ids with the chat template, and finds the answer's tokens in the result."""
 
 from raft.rendering.chat import chat_ids, chat_text
 from raft.rendering.controls import Controls

@@ -1,4 +1,4 @@
-"""Chat messages to text and token ids, by the tokenizer's chat template."""
+"""Renders chat messages to text and token ids, with the tokenizer's chat template."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,11 +15,11 @@ def chat_text(
     enable_thinking: bool = False,
     **options: Any,
 ) -> str:
-    """What the chat template writes; control tokens in the texts of messages and tools are held (`Controls.hold`).
+    """The chat rendered by the template. Control tokens in texts of messages and tools are escaped (`Controls.hold`).
 
-    Models that can think aloud are asked not to: answers without thoughts are what most data has, and thoughts would
-    fill the budget of a rollout. Templates that do not know `enable_thinking` ignore it. options: "tools", and whatever
-    else the template takes. InputError where the template refuses the messages.
+    By default `enable_thinking` is False: answers in most data have no thoughts, and thoughts would use up the token
+    limit of a rollout. Templates that do not know it ignore it. options: "tools" and other arguments of the template.
+    InputError if the template raises an error.
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:
@@ -44,7 +44,7 @@ def chat_text(
 
 
 def _known_role(message: Mapping[str, Any], template: Any) -> Mapping[str, Any]:
-    """OpenAI's role "developer" is "system" to templates that do not know it, and would leave it out."""
+    """Renames OpenAI's role "developer" to "system" for templates that do not know it and would skip the message."""
     if message.get("role") == "developer" and "developer" not in str(template):
         return {**message, "role": "system"}
     return message

@@ -1,8 +1,8 @@
-"""Control tokens (`<|im_end|>`, `</s>`) that stand in the texts of rows.
+"""Control tokens such as `<|im_end|>` and `</s>` in the texts of rows.
 
-A tokenizer reads them anywhere in what it is given, so a text could end the turn that it stands in. Here the template
-alone writes control tokens; those in a text are encoded as the plain characters that they are. Refusing the row instead
-would lose every corpus that quotes a template, or HTML, where `<s>` is a tag.
+A tokenizer recognises them anywhere, so a text that quotes one could end its own turn. Here only those written by the
+template become control tokens; those in texts are encoded as plain characters. Refusing such rows would exclude corpora
+that quote templates, or HTML, where `<s>` is a tag.
 """
 
 import re
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-# A control token of a text, from the rendering to the encoding: its id between two characters for private use, which no
-# template looks at.
+# Between rendering and encoding, a control token of a text is replaced by its id between two private-use characters,
+# which templates copy unchanged.
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"
 _HELD = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
@@ -24,7 +24,7 @@ class Controls:
     ids: Mapping[str, int]
     """Text -> token id, the longest text first."""
     strips: Collection[str] = ()
-    """Those that take the white space behind them with them."""
+    """Texts of the control tokens that absorb the white space after them (`rstrip` of the tokenizer)."""
     _found: re.Pattern[str] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -33,12 +33,12 @@ class Controls:
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Controls":
-        """Of a tokenizer of transformers; made once for each."""
+        """The control tokens of a transformers tokenizer; cached."""
         size = len(tokenizer)
         known = _CACHE.get(tokenizer)
         if known is not None and known[0] == size:
             return known[1]
-        known_tokens = getattr(tokenizer, "added_tokens_decoder", {})  # Mistral's own tokenizers name none
+        known_tokens = getattr(tokenizer, "added_tokens_decoder", {})  # Mistral's own tokenizers have no such list
         added = {t.content: (i, t.rstrip) for i, t in known_tokens.items() if t.special and t.content}
         controls = cls(
             {text: added[text][0] for text in sorted(added, key=len, reverse=True)},
@@ -48,12 +48,13 @@ class Controls:
         return controls
 
     def first_in(self, text: str) -> str | None:
-        """The first control token that stands in `text`."""
+        """The first control token in `text`."""
         match = self._found.search(text) if self._found else None
         return match.group() if match else None
 
     def hold(self, value: Any) -> Any:
-        """`value` (a text, or lists and mappings of them) with its control tokens put out of the tokenizer's sight."""
+        """Escapes the control tokens in `value` (a text, or lists and mappings of texts), so that `encode` treats them
+        as plain characters."""
         if isinstance(value, str):
             if self._found is None:
                 return value
@@ -68,12 +69,12 @@ class Controls:
         return self._found.sub("", text) if self._found else text
 
     def show(self, text: str) -> str:
-        """Undoes `hold`."""
+        """Reverses `hold`."""
         texts = {i: control for control, i in self.ids.items()}
         return _HELD.sub(lambda match: texts[int(match.group(1))], text)
 
     def encode(self, tokenizer: Any, text: str) -> list[int]:
-        """Token ids of a rendered text: its control tokens as such, those that are held as plain characters."""
+        """Token ids of a rendered text: control tokens as such, escaped ones as plain characters."""
         if not _HELD.search(text):
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
         assert self._found is not None
@@ -94,7 +95,7 @@ _CACHE: "WeakKeyDictionary[Any, tuple[int, Controls]]" = WeakKeyDictionary()
 
 
 def without_end(text: str, ends: Collection[str]) -> str:
-    """`text` without the end tokens (their texts) that it ends with: the template writes its own."""
+    """`text` without the end tokens at its end. ends: texts of these tokens. The template adds its own."""
     while True:
         shorter = text.rstrip()
         end = next((end for end in ends if end and shorter.endswith(end)), None)

@@ -1,4 +1,4 @@
-"""The turns of the assistant before the last one, where they stand in the tokens of a chat."""
+"""Finds the tokens of assistant turns before the last one, so that they can be trained too."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,11 +12,10 @@ from raft.rendering.turn import ANSWER, common, end_of_turn
 def earlier_turns(
     tokenizer: Any, messages: Sequence[Mapping[str, Any]], ends: Collection[int], **options: Any
 ) -> list[tuple[int, int]]:
-    """First token and one past the last of every earlier turn of the assistant in `chat_ids(messages)`: from where its
-    turn begins to the token that ends it, as the template writes a turn in the middle of a chat.
+    """[start, end) of every assistant turn in the tokens `chat_ids(messages)`, including the token that ends the turn.
 
-    Messages with "weight" 0 (OpenAI's way to leave a turn untrained) and those without a text are left out. InputError
-    where the template does not write a turn, or tokens reach across its borders. options: of `chat_text`.
+    Messages without text, and those with "weight" 0 (OpenAI's mark for turns not to train), are skipped. InputError if
+    the template leaves out a turn, or a token crosses its boundary. options: as in `chat_text`.
     """
     controls = Controls.of(tokenizer)
     whole = chat_text(tokenizer, messages, **options)

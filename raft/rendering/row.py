@@ -1,4 +1,4 @@
-"""What a row asks of the chat template beside its messages."""
+"""Arguments of the chat template that come from a row: thoughts, tools, chat_template_kwargs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from raft.rendering.controls import Controls
 from raft.rendering.thoughts import split_thought
 
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Under which a message has its thought, by the habits of different templates."""
+"""Keys under which different templates expect the thought of a message."""
 
 
 def answer_message(row: Mapping[str, Any], content: str) -> dict[str, Any]:
-    """The assistant's message that `content` is, with what the row's own message has beside it ("answer_turn"): a
-    thought, under every name that a template may look for, and calls of tools."""
+    """The assistant's message with this content, and the other fields of the row's "answer_turn": tool calls, and a
+    thought, under all of THOUGHT_KEYS."""
     beside = dict(row.get("answer_turn") or {})
     thought = next((beside[key] for key in THOUGHT_KEYS if key in beside), None)
     if thought is not None:
@@ -22,7 +22,7 @@ def answer_message(row: Mapping[str, Any], content: str) -> dict[str, Any]:
 
 
 def thought_of(message: Mapping[str, Any]) -> str | None:
-    """The thought of an assistant's message, beside its content or in front of it."""
+    """The thought of an assistant's message, from a field of its own or from the start of its content."""
     for key in THOUGHT_KEYS:
         if isinstance(message.get(key), str) and message[key].strip():
             return str(message[key])
@@ -33,8 +33,8 @@ def thought_of(message: Mapping[str, Any]) -> str | None:
 def chat_options(row: Mapping[str, Any], answer: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Arguments of `chat_text` for a row: its "tools" and "chat_template_kwargs".
 
-    A row whose answer has a thought asks the model to think, unless its "chat_template_kwargs" say otherwise: rollouts
-    then begin as the answer does.
+    If the answer has a thought, thinking is enabled, so that rollouts have thoughts too. "chat_template_kwargs" of the
+    row take precedence.
     """
     options: dict[str, Any] = {"enable_thinking": answer is not None and thought_of(answer) is not None}
     if row.get("tools"):
@@ -43,7 +43,7 @@ def chat_options(row: Mapping[str, Any], answer: Mapping[str, Any] | None = None
 
 
 def control_in(row: Mapping[str, Any], answer: str, tokenizer: Any) -> str | None:
-    """The first control token in the texts of a row; InputError where its question is rendered already."""
+    """The first control token in the texts of a row; InputError if its question is already rendered by a template."""
     controls = Controls.of(tokenizer)
     texts = [m["content"] for m in row["prompt"] if isinstance(m.get("content"), str)]
     for text in texts:

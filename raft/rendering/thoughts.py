@@ -1,12 +1,12 @@
-"""Thoughts that a model writes before its answer."""
+"""Separates an answer from the thought (chain of thought) that a model writes before it."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from raft.rendering.controls import Controls
 
-# Opening and closing mark of the families that think in the open. A generation prompt may have opened the thought, so
-# that an output has the closing mark alone.
+# Opening and closing marks of thoughts, by model family. If the prompt has the opening mark, the output has only the
+# closing one.
 MARKS = (
     ("<think>", "</think>"),
     ("<|channel>thought", "<channel|>"),
@@ -15,14 +15,14 @@ MARKS = (
 
 
 class Thoughtful(NamedTuple):
-    """A text apart from the thought before it."""
+    """A text and the thought before it, if any."""
 
     thought: str | None
     text: str
 
 
 def split_thought(text: str) -> Thoughtful:
-    """Splits behind the last closing mark; a thought that is opened and never closed leaves no text.
+    """Splits after the last closing mark. If a thought is opened and not closed, all is thought and the text is empty.
 
     >>> split_thought("<think>\\nhm\\n</think>\\n\\nBecause.")
     Thoughtful(thought='hm', text='Because.')
@@ -37,8 +37,8 @@ def split_thought(text: str) -> Thoughtful:
 
 
 def output(tokenizer: Any, ids: Sequence[int]) -> Thoughtful:
-    """What a model wrote, apart from the thought before it: without special tokens and outer white space."""
-    # Marks of thoughts are special tokens in some vocabularies.
+    """The generated text and thought, without special tokens and outer white space. ids: generated tokens."""
+    # Special tokens are decoded first: in some vocabularies the marks of thoughts are among them.
     found = split_thought(tokenizer.decode(ids))
     if found.thought is None:
         return Thoughtful(None, tokenizer.decode(ids, skip_special_tokens=True).strip())
@@ -47,7 +47,7 @@ def output(tokenizer: Any, ids: Sequence[int]) -> Thoughtful:
 
 
 def ends_inside(prompt: str) -> str | None:
-    """The mark of the thought that a rendered prompt ends inside of."""
+    """The opening mark if a rendered prompt ends right after it, inside a thought; else None."""
     for opening, closing in MARKS:
         start = prompt.rfind(opening)
         if start >= 0 and closing not in prompt[start:] and not prompt[start + len(opening) :].strip():

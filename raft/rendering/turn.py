@@ -1,4 +1,4 @@
-"""The turn of the assistant that a chat ends with: where it begins, which tokens are trained, and where it ends."""
+"""The last assistant turn of a chat: where it begins, which of its tokens are trained, and where it ends."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from raft.rendering.chat import chat_text
 from raft.rendering.controls import Controls
 from raft.rendering.thoughts import split_thought
 
-# In the place of a question and of an answer: characters for private use.
+# Placeholders of private-use characters, rendered in place of the question and the answer to find their positions.
 QUESTION, ANSWER = "\ue0f2q\ue0f3", "\ue0f2a\ue0f3"
 
 
@@ -19,12 +19,12 @@ class Turn:
     """Token ids of a chat and of its answer."""
 
     prompt: list[int]
-    """What the model is asked with: the chat up to where its turn begins."""
+    """The chat with the generation prompt: what the model continues when it generates."""
     context: list[int]
-    """What stands before the answer in training: the part of `prompt` that the template writes for the whole chat too;
-    nearly always all of it."""
+    """What precedes `target` in training: the beginning that `prompt` and the whole chat have in common, nearly always
+    all of `prompt`."""
     target: list[int]
-    """The rest of the turn, as the template writes it, up to the token that ends it."""
+    """The rest of the whole chat, up to the token that ends the turn."""
 
 
 def assistant_turn(
@@ -34,11 +34,11 @@ def assistant_turn(
     ends: Collection[int],
     **options: Any,
 ) -> Turn:
-    """The turn `answer` (a message of the assistant) after `messages`. `ends`: ids of tokens that end a turn.
+    """The turn of `answer` (an assistant message) after `messages`. ends: ids of tokens that end a turn.
 
-    Where the template writes the whole chat otherwise than its own generation prompt (R1's opens a thought there), what
-    is trained begins where the two part, as in TRL. Raises InputError where question and answer cannot be told apart,
-    or one of them is not in what the template writes. options: of `chat_text`.
+    If the whole chat does not begin with the generation prompt (R1's template opens a thought there), `target` begins
+    at the first difference, as in TRL. InputError if question and answer cannot be told apart, or the template leaves
+    one of them out. options: as in `chat_text`.
     """
     controls = Controls.of(tokenizer)
     prompt = chat_text(tokenizer, messages, **options)
@@ -62,7 +62,7 @@ def _check_written(
     whole: str,
     tools: Collection[Any],
 ) -> None:
-    """InputError for what the template leaves out: texts of users and system, tools and their calls."""
+    """InputError if the template leaves out a user's or system text, a tool or a tool call."""
     short = partial(_short, controls)
     for said in messages:
         text = said.get("content")
@@ -82,7 +82,7 @@ def _check_written(
 
 
 def _function(tool: Any) -> str | None:
-    """The name of a tool or of what a call calls."""
+    """The function name in a tool's schema or in a tool call."""
     inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
     return inner.get("name") if isinstance(inner, Mapping) else None
 
@@ -95,9 +95,10 @@ def _behind(
     whole: str,
     options: Mapping[str, Any],
 ) -> str:
-    """What the template writes behind the answer's text; behind the prompt where the answer has only calls of tools.
+    """The rendered text after the answer, or after the prompt if the answer has only tool calls.
 
-    Marks in the place of both texts show where they go: a short answer could be found anywhere.
+    Question and answer are replaced by placeholders to find their positions: a search for a short answer could match
+    elsewhere.
     """
     controls = Controls.of(tokenizer)
     short = partial(_short, controls)
@@ -130,12 +131,12 @@ def _behind(
 
 
 def end_texts(tokenizer: Any, ends: Collection[int]) -> list[str]:
-    """What the tokens that end a turn look like in a rendered text, the longest first."""
+    """The texts of the tokens that end a turn, the longest first."""
     return sorted({tokenizer.decode([end]) for end in ends} - {""}, key=len, reverse=True)
 
 
 def end_of_turn(tokenizer: Any, text: str, ends: Collection[int]) -> int | None:
-    """Where in `text` the first end token ends."""
+    """The index in `text` after its first end token; None if it has none."""
     found = [(text.index(end), -len(end)) for end in end_texts(tokenizer, ends) if end in text]
     if not found:
         return None
@@ -155,7 +156,7 @@ def _named_end(tokenizer: Any, ends: Collection[int]) -> int:
 
 
 def common(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """Length of the common beginning."""
+    """Length of the common prefix."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

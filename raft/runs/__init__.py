@@ -1,4 +1,4 @@
-"""A run is one folder: its paths, and files that a kill at any moment leaves whole."""
+"""The folder of a run: its paths, and files that stay readable if the process is killed while writing."""
 
 from raft.runs.files import JsonlAppender, read_json, read_jsonl, repair_jsonl, write_json, write_text
 from raft.runs.paths import Run

@@ -1,4 +1,4 @@
-"""Files of a run, written so that a kill at any moment loses at most the line in flight."""
+"""Reads and writes the files of a run. If the process is killed, at most the line being written is lost."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from raft.errors import InputError
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replaces a file as a whole: readers see the old content or the new one, never a part."""
+    """Replaces a file atomically: readers see the old content or the new, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -25,12 +25,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes indented JSON with `write_text`."""
+    """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """The JSON value in a file; `InputError` names the file that is missing or broken."""
+    """The JSON value in a file; `InputError` names a file that is missing or broken."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -40,7 +40,7 @@ def read_json(path: str | Path) -> Any:
 
 
 class JsonlAppender:
-    """Appends to a JSON Lines file, one write and flush a line; a torn last line of a killed run is cut off first."""
+    """Appends lines to a JSON Lines file and flushes each. First removes a partial last line left by a killed run."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -63,10 +63,7 @@ class JsonlAppender:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """All objects of a JSON Lines file that a run wrote; a last line torn by a kill is left out.
-
-    A missing file reads as empty: nothing was written yet.
-    """
+    """All objects of a JSON Lines file, without a partial last line left by a killed run. [] for a missing file."""
     path = Path(path)
     if not path.exists():
         return []
@@ -78,7 +75,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def repair_jsonl(path: str | Path) -> None:
-    """Cuts a torn last line off (or ends a whole one), so that appending starts on a line of its own."""
+    """Removes a partial last line, or ends a complete one with a newline, so that lines can be appended."""
     path = Path(path)
     if not path.exists():
         return
@@ -104,7 +101,7 @@ def _line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _whole(line: bytes) -> bool:
-    """Whether a line without its newline is an object after all; no prefix of an object is one itself."""
+    """Whether a last line without a newline is complete. No proper prefix of a JSON object is a JSON object."""
     try:
         return isinstance(json.loads(line), dict)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Opens a run folder for a command: refuses what it may not touch, locks it, and removes what --overwrite replaces.
+"""Opens a run folder for a command: checks and locks it, and removes what --overwrite replaces.
 
-What a command wrote stands in the manifest. Nothing else in the folder is removed or replaced, and never an input of
-the present command. All of that is checked before anything is removed.
+The manifest lists what commands wrote. Nothing else in the folder is removed or replaced, and no input of the command.
+All checks come before anything is removed.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ from raft.runs.manifest import MANIFEST, MARKER, Manifest
 from raft.runs.paths import Run
 
 REPORTS = ("report.html", "report.md", "report")
-# What each command writes.
+# The files and folders that each command writes.
 WRITES: dict[str, tuple[str, ...]] = {
     "refine": ("config.yaml", "refine"),
     "train": ("config.yaml", "train", "model"),
@@ -49,7 +49,7 @@ WRITES: dict[str, tuple[str, ...]] = {
         "report.md",
     ),
 }
-# What --overwrite removes of what the run wrote: what the command wrote, and what was made from it.
+# Of what the run wrote, what --overwrite of each command removes: its own output, and what was made from it.
 _AFTER_TRAIN = ("train", "model", "eval", "summary.json", *REPORTS)
 _REPLACES: dict[str, tuple[str, ...]] = {
     "train": _AFTER_TRAIN,
@@ -57,9 +57,9 @@ _REPLACES: dict[str, tuple[str, ...]] = {
     "demo": (*WRITES["demo"], "data"),
     "real": (*WRITES["real"], "data", "eval"),
 }
-# What a resumed command goes on with even if it was copied there.
+# Parts that a resumed command uses even if they are not in the manifest, such as copied ones.
 _CONTINUED = ("refine", "train", "chosen.json", "values")
-# What may be in a folder that no run made, for the user has put it there for the command to read.
+# Inputs that the user may have put into a folder before its first run.
 _READS = {"train": {"data", "refine"}}
 
 
@@ -71,7 +71,8 @@ def check_run(
     overwrite: bool = False,
     inputs: Mapping[str, str | Path] | None = None,
 ) -> None:
-    """Refuses a folder that `open_run` would refuse; touches nothing. inputs: what the command reads, by setting."""
+    """`RunFolderError` for a folder that `open_run` would refuse; changes nothing. inputs: setting -> path of a file or
+    folder that the command reads."""
     _plan(Path(path), command, resume, overwrite, inputs or {})
 
 
@@ -83,13 +84,13 @@ def open_run(
     overwrite: bool = False,
     inputs: Mapping[str, str | Path] | None = None,
 ) -> Run:
-    """Creates or reopens a run folder and locks it for this process; `RunFolderError` as in `check_run`.
+    """Creates or reopens a run folder and locks it for this process. `RunFolderError` if it cannot be used.
 
-    `overwrite` removes what the manifest says that this command, and those that build on it, wrote.
+    overwrite: remove what this command and those that use its output wrote, according to the manifest.
     """
     run = Run(path)
     if int(os.environ.get("RANK", "0")) > 0:
-        return run  # under torchrun the first rank opens the folder for all
+        return run  # under torchrun, rank 0 opens the folder for all
     manifest, replaced = _plan(run.path, command, resume, overwrite, inputs or {})
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -107,8 +108,10 @@ def open_run(
 
 
 def add_to_run(path: str | Path, command: str, names: Iterable[str], inputs: Mapping[str, str | Path]) -> None:
-    """Lists files that a command adds to a folder or writes anew, whatever else is there; `RunFolderError` if one of them
-    is not of a run, or an input."""
+    """Adds files to the manifest that a command is about to write or replace. The folder may have other content.
+
+    `RunFolderError` if such a file exists and no command of the run wrote it, or if it is an input.
+    """
     path, names = Path(path), tuple(names)
     _check_place(path)
     manifest = Manifest.read(path) or Manifest(path)
@@ -126,7 +129,7 @@ def add_to_run(path: str | Path, command: str, names: Iterable[str], inputs: Map
 def _plan(
     path: Path, command: str, resume: bool, overwrite: bool, inputs: Mapping[str, str | Path]
 ) -> tuple[Manifest, list[str]]:
-    """The folder's manifest, and what of it goes."""
+    """The folder's manifest, and the names in it that `overwrite` removes."""
     if resume and overwrite:
         raise RunFolderError(f"{path}: expected --resume or --overwrite, found both")
     _check_place(path)
@@ -141,7 +144,7 @@ def _plan(
         _check_unmade(path, command, resume)
         manifest = Manifest(path)
     _check_own(manifest, command, [name for name in WRITES[command] if not (resume and name in _CONTINUED)])
-    # Refinement and training write the same config.yaml.
+    # config.yaml does not block training: refinement writes it too.
     blocking = WRITES[command] if command != "train" else ("train", "model")
     taken = [name for name in blocking if os.path.lexists(path / name)]
     if taken and not resume and not overwrite:
@@ -150,7 +153,7 @@ def _plan(
             f"{path}: the run folder exists ({found}); give --resume to go on with it or --overwrite to replace it"
         )
     replaced = [name for name in manifest.written if overwrite and name.split("/")[0] in _REPLACES[command]]
-    # A config.yaml that is given with --config may be written anew: it was read before.
+    # A config.yaml given with --config may be replaced: it has been read by now.
     written = [name for name in WRITES[command] if name != "config.yaml"]
     _check_inputs(path, command, [*replaced, *written], inputs)
     return manifest, replaced
@@ -188,7 +191,7 @@ def _check_own(manifest: Manifest, command: str, names: Iterable[str]) -> None:
 
 def _check_inputs(path: Path, command: str, names: Iterable[str], inputs: Mapping[str, str | Path]) -> None:
     for setting, value in inputs.items():
-        # Both as it is named and as what a link leads to.
+        # The path as given, and with links resolved.
         given = Path(value).expanduser()
         files = {Path(os.path.abspath(given)), given.resolve()}
         for name in names:
@@ -218,7 +221,7 @@ _PARTIAL = re.compile(r"\..+\.partial")
 
 
 def _clear_up(manifest: Manifest, alone: bool) -> None:
-    """Removes what killed commands left half written: files of `write_text`; with the folder's lock, models too."""
+    """Removes unfinished files of killed commands. alone: unfinished models too, since this process has the lock."""
     for path in list(_hidden(manifest)):
         temporary = _TEMPORARY.fullmatch(path.name)
         if temporary and path.is_file() and not _runs(int(temporary[1])):
@@ -228,7 +231,7 @@ def _clear_up(manifest: Manifest, alone: bool) -> None:
 
 
 def _hidden(manifest: Manifest) -> Iterator[Path]:
-    """Hidden files and folders beside and below what the run wrote. Run folders in it clear up after themselves."""
+    """Hidden files and folders next to and below what the run wrote, except those in nested run folders."""
     for name in (MANIFEST, *manifest.written):
         path = manifest.folder / name
         yield from path.parent.glob(f".{path.name}.*")
@@ -253,11 +256,11 @@ _locks: dict[Path, IO[str]] = {}
 
 
 def _lock(folder: Path) -> None:
-    """Takes the folder's lock until this process ends. A POSIX lock: children do not inherit it, a kill frees it."""
+    """Locks the folder until this process ends. A POSIX lock: children do not inherit it, and a kill releases it."""
     marker = folder.resolve() / MARKER
     if marker in _locks and marker.exists():
         return
-    file = open(marker, "a+")  # noqa: SIM115  # stays open: closing it gives the lock back
+    file = open(marker, "a+")  # noqa: SIM115  # stays open: closing it releases the lock
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

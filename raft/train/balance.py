@@ -1,22 +1,21 @@
-"""The weight of L_KL: moving averages of one number of each loss, and their ratio (Eqs. 11-12 of the paper).
+"""lambda, the weight of L_KL: the ratio of two moving averages, one for each loss (Eqs. 11-12 of the paper).
 
-    m_k    = beta * m_k + (1 - beta) * x_k            k in {SFT, KL}, once an optimizer step s
+    m_k    = beta * m_k + (1 - beta) * x_k            k in {SFT, KL}, updated once per optimizer step s
     mhat_k = m_k / (1 - beta**s)
     lambda = mhat_SFT / (mhat_KL + eps)
 
-x_k is the loss L_k in the paper (balance: ema). With balance: gradient it is ||dL_k / dh||_2, the norm of the loss's
-gradient at the hidden states h that enter the head, one for each predicted token ([M, H] of the answers, [N, H] of
-the rollouts): then the two parts of L_SFT + lambda * L_KL pull equally hard there, where equal losses may pull very
-differently.
+balance: ema, as in the paper: x_k is the loss L_k.
+balance: gradient: x_k is ||dL_k / dh||_2, the norm of the gradient of the loss with respect to the hidden states h that
+enter the head, one for each predicted token ([M, H] for the answers, [N, H] for the rollouts). L_SFT and lambda * L_KL
+then have gradients of equal norm at h. Equal losses can have gradients of very different norm.
 
-Gradient accumulation: micro-batch i of step s is weighted by what the averages of step s - 1 become with x_k of the
-step as far as it was seen, itself included; `commit` then keeps the update with x_k of the whole step. Of a loss that
-is the mean over what was seen. Of a gradient it is `mean_norm`, where the squares of what was seen stand for those of
-the whole step. With one micro-batch a step this is Eqs. 11-12 to the letter. The caller passes numbers that are
-already reduced over all ranks.
+Gradient accumulation: the lambda of a micro-batch of step s follows from the averages of step s - 1, updated with x_k
+over the micro-batches of step s so far, including this one. For a loss x_k is their mean; for a gradient it is the
+estimate `mean_norm`. `commit` keeps the update that used the whole step. With one micro-batch per step this is exactly
+Eqs. 11-12. The caller passes numbers that are already reduced over all ranks.
 
-A step without any rollout token has no L_KL: it touches neither average, does not count in s, and lambda stays as it was.
-The same holds for a step whose numbers are not finite. All values stay on the device, so no step waits for them.
+A step without rollout tokens has no L_KL. It changes neither average nor lambda and is not counted in s. The same holds
+for a step with a number that is not finite. All values stay on the device, so that no step waits for them.
 """
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 
 
 class Balance:
-    """lambda by Eqs. 11-12, within optional bounds, or a constant."""
+    """lambda by Eqs. 11-12 within optional bounds, or a constant (`fixed`)."""
 
     def __init__(
         self,
@@ -42,15 +41,15 @@ class Balance:
         self._next = self._state
 
     def weigh(self, sft: Tensor | float, kl: Tensor | float) -> Tensor:
-        """lambda, a float64 scalar without gradient, for a micro-batch.
+        """lambda for a micro-batch: a float64 scalar without gradient.
 
-        sft, kl: x_k of what was seen of the current step, the micro-batch included. Without any rollout token so far
-        that of L_KL is 0 / 0, and like anything that is not finite leaves lambda as it was.
+        sft, kl: x_k over the current step so far, this micro-batch included. If either is not finite, lambda keeps its
+        last value; `kl` is 0 / 0 as long as the step has no rollout token.
         """
         if self.fixed is not None:
             return self._lambda
         seen = torch.stack([torch.as_tensor(x, dtype=torch.float64).detach() for x in (sft, kl)])
-        seen = seen.clamp(min=0)  # rounding may put a divergence of 0 below it, and lambda would change its sign
+        seen = seen.clamp(min=0)  # rounding can make a divergence of 0 negative, and so lambda
         state = self._state.to(seen.device)
         average = self.beta * state[:2] + (1 - self.beta) * seen
         step = state[2] + 1
@@ -64,7 +63,7 @@ class Balance:
         return self._lambda
 
     def commit(self) -> None:
-        """Ends an optimizer step: its update of the averages stays."""
+        """Ends an optimizer step: keeps its update of the averages."""
         self._state = self._next
 
     def state_dict(self) -> dict[str, float]:
@@ -79,13 +78,13 @@ class Balance:
 
 
 def mean_norm(
-    squares: Tensor,  # squared norm of the gradient of the summed loss, over what was seen
-    seen: Tensor,  # terms of the sum so far: tokens, or rollouts
+    squares: Tensor,  # squared norm of the gradient of the summed loss, over the micro-batches so far
+    seen: Tensor,  # terms of this sum: tokens or rollouts
     count: Tensor | int,  # terms of the whole step
 ) -> Tensor:
-    """Norm of the gradient of the step's mean loss, estimated from what was seen of it; exact once all was seen.
+    """Norm of the gradient of the step's mean loss, estimated from its micro-batches so far; exact after the last one.
 
-    Each predicted token has a hidden state of its own, so squares add up, and those of the whole step are about
-    squares * count / seen. Divided by count**2 they are those of the mean.
+    Each predicted token has its own hidden state, so squared norms add up. That of the whole step is about
+    squares * count / seen; division by count**2 turns the gradient of the sum into that of the mean.
     """
     return (squares / (seen * count)).sqrt()

@@ -1,7 +1,7 @@
-"""How many rows go into one forward: whole micro-batches, or as many rows as fit into a budget of tokens.
+"""Which rows go into one forward: a whole micro-batch, or as many rows as fit into a budget of tokens.
 
-A row and its rollouts stay together, so that every pack has both losses in about the proportion of the step, which is what
-lambda is taken from. Of the packs that a budget allows, all are made about equally long: the longest decides the memory.
+A row and its rollouts stay in the same pack, so that each pack has both losses in about the proportion of the whole
+step; lambda is computed from it. All packs get about the same length, because the longest one decides the peak memory.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ from raft.train.rollout import MicroBatch, Scored
 
 @dataclass(frozen=True)
 class Unit:
-    """A row with those of its rollouts that the teacher scores."""
+    """A row, and those of its rollouts that count in L_KL."""
 
     example: Example
     scored: tuple[Scored, ...] = ()
-    shares: bool = False  # one copy of the prompt for all
+    shares: bool = False  # the pack holds the prompt once, for the answer and all rollouts
 
     @property
     def tokens(self) -> int:
-        """Of the pack: the last token of each sequence predicts nothing and is left out."""
+        """Tokens in the pack. The last token of each sequence is left out: it predicts nothing."""
         example = self.example
         prompts = len(self.scored)
-        if self.shares:  # one for all rollouts, none where the same stands before the answer
+        if self.shares:  # one copy for all rollouts; none if the answer has the same context
             prompts = min(prompts, bool(example.earlier or example.differs))
         rollouts = sum(len(s.completion.token_ids) - 1 for s in self.scored)
         return (
@@ -38,7 +38,7 @@ class Unit:
 
 
 def units(micro: MicroBatch, mask_truncated: bool = False, shares: bool = False) -> list[Unit]:
-    """The rows of a micro-batch. Rollouts without a token, and truncated ones if so asked, are left out of L_KL."""
+    """The rows of a micro-batch. Empty rollouts, and truncated ones under `mask_truncated`, are left out of L_KL."""
 
     def counts(completion: Completion) -> bool:
         return bool(completion.token_ids) and not (mask_truncated and completion.finish_reason == "length")
@@ -52,7 +52,7 @@ def units(micro: MicroBatch, mask_truncated: bool = False, shares: bool = False)
 
 
 def check_budget(budget: int | None, examples: Sequence[Example], rollouts: int, max_tokens: int) -> None:
-    """Refuses a budget that the longest row, its rollouts at their longest, would not fit into."""
+    """ConfigError if the longest row, with rollouts of `max_tokens` tokens, would exceed the budget."""
     if budget is None or not examples:
         return
 
@@ -68,9 +68,9 @@ def check_budget(budget: int | None, examples: Sequence[Example], rollouts: int,
 
 
 def split(rows: Sequence[Unit], budget: int, packs: int = 1) -> list[list[Unit]]:
-    """`packs` lists of rows, or as many as it takes for none to hold more than `budget` tokens. No row is lost.
+    """At least `packs` lists of rows, and more until none exceeds `budget` tokens (a single longer row may).
 
-    Longest first, each into the shortest list: the usual approximation for even loads. Rows keep their order in a list.
+    Greedy: the longest row first, each into the shortest list so far. Within a list rows keep their order.
     """
     order = sorted(range(len(rows)), key=lambda i: -rows[i].tokens)
     packs = max(packs, min(len(rows), -(-sum(row.tokens for row in rows) // budget)))
@@ -86,7 +86,10 @@ def split(rows: Sequence[Unit], budget: int, packs: int = 1) -> list[list[Unit]]
 
 
 def split_alike(rows: Sequence[Unit], budget: int, accelerator: Accelerator) -> list[list[Unit]]:
-    """`split` into as many packs on every rank: each pack's losses are summed over the ranks. Some may be empty."""
+    """`split` into the same number of packs on every rank, because losses are summed over the ranks pack by pack.
+
+    Some packs may be empty.
+    """
     packs = split(rows, budget)
     if accelerator.num_processes == 1:
         return packs

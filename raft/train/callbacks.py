@@ -1,4 +1,4 @@
-"""Calls of the trainer at places that transformers offers to callbacks only."""
+"""Calls the trainer at points of the training loop that transformers exposes to callbacks only."""
 
 from typing import Any, Protocol
 

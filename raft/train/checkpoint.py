@@ -1,8 +1,9 @@
-"""Which checkpoints are whole, and the two files that this trainer adds to them.
+"""Which checkpoints are complete, and the two files that this trainer adds to them.
 
-raft_state.json is written before the Trainer's own files, raft_files.json after all others: sizes and hashes by which
-a file that is missing, cut short or full of zeros is known. A kill before that leaves a checkpoint without this list,
-as earlier versions did; it is whole if trainer_state.json, which the Trainer writes last, is there.
+raft_state.json is written before the Trainer's own files. raft_files.json is written after all others: it lists sizes
+and hashes, so that a missing, truncated or zeroed file is detected. A checkpoint without this list (the process was
+killed before it was written, or an earlier version wrote the checkpoint) is complete if it has trainer_state.json,
+which the Trainer writes last.
 """
 
 import json
@@ -22,12 +23,12 @@ FILES = "raft_files.json"
 
 
 def state_name(rank: int, ranks: int) -> str:
-    """Name of the file with the balance of the losses, the rollouts in store and the unlogged steps of a rank."""
+    """Name of a rank's file with the moving averages, the rollouts not yet trained on and the sums not yet logged."""
     return "raft_state.json" if ranks == 1 else f"raft_state_{rank}.json"
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """The newest whole checkpoint in `folder`; says which newer ones are passed over, and why."""
+    """The newest complete checkpoint in `folder`, None if there is none. Warns for each newer one that is damaged."""
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     passed: list[str] = []
     for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
@@ -43,7 +44,7 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Why a training cannot go on from this checkpoint exactly; None if it can, as far as its files tell."""
+    """Why training cannot resume exactly from this checkpoint; None if its files show no reason."""
     if (checkpoint / FILES).exists():
         files = read_state(checkpoint / FILES)
         if not isinstance(files, dict):
@@ -61,7 +62,7 @@ def damage(checkpoint: Path) -> str | None:
     if not any(checkpoint.glob("raft_state*.json")):
         return "raft_state.json is missing"
     names = [part.name for part in checkpoint.iterdir()]
-    # transformers would go on with fresh ones. DeepSpeed keeps both in global_stepN.
+    # Without these files transformers would silently start fresh ones. DeepSpeed keeps both in global_stepN.
     if not any(name.startswith("global_step") for name in names):
         for part in ("optimizer", "scheduler"):
             if not any(name.startswith(part) for name in names):
@@ -70,14 +71,14 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def list_files(checkpoint: Path) -> None:
-    """Writes the list of the files of a checkpoint that is complete."""
+    """Writes the list of all files of a complete checkpoint."""
     files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.name != FILES]
     listed = {str(file.relative_to(checkpoint)): [file.stat().st_size, file_fingerprint(file)] for file in files}
     write_json(checkpoint / FILES, listed)
 
 
 def read_state(path: Path) -> Any:
-    """A JSON file; None if it is missing or was cut short."""
+    """The content of a JSON file; None if it is missing or truncated."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Where the time of a step goes.
+"""Seconds that each part of a training step takes.
 
-On a GPU the host only queues work, and waiting for the device around every part would stop it from running ahead. There a
-part is a pair of events in the stream, and `reset` is the one place that waits; elsewhere a part is wall time.
+On a GPU the host queues work ahead of the device, and must not wait for it after each part. There a part is measured by
+a pair of CUDA events, which only `reset` waits for. On a CPU a part is measured by wall time.
 """
 
 import time
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 PARTS = ("rollout", "teacher", "forward_backward", "optimizer", "refresh")
-# From the step's first batch to its last record, parts and what lies between them.
+# The whole step, including what is between the parts.
 WALL = "wall"
-_MOST_EVENTS = 4096  # in flight at most: a run may never log
+_MOST_EVENTS = 4096  # pending pairs of events at most, for runs that never log
 
 
 class Clock:
-    """Seconds in each part, and in the steps as a whole, since the last `reset`."""
+    """Seconds in each part and in whole steps since the last `reset`."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -48,7 +48,7 @@ class Clock:
         self._add(WALL, self._step, self._now())
 
     def reset(self) -> dict[str, float]:
-        """Seconds by part, WALL among them. Waits for the device."""
+        """Seconds by part, WALL included, since the last call. Waits for the device."""
         self._settle()
         seconds, self._seconds = self._seconds, dict.fromkeys((*PARTS, WALL), 0.0)
         return seconds

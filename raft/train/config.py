@@ -1,4 +1,4 @@
-"""Settings of the trainer: those of transformers.TrainingArguments, some with other defaults, and RAFT's own."""
+"""Settings of the trainer: RAFT's own, and those of transformers.TrainingArguments, some with other defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,102 +27,106 @@ from raft.train.arguments import check_parts, check_values
 
 @dataclass
 class RAFTConfig(TrainingArguments):
-    """Settings of `RAFTTrainer`. What is not listed here is documented by transformers.TrainingArguments.
+    """Settings of `RAFTTrainer`. Settings not listed here are documented by transformers.TrainingArguments.
 
     Defaults are the paper's where it states them: 3 epochs, batch 16, lr 5e-6, AdamW with weight decay 0.01, K = 512,
     T = 1.5, beta = 0.9. It does not state the schedule (here: linear to zero, the default of transformers), the warm-up
-    (here: none) and the rollouts' temperature, length and number (here: 1.0, 512, 1).
+    (here: none), or the temperature, length and number of the rollouts (here: 1.0, 512 tokens, 1).
     """
 
     method: str = "raft"
     """A method of `raft.methods`: raft, sft, sdft, on_policy, fapm or l2sp."""
     method_options: dict[str, Any] | None = None
-    """Numbers of the method alone, by name: {alpha: 0.1} for l2sp."""
+    """Options that only this method has, by name: {alpha: 0.1} for l2sp."""
     target: Target | None = None
-    """The answer to train on: fused (the reference where a row has no fused one), raw, or rewritten. None: the
-    method's own."""
+    """The answer to train on: fused (the reference where a row has no fused one), raw (the reference) or rewritten.
+    None: the method's own."""
     assistant_turns: Literal["last", "all"] = "last"
-    """Turns of the assistant in L_SFT: the last one, which is the answer, or those before it too (but for messages with
-    weight 0). Rollouts always take the place of the last one."""
+    """Assistant turns that L_SFT trains: the last one, which is the answer, or all of them except messages with
+    weight 0. Rollouts always replace the last one."""
     teacher_context: TeacherContext | None = None
-    """What the teacher reads beside the question: answer (Eq. 7) or none. None: the method's own."""
+    """What the teacher reads besides the question: answer (Eq. 7) or none. None: the method's own."""
     teacher_prompt: Literal["paper", "chat"] = "chat"
-    """How the teacher is shown question and answer (`raft.prompts.TEACHER_PROMPTS`): paper as in its App. H, chat in
-    words that an instruction model does not repeat."""
+    """The prompt that shows the teacher question and answer (`raft.prompts.TEACHER_PROMPTS`): paper is that of App. H,
+    chat one whose words instruction models do not repeat."""
 
     top_k: Count = 512
-    """K: the teacher's most probable tokens that the distributions are cut to (Eq. 9), at most the vocabulary."""
+    """K: number of the teacher's most probable tokens that both distributions are restricted to (Eq. 9), at most the
+    vocabulary."""
     temperature: Positive = 1.5
-    """T of both distributions (Eq. 8)."""
+    """Temperature T of both distributions in L_KL (Eq. 8)."""
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
     """forward is KL(teacher || student), as in the paper."""
     jsd_beta: Annotated[float, Gt(0), Lt(1)] = 0.5
     """Weight of the teacher in the mixture of jsd, between 0 and 1. Not the beta of Eq. 11, which is ema_beta."""
     tail: Literal["renormalize", "bucket"] = "renormalize"
-    """What becomes of the mass outside the K tokens: renormalised away (the paper), or kept as one more class."""
+    """The probability outside the K tokens: dropped, so that the K tokens sum to 1 (renormalize, as in the paper), or
+    kept as one more class (bucket)."""
 
     balance: Literal["ema", "gradient", "fixed"] | None = None
-    """Where lambda comes from: ema (Eqs. 11-12, which make the two losses equal), gradient (the same averages of the
-    norms of the losses' gradients at the hidden states before the head, `raft.train.balance`), or fixed (fixed_lambda).
-    None: fixed if that is given, else ema."""
+    """How lambda is set: ema (Eqs. 11-12, which make the two losses equal), gradient (the same with the norms of the
+    losses' gradients at the hidden states before the head, `raft.train.balance`), or fixed (fixed_lambda). None: fixed
+    if fixed_lambda is given, else ema."""
     ema_beta: Decay = 0.9
-    """beta of the moving averages of both losses (Eq. 11), or of both norms."""
+    """beta of the moving averages (Eq. 11) of both losses, or of both gradient norms."""
     ema_eps: Positive = 1e-8
-    """Added to the average of L_KL, or of its norm, before the division (Eq. 12)."""
+    """Added to the average of L_KL, or of its gradient norm, before the division (Eq. 12)."""
     lambda_min: NotNegative | None = None
-    """Lower bound of lambda, off by default. Eq. 12 lets lambda fall with L_SFT once the answers are memorised."""
+    """Lower bound of lambda, off by default. Under Eq. 12 lambda falls with L_SFT once the answers are memorised."""
     lambda_max: NotNegative | None = None
-    """Upper bound of lambda under ema and gradient. None: 10 where the teacher does not see the answer, else none.
-    Such a teacher equals the student at the start, L_KL begins at 0, and Eq. 12 divides by it
+    """Upper bound of lambda under ema and gradient. None: 10 where the teacher does not see the answer, else none. Such
+    a teacher equals the student at the start, so L_KL starts at 0, and Eq. 12 divides by it
     (`raft.methods.BLIND_LAMBDA_MAX`)."""
     fixed_lambda: NotNegative | None = None
-    """A constant lambda instead of Eqs. 11-12. None beside balance fixed: 1, the plain sum of both losses."""
+    """A constant lambda instead of Eqs. 11-12. None with balance fixed: 1, the plain sum of both losses."""
 
     fapm_sparsity: Share = 0.9
-    """Share of each tensor's entries that method fapm puts back to the original weights after training."""
+    """Share of each tensor's entries that method fapm resets to the original weights after training."""
 
     rollouts_per_prompt: Count = 1
-    """Trajectories drawn for each prompt (Eq. 6)."""
+    """Rollouts sampled for each prompt (Eq. 6)."""
     rollout_max_tokens: Count = 512
-    """Length of a rollout at most. Longer ones are cut and marked with finish_reason "length"."""
+    """Largest length of a rollout, in tokens. Longer ones are cut and have finish_reason "length"."""
     rollout_temperature: NotNegative = 1.0
     """Sampling temperature of the rollouts."""
     rollout_top_p: PositiveShare = 1.0
-    """Nucleus of the rollouts' sampling; 1.0 samples from the student itself."""
+    """top-p of nucleus sampling of the rollouts; 1.0 samples from the student's whole distribution."""
     mask_truncated: bool = False
-    """Leave rollouts that hit the length limit out of L_KL. The paper names no rule; by default they count too."""
+    """Leave rollouts that were cut at the length limit out of L_KL. The paper states no rule; by default they count."""
     steps_per_refresh: Count = 1
-    """Optimizer steps that one call of the rollout engine feeds. 1 is strictly on-policy."""
+    """Optimizer steps for which one call of the rollout engine generates. 1 is strictly on-policy."""
     rollout_engine: EngineKind = "auto"
-    """What generates the rollouts; auto is vLLM where it is installed."""
+    """The engine that generates the rollouts; auto is vLLM where it is installed."""
     engine_weights: Literal["auto", "shared", "copied"] = "auto"
-    """How the engine sees the student's weights: auto, shared or copied (`raft.engines.vllm`)."""
+    """How the engine gets the student's weights: auto, shared or copied (`raft.engines.vllm`)."""
     max_tokens_per_micro_batch: Count | None = None
-    """Tokens in one forward of training at most, and of the teacher unless one sequence alone is longer. The rows of an
-    optimizer step, per_device_train_batch_size * gradient_accumulation_steps of them, are then split by tokens and no
-    longer by rows. None: the rows of a micro-batch."""
+    """Largest number of tokens in one forward of the student, and of the teacher unless a single sequence is longer.
+    The per_device_train_batch_size * gradient_accumulation_steps rows of an optimizer step are then split by tokens
+    instead of rows. None: one forward takes the rows of a micro-batch."""
     teacher_offload: bool = False
-    """Keep the teacher in CPU memory. It is on the GPU only to score the rollouts of a refresh, all of them at once."""
+    """Keep the teacher in CPU memory. It is on the GPU only while it scores all rollouts of a refresh."""
     peak_tflops: Positive | None = None
-    """Dense TFLOP/s of one device in the precision of training, for the MFU. None: from a table, by the GPU's name."""
+    """Peak dense TFLOP/s of one device in the precision of training, for the MFU. None: from a table, by the GPU's
+    name."""
     vllm_gpu_memory_utilization: PositiveShare = 0.3
-    """Share of the GPU for vLLM: the weights, which are the student's own where they are shared, and the KV cache."""
+    """Share of the GPU's memory for vLLM: weights (the student's own, if shared) and KV cache."""
     release_cache: bool = True
-    """Free the memory of the engine's KV cache while the model is trained. On a GPU that takes vLLM 0.31 or later."""
+    """Free the engine's KV cache while the model is trained. On a GPU this needs vLLM 0.31 or later."""
 
     max_length: Count = 2048
-    """Tokens of prompt and answer, or prompt and rollout, at most. Longer answers are cut, longer prompts refused."""
+    """Largest number of tokens in prompt plus answer, or prompt plus rollout. Longer answers are cut, longer prompts
+    refused."""
     teacher_max_length: Count | None = None
-    """The same for the teacher, whose prompt holds the answer too: that answer is cut, never the question. None:
-    max_length."""
+    """The same for the teacher, whose prompt also holds the answer. That answer is cut if needed, never the question.
+    None: max_length."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the parameters of a model given by its path. bf16 ones (those of a model given as it is too) get
-    fp32 master weights in the optimizer, take half the memory, and let a bf16 engine share them."""
+    """Precision of the parameters when the model is given as a path. bf16 parameters, also those of a model object, get
+    fp32 master weights in the optimizer, take half the memory, and can be shared with a bf16 engine."""
     log_rollouts: Annotated[int, Ge(-1)] = 8
     """Rollouts written to rollouts.jsonl, per optimizer step; -1 writes all."""
     log_gradient_parts: CountOrZero = 0
-    """Every so many optimizer steps the norms of the gradients of L_SFT and lambda * L_KL at the hidden states before
-    the head are logged, as gradient_sft and gradient_kl. 0: never. Under balance gradient they always are."""
+    """Interval, in optimizer steps, at which the norms of the gradients of L_SFT and lambda * L_KL at the hidden states
+    before the head are logged as gradient_sft and gradient_kl. 0: never. With balance gradient they always are."""
 
     per_device_train_batch_size: Count = 16
     learning_rate: NotNegative = 5e-6
@@ -132,10 +136,9 @@ class RAFTConfig(TrainingArguments):
     save_total_limit: int | None = 2
     remove_unused_columns: bool | None = False
     logging_nan_inf_filter: bool = False
-    """With transformers' True the host reads every loss, and so waits for the GPU in every step."""
+    """With transformers' default True the host reads every loss, so every step waits for the GPU."""
     bf16: bool | None = None
-    """Mixed precision. None: where a GPU supports it. The parameters, and so the optimizer's state, keep their own
-    precision."""
+    """Mixed precision. None: on if the GPU supports it. Parameters and optimizer state keep their own precision."""
 
     def __post_init__(self) -> None:
         if self.balance is None:
@@ -150,7 +153,7 @@ class RAFTConfig(TrainingArguments):
             )
         super().__post_init__()
         if self.device.type == "cpu":
-            self.dataloader_pin_memory = False  # only a GPU reads pinned memory, and torch warns for every loader
+            self.dataloader_pin_memory = False  # of no use without a GPU, and torch warns about it
         if self.n_gpu > 1:
             raise ConfigError(
                 f"found {self.n_gpu} GPUs in one process: start one process for each, with torchrun or "
@@ -177,7 +180,7 @@ class RAFTConfig(TrainingArguments):
 
     @property
     def lambda_bound(self) -> float | None:
-        """Upper bound of a lambda that follows moving averages."""
+        """Upper bound of lambda under balance ema or gradient; None: unbounded."""
         blind = self.preset.distills and not self.sees_answer and self.balance != "fixed"
         return BLIND_LAMBDA_MAX if self.lambda_max is None and blind else self.lambda_max
 
@@ -186,7 +189,8 @@ class RAFTConfig(TrainingArguments):
         return self.max_length if self.teacher_max_length is None else self.teacher_max_length
 
     def check_deepspeed(self) -> None:
-        """Settings that do not go with DeepSpeed, which may also come from the launcher."""
+        """ConfigError for settings that DeepSpeed does not support. The trainer calls it too: a launcher may enable
+        DeepSpeed."""
         if self.max_tokens_per_micro_batch is not None:
             raise ConfigError(
                 "max_tokens_per_micro_batch: expected none beside DeepSpeed, which counts the micro-batches itself"
@@ -237,7 +241,7 @@ _NEEDED: dict[str, tuple[Any, str]] = {
 
 
 def check_train_keys(train: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings below `train`, with names, types and ranges checked."""
+    """The settings in section `train`, with names, types and ranges checked."""
     hints = field_hints(RAFTConfig)
     if "hub_token" in train:
         raise ConfigError(
@@ -250,7 +254,7 @@ def check_train_keys(train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_train(config: Config) -> RAFTConfig:
-    """The RAFTConfig of these settings; whatever it or `raft train` refuses is a one-line `ConfigError`."""
+    """The RAFTConfig of these settings. Anything that it or `raft train` refuses is a one-line `ConfigError`."""
     given = {"seed": config.seed, "output_dir": config.run, **check_train_keys(config.train)}
     try:
         arguments = RAFTConfig(**given)

@@ -1,7 +1,6 @@
-"""Rows become token ids once, before training: prompts by the chat template, answers with the token that ends a turn.
+"""Renders rows to token ids once, before training: prompts by the chat template, answers with the end-of-turn token.
 
-Everything that does not fit is decided here, before any GPU second is spent: long answers are cut, long prompts
-refused.
+Lengths are checked here, before any work on the GPU: long answers are cut, long prompts are refused.
 """
 
 import hashlib
@@ -21,29 +20,30 @@ from raft.rendering.turn import end_texts
 from raft.rows import Row
 from raft.train.config import RAFTConfig
 
-_LAST = 16  # tokens of a prompt that hold the mark of a thought, if it ends inside of one
+_LAST = 16  # the last tokens of a prompt, searched for an open thought mark
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row, rendered: token ids."""
+    """One row as token ids."""
 
     id: str
     question: str
-    prompt: list[int]  # x, up to where the assistant's turn begins: what rollouts follow
+    prompt: list[int]  # x, up to where the assistant's turn begins; rollouts follow it
     target: list[int]  # yhat, with the end-of-turn token unless it was cut
     teacher_prompt: list[int]  # what the teacher reads before the rollout; empty for methods without a teacher
-    differs: int = 0  # last tokens of `prompt` that the template does not write before an answer
-    earlier: tuple[tuple[int, int], ...] = ()  # parts of `context` that are trained too, from and up to
+    differs: int = 0  # number of last tokens of `prompt` that the template omits before an answer
+    earlier: tuple[tuple[int, int], ...] = ()  # earlier assistant turns to train: [start, end) in `context`
 
     @property
     def context(self) -> list[int]:
-        """What the target follows."""
+        """The tokens before the target."""
         return self.prompt[: len(self.prompt) - self.differs]
 
     @property
     def answers(self) -> tuple[list[int], list[int], list[bool]]:
-        """What stands before the first trained token, what follows it, and which tokens of that are trained."""
+        """The tokens before the first trained one, all tokens from it on, and for each of these whether it is
+        trained."""
         context = self.context
         start = self.earlier[0][0] if self.earlier else len(context)
         trained = [any(a <= i < b for a, b in self.earlier) for i in range(start, len(context))]
@@ -52,18 +52,18 @@ class Example:
 
 @dataclass
 class Notes:
-    """What was done to rows while they were rendered: in how many of them."""
+    """Numbers of rows, by what rendering changed or found in them."""
 
     cut_targets: int = 0
     cut_references: int = 0
     ended: int = 0
-    """Answers whose own end token was taken off, because the template writes one."""
+    """Answers whose own end token was removed, because the template writes one."""
     controls: int = 0
     """Rows with control tokens in their texts, which are encoded as plain characters."""
     controls_first: str = ""
     """The first of these: row and token."""
     thoughts_dropped: int = 0
-    """Rows with a thought that the template does not write."""
+    """Rows with a thought that the template leaves out."""
     inside_thought: int = 0
     """Rows whose prompt ends inside a thought, though their answer has none."""
 
@@ -77,10 +77,10 @@ def render(
     rollouts: bool = True,
     vocabulary: int | None = None,
 ) -> tuple[list[Example], Notes]:
-    """Renders all rows; `InputError` names the row whose prompt leaves no room.
+    """Renders all rows. `InputError` names a row that cannot be trained, such as one whose prompt is too long.
 
-    `ends`: every token id that ends a turn. `rollouts` False: rows that are only ever trained or evaluated on their
-    answers. vocabulary: rows of the model's embeddings; a token beyond them is refused.
+    ends: all token ids that end a turn. rollouts: False if no rollouts will be generated for these rows. vocabulary:
+    number of rows of the model's embedding; larger token ids are refused.
     """
     notes = Notes()
     examples = [_example(row, tokenizer, args, ends, rollouts and args.preset.distills, notes) for row in rows]
@@ -91,7 +91,7 @@ def render(
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """Of all token ids, to see whether a resumed training renders its rows as before."""
+    """Hash of all token ids. A resumed training compares it to detect that its rows render differently."""
     found = hashlib.blake2b(digest_size=8)
     for example in examples:
         found.update(repr((example.prompt, example.target, example.teacher_prompt)).encode())
@@ -133,7 +133,7 @@ def _example(
     notes.cut_targets += len(turn.target) > room
     asked: list[int] = []
     if distills:
-        # An answer without a text calls tools, and that is what the teacher is to know.
+        # An answer without text calls tools; the teacher is then shown these calls.
         known = bare or json.dumps([call.get("function") for call in message.get("tool_calls", ())])
         asked, cut = _teacher_prompt(tokenizer, row, known, args, options)
         notes.cut_references += cut
@@ -142,8 +142,7 @@ def _example(
 
 
 def _answer(row: Row, args: RAFTConfig) -> str:
-    """The answer to train on and to condition the teacher on. A row that the filter did not keep has its reference
-    only."""
+    """The answer to train on and to condition the teacher on. For a row that the filter dropped it is the reference."""
     if args.answer_target == "raw":
         return row["answer"]
     if args.answer_target == "fused":
@@ -172,7 +171,7 @@ def _teacher_prompt(
     short = reference
     while tokens and len(asked) > room:
         tokens = tokens[: max(len(tokens) - (len(asked) - room), 0)]
-        # A cut inside a character leaves a replacement character behind.
+        # A cut inside a multi-token character decodes to a replacement character at the end.
         short = tokenizer.decode(tokens).rstrip("\ufffd")
         asked = chat_ids(tokenizer, teacher_messages(row["prompt"], short, template), **options)
     if len(asked) > room or not short.strip():
@@ -185,7 +184,7 @@ def _teacher_prompt(
 
 
 def _check_ids(example: Example, tokenizer: Any, vocabulary: int) -> None:
-    """An id beyond the embeddings would end the run in the middle, on a GPU with an error that names no row."""
+    """Refuses ids beyond the embedding, which would stop training later, on a GPU with an error that names no row."""
     for name in ("prompt", "target", "teacher_prompt"):
         ids = getattr(example, name)
         most = max(ids, default=0)

@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step."""
+"""The lines that a training prints before its first step."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,15 @@ from raft.train.data import Example, Notes
 def describe(
     args: RAFTConfig, answers: str, examples: Sequence[Example], notes: Notes | None, max_steps: int, engine: str
 ) -> list[str]:
-    """The settings that follow from others, a line each. answers: of `raft.train.targets`."""
+    """Derived numbers, such as rows per step and tokens per step, one line each. answers: from `raft.train.targets`."""
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     prompt, target = (sum(len(getattr(e, name)) for e in examples) / len(examples) for name in ("prompt", "target"))
     tokens = batch * (prompt + target)
     lines = [
         (
             f"method {args.method} on {len(examples)} rows ({answers}), {max_steps} steps of {batch} rows "
-            f"({args.per_device_train_batch_size} x {args.gradient_accumulation_steps} micro-batches x {args.world_size} ranks)"
+            f"({args.per_device_train_batch_size} x {args.gradient_accumulation_steps} micro-batches "
+            f"x {args.world_size} ranks)"
         )
     ]
     if args.preset.distills:
@@ -43,7 +44,7 @@ def describe(
 
 
 def _noted(notes: Notes) -> list[str]:
-    """What became of the rows' texts."""
+    """How rendering changed the rows' texts."""
     lines = []
     if notes.cut_targets or notes.cut_references:
         lines.append(f"cut to fit: {notes.cut_targets} answers, {notes.cut_references} references of the teacher")
@@ -58,8 +59,8 @@ def _noted(notes: Notes) -> list[str]:
         lines.append(f"{notes.thoughts_dropped} rows have a thought that the chat template leaves out")
     if notes.inside_thought:
         lines.append(
-            f"{notes.inside_thought} prompts end inside a thought, so rollouts begin with one, though the answers have none; "
-            'where the template knows it, chat_template_kwargs {"enable_thinking": false} turns it off'
+            f"{notes.inside_thought} prompts end inside a thought, so rollouts begin with one, though the answers have "
+            'none; where the template knows it, chat_template_kwargs {"enable_thinking": false} turns it off'
         )
     return lines
 

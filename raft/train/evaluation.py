@@ -1,4 +1,4 @@
-"""eval_loss on rows: evaluation and prediction as transformers has them, with rows where it takes datasets."""
+"""eval_loss on rows: the evaluation of transformers.Trainer, which takes rows in place of datasets."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ class EvaluatingTrainer(Trainer):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Ends the progress bar after an error too, of which the Trainer tells its callbacks nothing."""
+        """Ends the progress bar also after an error, since the Trainer does not report errors to callbacks."""
         try:
             yield
         finally:
@@ -37,7 +37,7 @@ class EvaluatingTrainer(Trainer):
                 self._progress.end_evaluation()
 
     def _rendered(self, dataset: Any) -> Any:
-        # The Trainer calls `evaluate` again for each of several sets, by its name or with what is rendered already.
+        # For several sets the Trainer calls `evaluate` again with each set: its name, or its rendered rows.
         if isinstance(self.eval_dataset, dict) and isinstance(dataset, str) and dataset in self.eval_dataset:
             return dataset
         if isinstance(dataset, list) and dataset and isinstance(dataset[0], Example):

@@ -1,8 +1,10 @@
-"""Floating-point operations of a step, and the share of the machine's peak that they are (MFU).
+"""Floating-point operations of a training step, and the peak FLOP/s of devices, for the model FLOPs utilisation (MFU).
 
-Counted as in the PaLM report (Chowdhery et al. 2022, appendix B): what the mathematics needs and no recomputation. Two for
-each weight and token of the layers, 4 * width * (length / 2) for each token of a causal attention, and two for each weight
-of the head and position that needs its logits; a backward is twice its forward.
+Counted as in the PaLM report (Chowdhery et al. 2022, appendix B), without recomputation. A forward takes
+- 2 for each weight of the layers and each token,
+- 4 * width * (length / 2) for each token in causal attention,
+- 2 for each weight of the head and each position whose logits are needed.
+A backward takes twice as many.
 """
 
 import re
@@ -13,7 +15,8 @@ import torch
 
 from raft.models.packing import Span
 
-# Dense bf16 TFLOP/s by the makers' data sheets; the first whose words the device's name has. Others have to be given.
+# Dense bf16 TFLOP/s from the vendors' data sheets. The first key contained in the device's name applies; for other
+# devices the setting peak_tflops gives the number.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -26,7 +29,7 @@ PEAK_TFLOPS = {
 
 
 class Flops:
-    """Counts for one model."""
+    """FLOPs of one model."""
 
     def __init__(self, model: Any):
         """`model`: a causal language model of transformers, without wrappers."""
@@ -40,18 +43,18 @@ class Flops:
         heads = config.num_attention_heads
         width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
         self.attention = 4 * config.num_hidden_layers * width
-        # Forward and backward in forwards; frozen weights need no gradient of their own.
+        # FLOPs of forward plus backward, as a multiple of the forward. Frozen weights need no weight gradient.
         self.training_share = 3.0 if all(p.requires_grad for p in weights.values()) else 2.0
 
     def forward(self, spans: Iterable[Span], positions: int) -> float:
-        """Of a pack's tokens, with logits at `positions` places."""
+        """FLOPs of one forward over the spans of a pack, with logits at `positions` positions."""
         spans = list(spans)
         pairs = sum(n * (before + (n + 1) / 2) for before, n in spans)
         return self.layers * sum(n for _, n in spans) + self.attention * pairs + self.head * positions
 
 
 def _routed_share(config: Any) -> float:
-    """Of a mixture's experts, those that see a token."""
+    """Share of the experts of a mixture-of-experts layer that process a token; 1 for dense models."""
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     experts = next((found for name in names if (found := getattr(config, name, None))), None)
     used = getattr(config, "num_experts_per_tok", None)
@@ -59,7 +62,7 @@ def _routed_share(config: Any) -> float:
 
 
 def peak_flops(device: torch.device, peak_tflops: float | None = None) -> float | None:
-    """FLOP/s of one device, as given or from the table; None where neither knows."""
+    """Peak FLOP/s of one device: `peak_tflops` if given, else from the table; None if it is not listed."""
     if peak_tflops is not None:
         return peak_tflops * 1e12
     if device.type != "cuda":
@@ -68,6 +71,6 @@ def peak_flops(device: torch.device, peak_tflops: float | None = None) -> float 
 
 
 def named_peak(name: str) -> float | None:
-    """FLOP/s of a GPU by its name, such as "NVIDIA H100 80GB HBM3"."""
+    """Peak FLOP/s of a GPU by its name, such as "NVIDIA H100 80GB HBM3"."""
     found = (tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name))
     return next(found, None)

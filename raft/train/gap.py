@@ -1,11 +1,10 @@
-"""Whether the rollout engine and the trainer are the same model, by one number of one rollout after each refresh.
+"""Checks that the rollout engine and the trainer compute the same model: one number for one rollout of each refresh.
 
-    gap = mean over the rollout's tokens t of |log p_engine(z_t | x, z_<t) - log p_trainer(z_t | x, z_<t)|
+    gap = mean over the rollout's tokens t of |log p_engine(z_t | x, z_<t) - log p_trainer(z_t | x, z_<t)|, in nats
 
-Both are of the model's own distribution, the log-softmax over the whole vocabulary of its logits at temperature 1,
-before the sampling temperature and top-p. vLLM gives that by itself (logprobs_mode raw_logprobs), from its decoding
-steps. The trainer's side is taken in the first step after the refresh, whose forward sees the rollout with the
-weights that it was drawn with.
+Both are log-softmax values over the whole vocabulary at temperature 1, before sampling temperature and top-p. vLLM
+returns them from its decoding steps (logprobs_mode raw_logprobs). The trainer computes its own in the first step after
+the refresh, whose forward still has the weights that the rollout was sampled with.
 """
 
 from collections.abc import Iterable
@@ -21,13 +20,14 @@ from raft.train.rollout import Scored
 
 
 def to_compare(scored: Iterable[Scored]) -> Scored | None:
-    """The longest of those whose log-probabilities the engine has told; short ones say little."""
+    """The longest rollout with log-probabilities of the engine (a mean over few tokens is noisy); None without any."""
     told = [s for s in scored if s.completion.logprobs]
     return max(told, key=lambda s: len(s.completion.token_ids), default=None)
 
 
 def gap_in(batch: Batch, compared: Scored | None, hidden: Tensor, head: OutputHead) -> Tensor | None:
-    """The gap, a scalar float32, from a training forward: hidden [L, H] of the pack. None: the rollout is elsewhere."""
+    """The gap, a float32 scalar, from the hidden states [L, H] of a training forward. None: the rollout is in another
+    pack."""
     first = 0
     for s in batch.scored:
         count = len(s.completion.token_ids)
@@ -39,7 +39,7 @@ def gap_in(batch: Batch, compared: Scored | None, hidden: Tensor, head: OutputHe
 
 @torch.no_grad()
 def gap_alone(compared: Scored, student: LanguageModel) -> Tensor:
-    """The same from a forward of its own: one in training would not be the engine's model where dropout is on."""
+    """The gap from a separate forward in eval mode, for models with dropout: the engine applies none."""
     packed, positions = pack_turns([(compared.example.prompt, compared.completion.token_ids)], share=False)
     device = student.head().weight.device
     was_training = student.model.training
@@ -62,7 +62,7 @@ def _gap(states: Tensor, head: OutputHead, compared: Scored) -> Tensor:  # [n, H
 
 
 def drops(model: nn.Module) -> bool:
-    """Whether its forward in training is random: dropout of a layer, or of the attention."""
+    """Whether the model has dropout, in a layer or in the attention."""
     return any(
         (isinstance(module, nn.Dropout) and module.p > 0) or _share(module, "attention_dropout") > 0
         for module in model.modules()

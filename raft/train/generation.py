@@ -1,4 +1,4 @@
-"""The engine that generates the rollouts: built when it is needed, told of new weights, closed by whom it belongs to."""
+"""The engine that generates the rollouts: builds it when training starts, refreshes its weights, closes it."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from raft.train.recorder import Recorder
 
 
 class Generation:
-    """engine: one that was given, which is used and not closed; None: built in `attach`, where the method distils."""
+    """engine: an engine of the caller, which is not closed here. None: `attach` builds one if the method distils."""
 
     def __init__(self, args: RAFTConfig, engine: Engine | None, recorder: Recorder):
         self.engine = engine
@@ -17,7 +17,7 @@ class Generation:
         self._args, self._own, self._recorder = args, engine is None, recorder
 
     def attach(self, model: Any, tokenizer: Any, *, deepspeed: bool) -> None:
-        """Builds the engine if need be, and shows it the model's weights."""
+        """Builds the engine if needed and gives it the model's weights."""
         args = self._args
         if args.preset.distills and self.engine is None:
             from raft.engines import make_engine
@@ -27,7 +27,7 @@ class Generation:
                 model,
                 tokenizer,
                 max_model_len=args.max_length,
-                # DeepSpeed updates buffers of its own, of which the parameters are views.
+                # Under DeepSpeed the parameters are views of DeepSpeed's own buffers.
                 weights="copied" if deepspeed else args.engine_weights,
                 gpu_memory_utilization=args.vllm_gpu_memory_utilization,
                 release_on_gpu=args.release_cache,
@@ -55,7 +55,7 @@ class Generation:
                 self.engine.refresh()
 
     def refresh_if_given(self) -> None:
-        """For changes after the last step: only an engine that stays open can see them."""
+        """Refreshes an engine of the caller after the last step. One built here is closed instead."""
         if self.engine is not None and not self._own:
             self.engine.refresh()
 

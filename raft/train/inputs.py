@@ -1,4 +1,4 @@
-"""What the trainer is given: settings checked, lengths fitted to the model, rows read, all before any work starts."""
+"""Prepares the trainer's inputs before training: checks settings, fits lengths to the model, reads and renders rows."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sized
@@ -33,7 +33,7 @@ def check_settings(args: RAFTConfig, trainer_kwargs: Mapping[str, Any]) -> None:
 
 
 def check_data(args: RAFTConfig, rows: Sized | None, eval_dataset: object) -> None:
-    """Checks that there are the rows that the settings ask for."""
+    """ConfigError if the settings need rows that are not there."""
     if eval_dataset is None and (args.eval_strategy != "no" or args.eval_on_start):
         asked = "eval_on_start" if args.eval_on_start else f"eval_strategy={args.eval_strategy.value!r}"
         raise ConfigError(f"eval_dataset: expected rows to evaluate on beside {asked}, found none")
@@ -46,7 +46,7 @@ def check_data(args: RAFTConfig, rows: Sized | None, eval_dataset: object) -> No
 
 
 def fit(args: RAFTConfig, student: LanguageModel) -> None:
-    """Cuts the lengths in `args` to the positions of the model, and refuses what only its shape can prove wrong."""
+    """Limits the lengths in `args` to the model's positions; ConfigError for settings that its shape does not allow."""
     config = student.inner.config.get_text_config()
     args.max_length = context_length(config, args.max_length)
     if args.teacher_max_length is not None:
@@ -64,15 +64,15 @@ def fit(args: RAFTConfig, student: LanguageModel) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the trainer works on."""
+    """Inputs of the trainer, checked and rendered."""
 
     student: LanguageModel
     tokenizer: Any
     ends: tuple[int, ...]  # ids of tokens that end a text
     vocabulary: int
-    targets: str  # which answers are trained on, in words
+    targets: str  # which answers are trained on, for the log
     examples: list[Example] | None
-    notes: Notes | None  # what became of the rows' texts
+    notes: Notes | None  # how rendering changed the rows
     evaluated: list[Example] | dict[str, Any] | None
 
 
@@ -83,9 +83,9 @@ def prepare(
     eval_dataset: Any,
     tokenizer: Any,
 ) -> Prepared:
-    """Reads the rows, loads the model where a path is given, and renders the rows for it.
+    """Reads the rows, loads the model if it is given as a path, and renders the rows for it.
 
-    InputError, ConfigError, ModelError where they do not go together; what costs the least is checked first.
+    InputError, ConfigError or ModelError if rows, settings and model do not fit together. Cheap checks come first.
     """
     rows = None if train_dataset is None else rows_from(train_dataset, "train_dataset")
     check_data(args, rows, eval_dataset)
@@ -111,7 +111,7 @@ def prepare(
 
 
 def rows_from(dataset: Iterable[Mapping[str, Any]] | str | os.PathLike[str], name: str) -> list[Row]:
-    """Rows of a file or in memory; `name` is what an error calls the latter."""
+    """Rows of a file or in memory. name: how errors refer to rows in memory."""
     if isinstance(dataset, (str, os.PathLike)):
         return read_rows(os.fspath(dataset))
     return normalize_rows(dataset, source=name)
@@ -120,7 +120,7 @@ def rows_from(dataset: Iterable[Mapping[str, Any]] | str | os.PathLike[str], nam
 def render_evaluation(
     dataset: Any, tokenizer: Any, args: RAFTConfig, ends: Collection[int], vocabulary: int | None = None
 ) -> list[Example] | dict[str, Any] | None:
-    """Rows for eval_loss, or several named sets of them."""
+    """Renders rows for eval_loss, or several named sets of them."""
     if dataset is None:
         return None
     if isinstance(dataset, Mapping):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: finish the step, save a checkpoint, stop."""
+"""On Ctrl-C and SIGTERM during training: finish the step, save a checkpoint, stop."""
 
 import signal
 import sys
@@ -12,9 +12,10 @@ from raft.errors import Interrupted
 
 
 class StopAtStepEnd(TrainerCallback):
-    """While entered, the first signal ends training after the current step, with a checkpoint; a second one at once.
+    """Within this context the first signal ends training after the current step, with a checkpoint.
 
-    A second one leaves the last periodic checkpoint to resume from. Leaving raises `Interrupted` if a signal came.
+    A second signal stops at once; the last periodic checkpoint remains. On exit, `Interrupted` is raised if a signal
+    came.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class StopAtStepEnd(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         if args.world_size > 1:
-            # A signal reaches the ranks at different times, and all of them must stop after the same step.
+            # A signal reaches the ranks at different times, but all must stop after the same step.
             seen = torch.tensor(self.signum or 0, device=args.device)
             torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
             self.signum = int(seen.item()) or None

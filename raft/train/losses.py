@@ -1,6 +1,6 @@
-"""One micro-batch as tensors, and both losses on the hidden states of its single packed forward (Eqs. 5-10).
+"""A pack of rows as tensors, and both losses on the hidden states of its one forward (Eqs. 5-10).
 
-Sums, not means: the trainer divides by the tokens and sequences of the whole accumulated batch, over all ranks.
+Losses are sums, not means: the trainer divides them by the tokens and rollouts of the whole step, over all ranks.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,17 @@ from raft_kernels import TopK, TopKMetrics, linear_cross_entropy, linear_topk, t
 
 @dataclass(frozen=True)
 class Batch:
-    """x + yhat of every row, then x + z of every scored rollout, in one pack. M answer tokens, N rollout tokens, S rollouts."""
+    """x + yhat of every row, then x + z of every scored rollout, in one pack.
+
+    M is the number of answer tokens, N that of rollout tokens, S that of rollouts.
+    """
 
     pack: Pack
-    sft_positions: Tensor  # [M] int64: where the pack predicts the answers' tokens
+    sft_positions: Tensor  # [M] int64: positions in the pack that predict the answers' tokens
     sft_labels: Tensor  # [M] int64
-    kl_positions: Tensor  # [N] int64: where the pack predicts the rollouts' tokens
-    kl_weights: Tensor  # [N] float64: 1 / length of its rollout, so that the sum over a rollout is its mean
-    kl_rollout: Tensor  # [N] int64: which rollout
+    kl_positions: Tensor  # [N] int64: positions in the pack that predict the rollouts' tokens
+    kl_weights: Tensor  # [N] float64: 1 / length of the rollout; the weighted sum over a rollout is its mean
+    kl_rollout: Tensor  # [N] int64: index of the rollout in `scored`
     scored: tuple[Scored, ...]  # S
     teacher: TopK | None = None  # [N, K]
 
@@ -42,9 +45,9 @@ _TENSORS = ("sft_positions", "sft_labels", "kl_positions", "kl_weights", "kl_rol
 
 
 def student_batch(rows: Sequence[Unit], *, share: bool = False) -> Batch:
-    """Packs rows. Without any, one token takes their place: on every rank each forward must have its counterpart.
+    """Packs rows. A pack without rows gets one token, because every rank must run the same number of forwards.
 
-    share: as of `pack_turns`.
+    share: as in `pack_turns`.
     """
     scored = tuple(s for row in rows for s in row.scored)
     parts = [row.example.answers for row in rows]
@@ -75,27 +78,30 @@ def _joined(parts: Sequence[TopK]) -> TopK:
 
 
 def teacher_pack(scored: Sequence[Scored], *, share: bool = False) -> tuple[Pack, Tensor]:
-    """The same rollouts behind the teacher's prompts: pack and [N] positions, in the order of `Batch.kl_positions`."""
+    """The rollouts after the teacher's prompts: pack, and [N] positions in the order of `Batch.kl_positions`."""
     turns = [(s.example.teacher_prompt, s.completion.token_ids) for s in scored]
     return pack_turns(turns or [NOTHING], share=share)
 
 
 def sft_sum(hidden: Tensor, head: OutputHead, batch: Batch) -> Tensor:
-    """Sum over M answer tokens of the student's cross-entropy; hidden [L, H] of the pack."""
-    if not len(batch.sft_labels):  # zero, and attached to the graph; Liger divides by the number of rows
+    """The student's cross-entropy, summed over the M answer tokens. hidden: [L, H], of the pack."""
+    if not len(batch.sft_labels):  # zero, but part of the graph; Liger would divide by zero rows
         return hidden[:0].float().sum() + head.weight[:0].float().sum()
     return cross_entropy(hidden[batch.sft_positions], head, batch.sft_labels)
 
 
 def kl_per_rollout(hidden: Tensor, head: OutputHead, batch: Batch, args: RAFTConfig) -> Tensor:
-    """[S] float32: T^2 times the mean over each rollout's tokens of KL(teacher_K || student_K) (Eq. 10 before the mean over S)."""
+    """[S] float32: T^2 times the mean of KL(teacher_K || student_K) over each rollout's tokens.
+
+    This is Eq. 10 before its mean over the S rollouts.
+    """
     if batch.teacher is None:
-        return hidden[:0].float().sum(-1)  # empty, and attached to the graph
+        return hidden[:0].float().sum(-1)  # empty, but part of the graph
     return _divergences(hidden[batch.kl_positions], head, batch, batch.teacher, args)
 
 
 def cross_entropy(states: Tensor, head: OutputHead, labels: Tensor, reduction: str = "sum") -> Tensor:
-    """The student's cross-entropy at [M, H] states before the head; labels [M] int64."""
+    """The student's cross-entropy. states: [M, H], before the head; labels: [M] int64."""
     bias = None if head.bias is None else head.bias * head.scale
     if head.scale != 1.0:
         states = states * head.scale
@@ -127,13 +133,12 @@ class Losses(NamedTuple):
     kl: Tensor  # scalar: L_KL, summed over the rollouts
     kl_per_rollout: Tensor  # [S] float32, detached
     squares: tuple[Tensor, Tensor] | None = None
-    """Scalars, float64, detached: squared norms of the gradients of `sft` and `kl` at the hidden states before the
-    head, [M, H] and [N, H]: a state that predicts for several sequences counts for each of them. None: not
-    measured."""
+    """Float64 scalars, detached: squared norms of the gradients of `sft` and `kl` with respect to the hidden states
+    before the head, [M, H] and [N, H]. A state shared by several sequences counts once for each. None: not measured."""
 
 
 def losses(hidden: Tensor, head: OutputHead, batch: Batch, args: RAFTConfig, *, measured: bool = False) -> Losses:
-    """L_SFT and L_KL on hidden [L, H] of the pack. measured: with the norms of their gradients (`raft.train.parts`)."""
+    """L_SFT and L_KL of a pack. hidden: [L, H]. measured: also the norms of their gradients (`raft.train.parts`)."""
     if not measured:
         divergences = kl_per_rollout(hidden, head, batch, args)
         return Losses(sft_sum(hidden, head, batch), divergences.sum(), divergences.detach())
@@ -153,18 +158,22 @@ def losses(hidden: Tensor, head: OutputHead, batch: Batch, args: RAFTConfig, *, 
 
 
 def teacher_topk(hidden: Tensor, head: OutputHead, args: RAFTConfig) -> TopK:
-    """[N, K] ids and logits of the teacher at N positions, with the log-partition at T for the mass that they cover."""
+    """The teacher's top K at N positions: [N, K] ids and logits, and the log-partition at T over the whole
+    vocabulary. hidden: [N, H]."""
     return linear_topk(hidden, head.weight, args.top_k, log_partition_at=args.temperature, **head.options)
 
 
 def statistics(hidden: Tensor, head: OutputHead, batch: Batch, args: RAFTConfig) -> TopKMetrics:
-    """[N] each: masses on the K tokens, entropies over them and top-1 agreement, at T. One more product with the head."""
+    """[N] each, at temperature T: probability on the K tokens, entropies over them, top-1 agreement.
+
+    It computes the student's logits once more.
+    """
     assert batch.teacher is not None
     states = hidden[batch.kl_positions]
     return topk_metrics(states, head.weight, batch.teacher, temperature=args.temperature, **head.options)
 
 
 def covered_mass(teacher: TopK, temperature: float) -> Tensor:
-    """[N] float32: the share of the teacher's tempered distribution that its K tokens hold."""
+    """[N] float32: the probability that the teacher gives its K tokens at this temperature."""
     assert teacher.log_partition is not None
     return torch.exp(torch.logsumexp(teacher.logits / temperature, -1) - teacher.log_partition)

@@ -1,8 +1,8 @@
 """fp32 master weights for parameters in bf16.
 
-AdamW moves a weight by about the learning rate, and bf16 keeps 8 bits of it: at the paper's 5e-6 nearly every update of a
-bf16 weight would round away. So the optimizer owns fp32 copies; after each of its steps the parameters take their rounded
-values, in place, so that an engine that shares their storage sees them too.
+AdamW changes a weight by about the learning rate, and bf16 has 8 significant bits. At the paper's learning rate of 5e-6
+nearly every update of a bf16 weight would be lost by rounding. So the optimizer works on fp32 copies. After each step
+their rounded values are copied into the parameters in place, so that an engine that shares the storage sees them.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ KEY = "master_weights"
 
 
 def keep_masters(optimizer: torch.optim.Optimizer) -> int:
-    """Gives `optimizer`, before its first step, fp32 copies of its bf16 parameters to work on; returns how many.
+    """Replaces the bf16 parameters in `optimizer` by fp32 copies, before its first step; returns their number.
 
-    The copies are part of the optimizer's state_dict. Gradients are taken from, and clipped on, the parameters themselves.
+    The copies are part of the optimizer's state_dict. Gradients are computed and clipped on the bf16 parameters.
     """
     parameters: list[nn.Parameter] = []
     masters: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What libraries say during a training that tells its user nothing."""
+"""Hides messages and progress bars of libraries that are of no use to the user of a training."""
 
 import logging
 from collections.abc import Iterator
@@ -12,9 +12,10 @@ from transformers.utils import logging as transformers_logging
 def _tells(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     if text.startswith("mtime may not be reliable"):
-        return False  # checkpoints of a short run are then ordered by their numbers, as they should be
+        return False  # transformers then orders checkpoints by number, which is what we want
     alone = torch.distributed.is_available() and torch.distributed.is_initialized() and get_world_size() == 1
-    return not (alone and text.startswith("torch.distributed process group is initialized"))  # vLLM's own
+    # vLLM initialises a process group even for one process.
+    return not (alone and text.startswith("torch.distributed process group is initialized"))
 
 
 for _name in ("transformers.trainer_utils", "transformers.training_args"):
@@ -23,9 +24,10 @@ for _name in ("transformers.trainer_utils", "transformers.training_args"):
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """transformers draws no bars, as of the shards of a checkpoint that is written.
+    """Hides the progress bars of transformers, such as the one for writing the shards of a checkpoint.
 
-    Its public switch would also turn on bars of huggingface_hub that somebody had turned off.
+    Turning them back on with the public function would also turn on those of huggingface_hub, even if the user had
+    turned them off.
     """
     shown = getattr(transformers_logging, "_tqdm_active", True)
     transformers_logging._tqdm_active = False

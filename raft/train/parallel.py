@@ -1,4 +1,4 @@
-"""What differs where the weights are split over several processes."""
+"""Special cases of training with FSDP or DeepSpeed, which split the weights over several processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from raft.train.config import RAFTConfig
 
 
 def check_parallel(trainer: Trainer, model: nn.Module) -> None:
-    """Refuses settings that do not go with FSDP or DeepSpeed, which may also come from the launcher."""
+    """ConfigError for settings that FSDP or DeepSpeed does not support. The launcher may have enabled either."""
     args: Any = trainer.args
     if trainer.is_deepspeed_enabled:
         args.check_deepspeed()
@@ -22,7 +22,8 @@ def check_parallel(trainer: Trainer, model: nn.Module) -> None:
 
 
 def check_fsdp(args: RAFTConfig, model: nn.Module) -> None:
-    """Whether updates of bf16 weights would round away: FSDP keeps full precision only where it casts down itself."""
+    """ConfigError if updates of bf16 weights would be lost by rounding: FSDP keeps fp32 weights only in mixed
+    precision."""
     if not (args.bf16 or args.fp16) and any(p.dtype == torch.bfloat16 for p in model.parameters() if p.requires_grad):
         raise ConfigError(
             "bf16: expected true beside FSDP and bf16 parameters, which have no fp32 master weights otherwise"
@@ -31,10 +32,10 @@ def check_fsdp(args: RAFTConfig, model: nn.Module) -> None:
 
 @contextmanager
 def reduction_held(accelerator: Any, model: nn.Module, *, held: bool) -> Iterator[None]:
-    """Within it a backward pass adds up gradients on this rank alone, where `held` and the step is the one that reduces.
+    """With `held`, backward passes within it accumulate gradients on this rank and are not reduced over the ranks.
 
-    In the earlier micro-batches of a step the Trainer holds the reduction back itself, and FSDP2 forgets that setting
-    when another such block ends.
+    It acts only in the last micro-batch of a step. In earlier ones the Trainer has already turned the reduction off,
+    and leaving a second `no_sync` block would turn it on again under FSDP2.
     """
     if held and accelerator.sync_gradients:
         with accelerator.no_sync(model):

@@ -1,13 +1,12 @@
-"""The gradients of both losses apart, at the hidden states that enter the head, without a product more than a step
-has anyway.
+"""The gradient of each loss at the hidden states that enter the head, without additional matrix products.
 
-A loss of the head, f(h, W), is differentiated while its forward runs, on detached copies of its inputs: df/dh and
-df/dW are there at once, and the backward pass only multiplies them by the number that the loss is weighted with. That
-number may hang on the norms of df/dh of both losses, so lambda can be taken from them before the one backward pass
-through the decoder. To the graph, and so to DDP, FSDP, DeepSpeed, gradient checkpointing, a GradScaler and a weight
-that embedding and head share, it is a loss like any other. What it costs is memory, from the forward of the head to
-the start of the backward pass: the head's gradient by L_KL, which else is made in the backward pass, beside that by
-L_SFT.
+The gradients of a loss f(h, W) of the head, df/dh and df/dW, are computed in its forward pass, on detached copies of
+the inputs. The backward pass only multiplies them by the weight of the loss. So lambda can depend on the norms of df/dh
+of both losses, and one backward pass through the decoder is enough. In the autograd graph it is an ordinary loss: DDP,
+FSDP, DeepSpeed, gradient checkpointing, GradScaler and tied embeddings work as usual.
+
+The cost is memory: from the forward pass of the head to the start of the backward pass, the gradients of the head's
+weight for L_SFT and for L_KL are held at the same time.
 """
 
 from collections.abc import Callable
@@ -20,14 +19,14 @@ from torch.autograd.function import once_differentiable
 
 from raft.models.language_model import OutputHead
 
-_ROWS = 4096  # of a gradient in half precision that are scaled at once
+_ROWS = 4096  # rows of a half-precision gradient that are scaled at a time, in fp32
 
 
 class Ahead(NamedTuple):
-    """A loss whose gradients were made in the forward pass."""
+    """A loss whose gradients were computed in the forward pass."""
 
     total: Tensor  # scalar, the sum of the values; differentiable
-    values: Tensor  # what the loss gave, detached
+    values: Tensor  # the result of the loss function, detached
     square: Tensor  # scalar float64, detached: ||d total / d states||_2^2
 
 
@@ -36,7 +35,7 @@ def ahead(
     states: Tensor,  # [N, H]
     head: OutputHead,
 ) -> Ahead:
-    """loss(states, head), summed, with its gradients made now. They are given away to the first backward pass."""
+    """The sum of loss(states, head), its gradients computed now. Only one backward pass can use them."""
 
     def compute(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return loss(states, replace(head, weight=weight, bias=bias))
@@ -53,7 +52,7 @@ class _Ahead(torch.autograd.Function):
         leaves = [None if x is None else x.detach().requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
         by_states = leaves[0]
         assert by_states is not None
-        by_states.requires_grad_()  # for its norm, also where the decoder is frozen
+        by_states.requires_grad_()  # its norm is needed even if the decoder is frozen
         with torch.enable_grad():
             values = compute(*leaves)
             total = values.sum()
@@ -75,7 +74,7 @@ class _Ahead(torch.autograd.Function):
 
 
 def _scaled_(gradient: Tensor, factor: Tensor) -> Tensor:
-    """Times factor, in place. In half precision torch would round the factor first, and so lambda, for all alike."""
+    """Multiplies by `factor` in place. In half precision torch would first round the factor, and with it lambda."""
     if gradient.dtype in (torch.float32, torch.float64):
         return gradient.mul_(factor)
     for rows in gradient.split(_ROWS):

@@ -1,7 +1,4 @@
-"""What a training run shows: steps, epoch, time left, and the numbers that one watches.
-
-The whole line is in metrics.jsonl.
-"""
+"""Progress of training: steps, epoch, time left and the main metrics. All metrics are in metrics.jsonl."""
 
 from typing import Any
 
@@ -14,7 +11,7 @@ SHOWN = {"loss": "loss", "loss_sft": "sft", "loss_kl": "kl", "lambda": "lambda",
 
 
 class TrainingProgress(ProgressCallback):
-    """In place of transformers' bar, which fills a log file and on a terminal vanishes behind its numbers."""
+    """Replaces transformers' bar, which fills log files and, on a terminal, is interrupted by its own metrics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,9 +43,9 @@ class TrainingProgress(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self._training is None or logs is None or "train_runtime" in logs:  # which the last line says in words
+        if self._training is None or logs is None or "train_runtime" in logs:  # the summary line has the run time
             return
-        if "loss_sft" not in logs:  # an evaluation, or something of the user's own
+        if "loss_sft" not in logs:  # an evaluation, or a log of the user's own
             super().on_log(args, state, control, logs=logs, **kwargs)
             return
         rollout = logs.get("share_rollout")
@@ -66,7 +63,7 @@ class TrainingProgress(ProgressCallback):
     ) -> None:
         if not (state.is_world_process_zero and has_length(eval_dataloader)):
             return
-        if self._prediction is None:  # this is the end of the first step: when it began is not known
+        if self._prediction is None:  # the first call comes after the first step: its start time is not known
             self._prediction = Progress("evaluate", len(eval_dataloader), "step", done=1, final=False).start()
         else:
             self._prediction.add(1)
@@ -86,7 +83,7 @@ class TrainingProgress(ProgressCallback):
             self._prediction = None
 
     def close(self, whole: bool = True) -> None:
-        """whole: not after an error, of which the Trainer tells its callbacks nothing."""
+        """whole: False after an error."""
         self.end_evaluation()
         if self._training is not None:
             self._training.stop(whole)
@@ -95,13 +92,13 @@ class TrainingProgress(ProgressCallback):
 
 
 class _Lines:
-    """What transformers takes for its bar when it writes a line beside it."""
+    """The part of the interface of transformers' bar that it uses to write a line."""
 
     write = staticmethod(say)
 
 
 def show_progress(trainer: Trainer) -> TrainingProgress | None:
-    """Takes the place of transformers' own bar, where the trainer has one."""
+    """Replaces transformers' progress bar; None if the trainer has none."""
     progress = TrainingProgress()
     own = [c for c in trainer.callback_handler.callbacks if type(c) is ProgressCallback]
     if not own:

@@ -1,4 +1,4 @@
-"""What a training writes of itself: metrics.jsonl, rollouts.jsonl, warnings.jsonl, and the numbers behind them."""
+"""Records of a training: collects its numbers, writes metrics.jsonl, rollouts.jsonl and warnings.jsonl."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,14 +26,14 @@ FILES = ("metrics.jsonl", "rollouts.jsonl", "warnings.jsonl")
 
 
 class Recorder:
-    """Sums of a rank since the last logged step, and on the first rank the files that they go to."""
+    """Sums of this rank since the last logged step, and on the first rank the files."""
 
     def __init__(self, args: RAFTConfig, student: LanguageModel):
         self.args = args
         self.clock = Clock(args.device)
         self.window = Window()
         self.watch = Watch(args)
-        self.looked_at: list[Scored] = []  # rollouts of the last refresh, from which the teacher's mass is measured
+        self.looked_at: list[Scored] = []  # rollouts scored last, used to find a K for a share of the teacher's mass
         self._rollouts = RolloutLog(args.log_rollouts)
         self._flops = Flops(student.inner)
         peak = peak_flops(args.device, args.peak_tflops)
@@ -41,29 +41,29 @@ class Recorder:
         self._files: dict[str, JsonlAppender] = {}
 
     def open(self, step: int) -> None:
-        """Opens the files, without the lines of steps after `step`, which a resumed run writes again."""
+        """Opens the files and removes lines of steps after `step`, which a resumed run writes again."""
         folder = Path(self.args.output_dir)
         for name in FILES:
             drop_after(folder / name, step)
             self._files[name] = JsonlAppender(folder / name)
         self.watch = Watch(self.args, known=[line["name"] for line in read_jsonl(folder / "warnings.jsonl")])
 
-    # ---- what happens in a step ----
+    # ---- during a step ----
 
     def generated(self, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> None:
-        """A call of the rollout engine."""
+        """Counts one call of the rollout engine."""
         pairs = zip(prompts, completions, strict=True)
         spans = [Span(0, len(prompt) + len(completion.token_ids)) for prompt, completion in pairs]
         positions = sum(len(completion.token_ids) for completion in completions)
         self.window.add("flops", self._flops.forward(spans, positions))
 
     def taken(self, micros: Iterable[MicroBatch]) -> None:
-        """The rows of a step with their rollouts."""
+        """Counts the rollouts of a step."""
         for micro in micros:
             self.window.add_drawn(micro)
 
     def scored(self, scored: Sequence[Scored], spans: Sequence[Span]) -> None:
-        """Rollouts that the teacher scored, and what it read for that."""
+        """Counts rollouts that the teacher scored. spans: of the packs that it read."""
         self.looked_at = [Scored(s.example, s.completion) for s in scored[:4]]
         self.window.add("teacher_tokens", sum(span.tokens for span in spans))
         self.window.add("flops", self._flops.forward(spans, sum(len(s.completion.token_ids) for s in scored)))
@@ -73,7 +73,7 @@ class Recorder:
         self.window.add("engine_gaps", 1)
 
     def distributions(self, hidden: Tensor, head: OutputHead, batch: Batch, *, logged: bool) -> None:
-        """Teacher and student at the rollouts of a pack. logged: this step ends with a line, which has the statistics."""
+        """Adds the teacher's mass on the K tokens of a pack, and for a `logged` step the statistics of both models."""
         assert batch.teacher is not None
         self.window.add("mass", covered_mass(batch.teacher, self.args.temperature).sum())
         self.window.add("mass_tokens", len(batch.kl_positions))
@@ -81,7 +81,7 @@ class Recorder:
             self.window.add_statistics(statistics(hidden, head, batch, self.args))
 
     def trained(self, step: int, batch: Batch, found: Losses, means: Mapping[str, Tensor]) -> None:
-        """A pack of optimizer step `step`, from 1. means: its share of the losses and squared norms of the whole step."""
+        """Adds a pack of optimizer step `step`, counted from 1. means: what it adds to the step's losses and norms."""
         for name, value in means.items():
             self.window.add(name, value)
         if "loss_kl" in means and self.args.process_index == 0:
@@ -103,7 +103,7 @@ class Recorder:
                 self.window.add("gradient_kl_steps", scored)
         self.clock.end_step()
 
-    # ---- what is written ----
+    # ---- writing ----
 
     def line(
         self,
@@ -113,7 +113,7 @@ class Recorder:
         k_for: Callable[[float], int | None],
         decode: Callable[..., str],
     ) -> dict[str, float]:
-        """Writes the line of a logged step; returns `logs` with its numbers added, flat. Every rank must call it."""
+        """Writes the metrics of a logged step; returns `logs` with them added, flattened. Every rank must call it."""
         steps = self.window.steps
         most_lambda = None if self.args.lambda_bound is None else self.window.most_lambda()
         fields = self.window.drain(reduce, self.args.device, self.clock.reset()).fields(self._peak_flops)

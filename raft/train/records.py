@@ -1,4 +1,4 @@
-"""metrics.jsonl and rollouts.jsonl: what is summed up between two lines, and lines that a resumed run neither repeats nor loses."""
+"""Lines of metrics.jsonl and rollouts.jsonl. A resumed run neither repeats nor loses lines."""
 
 import json
 import math
@@ -17,14 +17,15 @@ from raft.train.losses import Batch
 from raft.train.rollout import MicroBatch
 from raft_kernels import TopKMetrics
 
-# What every rank sums up; the order is that of the tensor that is reduced over the ranks.
+# Names of the sums, in the order of the tensor that is summed over the ranks. For a number that is the same on all
+# ranks, such as lambda or a count of steps, each rank adds 1 / ranks of it.
 SUMS = (
-    "loss",  # of the micro-batches, each already divided by the whole batch
+    "loss",  # of the step, the sum over its packs
     "loss_sft",  # the same without lambda * L_KL
-    "loss_kl",  # L_KL of the whole batch, each rank's share of it
-    "kl_steps",  # steps that had any rollout to score, each rank's share of one
-    "lambda",  # each rank's share of it
-    "weighed",  # steps that have a lambda, each rank's share of one
+    "loss_kl",  # L_KL of the step
+    "kl_steps",  # steps with at least one scored rollout
+    "lambda",
+    "weighed",  # steps that have a lambda
     "mass",
     "mass_tokens",
     "student_mass",
@@ -38,19 +39,20 @@ SUMS = (
     "teacher_tokens",
     "packed_tokens",
     "flops",
-    "gradient_sft",  # squared norm of the gradient of L_SFT, of the steps that are measured
-    "gradient_kl",  # the same of lambda * L_KL
-    "gradient_steps",  # steps that are measured, each rank's share of one
-    "gradient_kl_steps",  # those of them that had any rollout to score
+    "gradient_sft",  # squared norm of the gradient of L_SFT, in steps that measure it
+    "gradient_kl",  # the same for lambda * L_KL
+    "gradient_steps",  # steps that measure the gradients
+    "gradient_kl_steps",  # those of them with at least one scored rollout
     "engine_gap",
-    "engine_gaps",  # rollouts that it was taken from
+    "engine_gaps",  # rollouts that the gap was measured on
 )
 
 
 class Window:
-    """Sums over the optimizer steps since the last logged line, on this rank. Part of the checkpoint: a line may span one.
+    """Sums over the optimizer steps since the last logged line, on this rank.
 
-    Numbers that come from the device stay there until a line is due, so that no step waits for them.
+    They are part of the checkpoint, since a line may cover steps before and after one. Numbers on the device stay there
+    until a line is written, so that no step waits for them.
     """
 
     def __init__(self) -> None:
@@ -59,7 +61,7 @@ class Window:
     def clear(self) -> None:
         self._host: dict[str, float] = {}
         self._device: dict[str, Tensor] = {}
-        self._seconds: dict[str, float] = {}  # of this rank, from before a checkpoint
+        self._seconds: dict[str, float] = {}  # of this rank, up to the last checkpoint
         self._most_lambda: Tensor | None = None
         self.steps = 0
 
@@ -91,7 +93,7 @@ class Window:
         return None if self._most_lambda is None else self._most_lambda.item()
 
     def drain(self, reduce: Callable[[Tensor], Tensor], device: torch.device, seconds: dict[str, float]) -> "Line":
-        """The sums over all ranks, and an empty window. seconds: `Clock.reset`."""
+        """Returns the sums over all ranks and clears the window. seconds: from `Clock.reset`."""
         columns = [
             self._device.get(name, torch.zeros((), dtype=torch.float64, device=device)).to(device)
             + self._host.get(name, 0.0)
@@ -103,22 +105,22 @@ class Window:
         return line
 
     def state_dict(self, seconds: dict[str, float]) -> dict[str, Any]:
-        """seconds: `Clock.reset`, kept here from now on."""
+        """The sums, for a checkpoint. seconds: from `Clock.reset`; added to the window."""
         self._seconds = _sum(self._seconds, seconds)
         totals = {name: value.item() for name, value in self._device.items()}
         return {"totals": _sum(self._host, totals), "seconds": dict(self._seconds), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """KeyError for a state that another version wrote."""
+        """KeyError if another version wrote the state."""
         self.clear()
         self._host, self._seconds, self.steps = dict(state["totals"]), dict(state["seconds"]), state["steps"]
 
 
 class Line:
-    """Sums of a window as the fields of a line. Losses and lambda are means over its steps, seconds and tokens are
-    sums.
+    """Turns the sums of a window into the fields of a line of metrics.jsonl.
 
-    Norms of gradients are root mean squares over those of its steps that were measured.
+    Losses and lambda are means over its steps; seconds and tokens are sums; gradient norms are root mean squares over
+    the steps that measured them.
     """
 
     def __init__(self, sums: dict[str, float], steps: int, seconds: dict[str, float]):
@@ -127,7 +129,7 @@ class Line:
         self.seconds = seconds
 
     def fields(self, peak_flops: float | None) -> dict[str, Any]:
-        """peak_flops: of all devices together, FLOP/s; None where it is not known."""
+        """peak_flops: of all devices together, in FLOP/s; None if it is not known."""
         s = self.sums
         line: dict[str, Any] = {
             "loss": s["loss"] / self.steps,
@@ -168,16 +170,16 @@ class Line:
 
 
 class RolloutLog:
-    """Rollouts on their way to rollouts.jsonl: their losses are read off the device when the lines are due."""
+    """Rollouts to write to rollouts.jsonl. Their losses stay on the device until `drain`."""
 
     def __init__(self, most: int):
-        """most: rollouts kept of an optimizer step; -1 keeps all."""
+        """most: rollouts kept per optimizer step; -1 keeps all."""
         self.most = most
         self._held: list[tuple[int, Example, Completion, Tensor]] = []
         self._of_step: tuple[int, int] = (0, 0)
 
     def add(self, step: int, batch: Batch, losses: Tensor) -> None:
-        """losses: [S], of the rollouts of a pack."""
+        """Adds the rollouts of a pack. losses: [S]."""
         kept = self._of_step[1] if self._of_step[0] == step else 0
         left = len(batch.scored) if self.most < 0 else self.most - kept
         losses = losses.detach()
@@ -211,7 +213,7 @@ def _sum(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Removes lines of later steps than `step`: those that a resumed run will write again."""
+    """Removes the lines of steps after `step`, which a resumed run writes again."""
     if not path.exists():
         return
     lines = read_jsonl(path)

@@ -1,9 +1,9 @@
-"""Which rollouts are generated when, and from which seed.
+"""When rollouts are generated, and from which seeds.
 
-One call of the engine serves `steps_per_refresh` optimizer steps, but never more than the epoch or the run has left, so an
-epoch always starts with fresh weights. A call's seed depends on the seed of the run, the step it is made in and the rank,
-and on nothing that came before; what is generated but not yet trained on goes into the checkpoint. Both together make a
-resumed run see the very rollouts that an uninterrupted one would have seen.
+One call of the engine generates for `steps_per_refresh` optimizer steps, or for those left in the epoch or run if they
+are fewer, so every epoch starts with rollouts of the newest weights. The seed of a call depends only on the run's seed,
+the optimizer step and the rank, and rollouts not yet trained on are part of the checkpoint. So a resumed run trains on
+exactly the same rollouts as an uninterrupted one.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from raft_kernels import TopK
 
 logger = logging.getLogger(__name__)
 
-COMPARED = 4  # rollouts of a call that are asked for their log-probabilities (`raft.train.gap` takes one of them)
+COMPARED = 4  # rollouts of a call for which the engine returns log-probabilities; `raft.train.gap` uses one of them
 
 Generate = Callable[[list[list[int]], Sampling], list[Completion]]
 
 
 @dataclass
 class Scored:
-    """A rollout, and what the teacher says of it once it was asked."""
+    """A rollout, and the teacher's top K at its tokens once the teacher has scored it."""
 
     example: Example
     completion: Completion
@@ -36,20 +36,20 @@ class Scored:
 
 @dataclass
 class MicroBatch:
-    """The rows of one batch of the dataloader, each with its rollouts (none for methods that do not distil)."""
+    """The rows of one batch of the dataloader, with the rollouts of each row (none for methods that do not distil)."""
 
     examples: list[Example]
     rollouts: list[list[Scored]] = field(default_factory=list)
 
 
 def call_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of the engine's call in an optimizer step, from 0 to 2**31 - 1."""
+    """Seed of the engine call in an optimizer step, from 0 to 2**31 - 1."""
     digest = hashlib.blake2s(f"{seed}/{step}/{rank}".encode()).digest()
     return int.from_bytes(digest[:4], "little") & 0x7FFF_FFFF
 
 
 class RolloutQueue:
-    """Micro-batches with their rollouts, generated ahead for up to `steps_per_refresh` steps."""
+    """Micro-batches with their rollouts, generated for up to `steps_per_refresh` optimizer steps at once."""
 
     def __init__(self, args: RAFTConfig):
         self.args = args
@@ -60,13 +60,16 @@ class RolloutQueue:
         return len(self._ready)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """What was generated and not yet taken."""
+        """The micro-batches that were generated and not yet taken."""
         return iter(self._ready)
 
     def take(
         self, batches: Iterator[list[Example]], count: int, step: int, steps_left: int, generate: Generate
     ) -> list[MicroBatch]:
-        """The `count` micro-batches of optimizer step `step` (fewer at the end of the data), generating if none are left."""
+        """The next `count` micro-batches (fewer at the end of the data), for optimizer step `step`.
+
+        If none are left, it generates rollouts for at most `steps_left` steps.
+        """
         if not self._ready:
             self._restore(batches)
         if not self._ready:
@@ -92,14 +95,15 @@ class RolloutQueue:
             micro.rollouts = [[Scored(example, next(completions)) for _ in range(n)] for example in micro.examples]
 
     def _restore(self, batches: Iterator[list[Example]]) -> None:
-        """Puts the rollouts of a checkpoint back beside the rows that they were generated for."""
+        """Assigns the rollouts of a checkpoint to the rows that they were generated for."""
         stored, self._restored = self._restored, []
         if not stored:
             return
         for examples, saved in zip(_next(batches, len(stored)), stored, strict=False):
             if [example.id for example in examples] != [row["id"] for row in saved]:
                 raise ValueError(
-                    "the checkpoint's rollouts belong to other rows: resume with the data, the seed and the batch size it was made with"
+                    "the checkpoint's rollouts belong to other rows: resume with the data, the seed and the batch size "
+                    "it was made with"
                 )
             rollouts = [
                 [Scored(example, Completion(**c)) for c in row["rollouts"]]
@@ -112,7 +116,7 @@ class RolloutQueue:
             [
                 {
                     "id": example.id,
-                    # Without log-probabilities: by the next step they are those of older weights.
+                    # Without log-probabilities: a later step has newer weights, so they cannot be compared.
                     "rollouts": [
                         {"token_ids": s.completion.token_ids, "finish_reason": s.completion.finish_reason}
                         for s in scored

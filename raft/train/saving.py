@@ -1,4 +1,4 @@
-"""Whether what a training makes can be written: known before its first step, not after its last."""
+"""Checks before the first step that the trained model can be saved."""
 
 import tempfile
 from typing import Any
@@ -10,7 +10,7 @@ from raft.models.adapters import base_model
 
 
 def check_saves(model: nn.Module, tokenizer: Any) -> None:
-    """Saves a checkpoint without its weights into a temporary folder; raises `ModelError` if transformers refuses."""
+    """Saves configuration and tokenizer into a temporary folder; `ModelError` if transformers cannot."""
     inner: Any = base_model(model)
     parts = {"config.json": inner.config, "tokenizer": tokenizer}
     if inner.can_generate():

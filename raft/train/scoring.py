@@ -1,4 +1,4 @@
-"""The rollouts of a step before its forward: scored by the teacher, and one of them chosen to check the engine by."""
+"""Before the forward of a step: the teacher scores its rollouts, and one of them is chosen to check the engine."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,21 +15,21 @@ from raft.train.teacher import Teacher
 
 
 class Scoring:
-    """teacher: None for methods that do not distil. accelerator: of the trainer."""
+    """teacher: None for methods that do not distil. accelerator: the trainer's."""
 
     def __init__(
         self, args: RAFTConfig, student: LanguageModel, teacher: Teacher | None, recorder: Recorder, accelerator: Any
     ):
         self.teacher = teacher
         self.compared: Scored | None = None
-        """The rollout of this step whose log-probabilities the step's forward compares with the engine's."""
+        """The rollout whose log-probabilities of the engine are compared with those of this step's forward."""
         self._args, self._student, self._recorder, self._accelerator = args, student, recorder, accelerator
 
     def score(self, scored: list[Scored], later: Iterable[MicroBatch], wrapper: nn.Module) -> None:
-        """Asks the teacher about the rollouts of a step that have no top-K yet.
+        """Lets the teacher score those rollouts of a step that have no top K yet.
 
-        later: those of the same refresh for later steps, which are asked about too where the teacher's weights have to
-        come from CPU memory. wrapper: the student as the trainer wrapped it.
+        later: the same refresh's micro-batches for later steps. Under teacher_offload their rollouts are scored too, so
+        that the teacher's weights are moved to the device once. wrapper: the student as the trainer wrapped it.
         """
         if self.teacher is None:
             return
@@ -43,10 +43,10 @@ class Scoring:
         self._recorder.scored(scored, spans)
 
     def compare(self, scored: list[Scored], wrapper: nn.Module) -> None:
-        """Chooses the rollout by which engine and model are compared.
+        """Chooses the rollout on which engine and model are compared.
 
-        The step's own forward gives the model's log-probabilities. Where that draws masks of dropout, a forward of its
-        own does, except for sharded weights, for which all ranks would have to take part.
+        The training forward gives the model's log-probabilities. For a model with dropout a separate forward in eval
+        mode gives them, but not if its weights are sharded, since all ranks would have to run that forward.
         """
         self.compared = to_compare(scored)
         if self.compared is None or not drops(self._student.model):
@@ -57,7 +57,7 @@ class Scoring:
                 self._recorder.engine_gap(gap_alone(compared, self._student))
 
     def k_for(self, share: float, wrapper: nn.Module) -> int | None:
-        """K whose tokens would hold `share` of the teacher's probability on the last rollouts."""
+        """The K whose tokens hold `share` of the teacher's probability on rollouts scored last; None if unknown."""
         assert self.teacher is not None
         with self._accelerator.autocast(), self.teacher.present():
             return self.teacher.k_for(share, self._recorder.looked_at, self._args.temperature, wrapper)

@@ -1,6 +1,7 @@
-"""train/started.json: what a training was started with. A resumed one goes on with the same, or is refused.
+"""train/started.json: model, data and settings that a training was started with. A resumed training must have the same.
 
-What may change is listed here: what is logged and saved, what takes memory and does the same work, and more steps.
+Settings listed here may change: those of logging and saving, those that only affect memory or speed, and the number of
+steps, which may grow.
 """
 
 import json
@@ -51,14 +52,14 @@ _READ = (
 
 
 def write_started(run: Run, config: Config, rows: Sequence[Row]) -> None:
-    """Called when a training starts from its beginning."""
+    """Writes started.json, when a training starts at step 0."""
     write_json(_file(run), _now(config, rows))
 
 
 def check_started(run: Run, config: Config, rows: Sequence[Row]) -> None:
-    """Raises `RunFolderError` naming the first of model, data and settings that is not what the training started with.
+    """`RunFolderError` names the first of model, data and settings that has changed since the training started.
 
-    A training of an earlier version has no started.json; its settings are in config.yaml, and the data is not compared.
+    Earlier versions wrote no started.json. Their settings are read from config.yaml, and the data is not compared.
     """
     now = _now(config, rows)
     before = read_json(_file(run)) if _file(run).exists() else _earlier(run)
@@ -77,7 +78,7 @@ def check_started(run: Run, config: Config, rows: Sequence[Row]) -> None:
             continue
         if name not in _MAY_GROW:
             raise _refused(run, f"train.{name}", was, found)
-        # Only what started.json says is a start: config.yaml holds the steps of the last command.
+        # Only started.json has the number at the start; in config.yaml it is that of the last command.
         if "digest" in before and not 0 < was <= found:
             raise _refused(run, f"train.{name}", was, found, "it may only grow")
 
@@ -91,7 +92,7 @@ def _now(config: Config, rows: Sequence[Row]) -> dict[str, Any]:
         "digest": json_digest([{name: row.get(name) for name in _READ} for row in rows]),
         "settings": {"seed": config.seed, **check_train_keys(config.train)},
     }
-    compared: dict[str, Any] = json.loads(json.dumps(state))  # as the file gives it back
+    compared: dict[str, Any] = json.loads(json.dumps(state))  # as it reads from the file: lists for tuples
     return compared
 
 

@@ -1,4 +1,4 @@
-"""What this trainer adds to a checkpoint, so that a resumed run goes on with the very same numbers."""
+"""The trainer's own state in a checkpoint, so that a resumed run computes exactly the same numbers."""
 
 import logging
 import os
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class ResumableState:
-    """Moving averages, rollouts that were generated and not yet trained on, and sums of steps that were not yet logged."""
+    """Moving averages, rollouts not yet trained on, and sums of steps not yet logged."""
 
     def __init__(self, args: RAFTConfig, balance: Balance, queue: RolloutQueue, recorder: Recorder, digest: str | None):
-        """digest: of the rendered rows."""
+        """digest: `raft.train.data.digest` of the rendered rows."""
         self._args, self._balance, self._queue, self._recorder, self._digest = args, balance, queue, recorder, digest
         self._averages = "gradients" if args.balances_gradients else "losses"
 
@@ -30,7 +30,8 @@ class ResumableState:
         return state_name(self._args.process_index, self._args.world_size)
 
     def write(self, checkpoint: Path) -> None:
-        """Before the Trainer's own files: their last one ends a checkpoint, and older ones are removed once it is there."""
+        """Writes this rank's state. Call it before the Trainer writes its own files: once these are there, the Trainer
+        removes older checkpoints."""
         state = {
             "balance": self._balance.state_dict(),
             "averages": self._averages,
@@ -39,13 +40,13 @@ class ResumableState:
             "rendered": self._digest,
         }
         if self._args.should_save:
-            (checkpoint / FILES).unlink(missing_ok=True)  # of a damaged checkpoint that is written anew
+            (checkpoint / FILES).unlink(missing_ok=True)  # the old list, if a damaged checkpoint is written again
         write_json(checkpoint / self._name, state)
 
     def resume(self, wanted: str | os.PathLike[str] | bool | None) -> str | None:
-        """The checkpoint to go on from, its state taken over. wanted: a path, or True for the last whole one.
+        """Loads the state of a checkpoint and returns its path. RunFolderError if there is none or it is damaged.
 
-        RunFolderError where there is none, or where it is damaged.
+        wanted: a path, or True for the last complete checkpoint; None or False sets the state before the first step.
         """
         checkpoint: str | None = None
         if isinstance(wanted, (str, os.PathLike)):
@@ -60,7 +61,7 @@ class ResumableState:
         return checkpoint
 
     def _restore(self, checkpoint: str | None) -> None:
-        """From a checkpoint; None: the state before the first step. RunFolderError where it cannot be gone on with."""
+        """Loads the state of a checkpoint; None: that before the first step. RunFolderError if it does not fit."""
         fresh: dict[str, Any] = {
             "balance": {"sft": 0.0, "kl": 0.0, "steps": 0.0, "lambda": 0.0},
             "rollouts": [],

@@ -1,4 +1,4 @@
-"""One optimizer step: its rows as packs, and the numbers that its packs share."""
+"""One optimizer step: how its rows are split into packs, and the loss of each pack."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,15 +14,14 @@ from raft.train.losses import Batch, Losses
 
 
 class Step:
-    """The loss of a step, pack by pack. lambda comes from the losses of the packs so far, or from the norms of their
-    gradients."""
+    """The loss of a step, pack by pack. lambda follows from the losses (or gradient norms) of the packs so far."""
 
     def __init__(
         self,
         args: RAFTConfig,
         balance: Balance,
         reduce: Callable[[Tensor], Tensor],  # sum over the ranks
-        rollouts: Tensor,  # scored ones of the step, over all ranks
+        rollouts: Tensor,  # number of scored rollouts of the step, over all ranks
         number: int,  # from 1
     ):
         self.number, self.rollouts = number, rollouts
@@ -33,14 +32,14 @@ class Step:
         """lambda of the last pack."""
         self._distills, self._by_norms = args.preset.distills, args.balances_gradients
         self._balance, self._reduce = balance, reduce
-        # L_SFT and its tokens, L_KL and its rollouts, summed over the packs so far. Where gradients are balanced, their
-        # squared norms take the place of the losses.
+        # Sums over the packs so far: L_SFT, answer tokens, L_KL, rollouts. With balance gradient, the squared gradient
+        # norms replace the losses.
         self._seen = torch.zeros(4, dtype=torch.float64, device=args.device)
 
     def loss(self, batch: Batch, found: Losses, answer_tokens: Tensor | int) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_SFT + lambda * L_KL of a pack, as its share of the means over the whole step, and its parts for the record.
+        """What a pack adds to L_SFT + lambda * L_KL of the step, and its parts for the metrics.
 
-        answer_tokens: of the whole step, over all ranks.
+        answer_tokens: number in the whole step, over all ranks.
         """
         loss = found.sft / answer_tokens
         parts = {"loss_sft": loss}
@@ -76,9 +75,10 @@ def make_balance(args: RAFTConfig) -> Balance:
 
 
 def split_packs(rows: list[list[Unit]], budget: int | None, accelerator: Any) -> list[list[list[Unit]]]:
-    """Rows of each micro-batch -> rows of each pack of each micro-batch. The last micro-batch always has a pack.
+    """Splits the rows of a step into packs, grouped by micro-batch. rows: one list per micro-batch.
 
-    budget: tokens of a pack at most; None: a micro-batch is one pack.
+    budget: largest number of tokens in a pack. With a budget, rows move between micro-batches, and all but the last may
+    have no packs. None: each micro-batch is one pack.
     """
     if budget is None:
         return [[chosen] for chosen in rows]
@@ -88,7 +88,7 @@ def split_packs(rows: list[list[Unit]], budget: int | None, accelerator: Any) ->
 
 
 def token_ids(packs: Sequence[Batch], device: torch.device) -> Tensor:
-    """[1, L] ids of all packs together."""
+    """[1, L] int64: the token ids of all packs, concatenated."""
     if len(packs) == 1:
         return packs[0].pack.input_ids
     return torch.cat([torch.empty(1, 0, dtype=torch.int64, device=device), *(b.pack.input_ids for b in packs)], dim=1)

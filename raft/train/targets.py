@@ -1,4 +1,4 @@
-"""Which of a row's answers is trained on, as far as rows have it."""
+"""Describes which answers are trained on, for the log."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from raft.train.config import RAFTConfig
 
 
 def targets(rows: Sequence[Mapping[str, Any]], args: RAFTConfig) -> str:
-    """The answers that are trained on, with the number of rows that have them, and of those that have the reference only."""
+    """Names the trained answers, and counts the rows that have them and those that use the reference instead."""
     name = args.answer_target
     if name == "raw":
         return "raw answers"

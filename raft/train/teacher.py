@@ -1,4 +1,4 @@
-"""The frozen original model, which reads the answer and scores the student's own rollouts (Eq. 7)."""
+"""The teacher: the frozen original model, which reads the answer and scores the rollouts of the student (Eq. 7)."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +18,11 @@ from raft.train.rollout import Scored
 from raft_kernels import TopK
 
 Looked = TypeVar("Looked")
-_LOOKED_AT = 64  # positions, whose whole distributions are held
+_LOOKED_AT = 64  # positions at most for which `k_for` computes the whole distribution
 
 
 class Teacher:
-    """A copy of the student as it was at the start, another model, or the student itself with its LoRA adapters off."""
+    """A frozen copy of the student, another model, or the student itself with its LoRA adapters switched off."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class Teacher:
         offload: bool = False,
         tokenizer: Any = None,
     ):
-        """offload: its weights stay in CPU memory and are on the device within `present` only. tokenizer: the
-        student's; with it, both may have other numbers of rows for padding behind the same tokens."""
-        self._home: dict[nn.Parameter, Tensor] = {}  # under offload: the weights in CPU memory
+        """offload: keep the weights in CPU memory, except within `present`. tokenizer: the student's; needed if the two
+        embeddings have different numbers of padding rows."""
+        self._home: dict[nn.Parameter, Tensor] = {}  # with offload: the weights in CPU memory
         self.shares_student = teacher is None and bool(peft_configs(student.model))
         if self.shares_student:
             self.model = student
@@ -69,7 +69,7 @@ class Teacher:
 
     @contextmanager
     def present(self) -> Iterator[None]:
-        """Within it the weights are on the student's device."""
+        """Keeps the weights on the student's device while the context is open."""
         try:
             for parameter, home in self._home.items():
                 parameter.data = move(home, self._device)
@@ -78,18 +78,18 @@ class Teacher:
             self._leave()
 
     def _leave(self) -> None:
-        for parameter, home in self._home.items():  # frozen, so there is nothing to copy back
+        for parameter, home in self._home.items():  # the weights are frozen: nothing to copy back
             parameter.data = home
 
     def score(self, scored: Iterable[Scored], args: RAFTConfig, wrapper: nn.Module) -> list[Span]:
-        """Asks for the top-K of every rollout that has none yet, and gives what it read for it.
+        """Scores every rollout that has no top K yet, and returns the spans of the packs that the teacher read.
 
-        A forward takes as many as fit into `max_tokens_per_micro_batch`, or as many as a micro-batch has.
+        A forward takes as many rollouts as fit into `max_tokens_per_micro_batch`, else as many as a micro-batch has.
         """
         read: list[Span] = []
         most = args.per_device_train_batch_size * args.rollouts_per_prompt
         asked = [s for s in scored if s.teacher is None]
-        alike = self.is_sharded(wrapper)  # then every rank must take part in the same number of forwards: one
+        alike = self.is_sharded(wrapper)  # every rank must then run the same number of forwards: one
         for chunk in [asked] if alike else _chunks(asked, args.max_tokens_per_micro_batch, most):
             top, spans = self.topk(chunk, args, wrapper)
             lengths = [len(s.completion.token_ids) for s in chunk]
@@ -100,13 +100,17 @@ class Teacher:
         return read
 
     def topk(self, scored: list[Scored], args: RAFTConfig, wrapper: nn.Module) -> tuple[TopK, tuple[Span, ...]]:
-        """[N, K] at every token of the rollouts. `wrapper`: the student as the trainer wrapped it, used if the weights are its own."""
+        """[N, K] ids and logits at the N tokens of the rollouts, and the spans of the pack.
+
+        wrapper: the student as the trainer wrapped it.
+        """
         return self._read(scored, wrapper, lambda hidden, head: teacher_topk(hidden, head, args))
 
     def k_for(self, share: float, scored: list[Scored], temperature: float, wrapper: nn.Module) -> int | None:
-        """K whose tokens hold `share` of this teacher's tempered probability, mean over some positions of rollouts.
+        """The K whose tokens hold `share` of the teacher's probability at `temperature`, on average over up to 64
+        positions of the rollouts.
 
-        None where its weights are sharded: a look would take all ranks.
+        None without rollouts, and for sharded weights, since all ranks would have to run that forward.
         """
         if self.is_sharded(wrapper) or not scored:
             return None
@@ -125,12 +129,12 @@ class Teacher:
     def _read(
         self, scored: list[Scored], wrapper: nn.Module, look: Callable[[Tensor, OutputHead], Looked]
     ) -> tuple[Looked, tuple[Span, ...]]:
-        """What `look` makes of the head and of the [N, H] hidden states at every token of the rollouts."""
+        """Applies `look` to the [N, H] hidden states at the tokens of the rollouts and to the head."""
         packed, positions = teacher_pack(scored, share=self.model.shares_prompts)
         device = self.model.head().weight.device
         packed, positions = packed.to(device), move(positions, device)
         if self.model.tokens is not None:
-            # A student may draw one of its own rows of padding, however rarely; the teacher would fail on that id.
+            # The student may, rarely, sample one of its padding rows; that id would be out of the teacher's range.
             packed = packed._replace(input_ids=packed.input_ids.clamp(max=self.model.tokens - 1))
 
         def compute() -> Looked:
@@ -142,7 +146,7 @@ class Teacher:
         return found, packed.spans
 
     def is_sharded(self, wrapper: nn.Module) -> bool:
-        """Whether the weights are only whole inside the wrapper's forward, in which then every rank must take part."""
+        """Whether the weights are whole only inside the wrapper's forward, which every rank must then run."""
         return self.shares_student and is_sharded(self.model.model, wrapper)
 
 
@@ -156,7 +160,7 @@ def make_teacher(
 
 
 def check_same_tokens(student: Any, teacher: Any, name: str) -> None:
-    """Raises `ConfigError` if the two tokenizers have another id for the same token. `name`: of the teacher."""
+    """`ConfigError` if the two tokenizers give the same token different ids. name: the teacher's."""
     ids = teacher.get_vocab()
     for token, i in student.get_vocab().items():
         if ids.get(token, i) != i:
@@ -167,7 +171,7 @@ def check_same_tokens(student: Any, teacher: Any, name: str) -> None:
 
 
 def common_tokens(student: LanguageModel, teacher: LanguageModel, tokenizer: Any) -> int | None:
-    """First rows that both heads have, if they differ in length by padding alone; None if they do not differ."""
+    """The number of rows that both heads have, if they differ only in padding rows; None if they do not differ."""
     if teacher.vocabulary == student.vocabulary:
         return None
     common = min(teacher.vocabulary, student.vocabulary)
@@ -186,7 +190,7 @@ def _tokens(scored: Scored) -> int:
 
 
 def _chunks(scored: list[Scored], budget: int | None, most: int) -> Iterator[list[Scored]]:
-    """budget: of tokens; without one, `most` sequences."""
+    """Groups of rollouts with at most `budget` tokens, or without a budget with at most `most` rollouts."""
     chunk: list[Scored] = []
     held = 0
     for s in scored:

@@ -1,8 +1,8 @@
-"""RAFTTrainer: transformers.Trainer with rollouts and a teacher before each step, and a balanced pair of losses in it.
+"""RAFTTrainer: transformers.Trainer that adds rollouts, a teacher that scores them, and the loss L_SFT + lambda * L_KL.
 
-`get_batch_samples` sees all micro-batches of an optimizer step before its first forward: there rollouts are drawn and the
-teacher scores them. `compute_loss` does the one packed forward. Optimizer, schedule, accumulation, checkpoints,
-callbacks, loggers and distribution stay those of transformers.
+`get_batch_samples` gets all micro-batches of an optimizer step before its first forward; there rollouts are generated
+and scored by the teacher. `compute_loss` runs the forward of one pack. Optimizer, schedule, gradient accumulation,
+checkpoints, callbacks, loggers and parallelism are those of transformers.
 """
 
 import logging
@@ -48,13 +48,13 @@ logger = logging.getLogger(__name__)
 class RAFTTrainer(EvaluatingTrainer):
     """Trains a causal language model by one of the methods of `raft.methods`.
 
-    model: a path or name, or a model of transformers, plain or with LoRA adapters.
-    train_dataset, eval_dataset: rows as `raft.rows` takes them, in memory or in a file; eval_loss is the cross-entropy
+    model: a path or name, or a transformers model with or without LoRA adapters.
+    train_dataset, eval_dataset: rows in a form of `raft.rows`, in memory or in a file; eval_loss is the cross-entropy
     of the answers, a mean over batches as in transformers.
-    engine: an object of the Engine protocol that follows this model's weights; it is used and not closed. None: one is
-    built when the training begins.
-    teacher: a path or a model. None: the model as it is now (under LoRA: with its adapters off).
-    Further arguments go to transformers.Trainer.
+    engine: an object of the Engine protocol that follows this model's weights; it is not closed here. None: `train`
+    builds one and closes it.
+    teacher: a path or a model. None: the model as it is now (with LoRA: with its adapters switched off).
+    Other arguments go to transformers.Trainer.
     """
 
     args: RAFTConfig
@@ -82,13 +82,13 @@ class RAFTTrainer(EvaluatingTrainer):
             processing_class=prepared.tokenizer,
             **trainer_kwargs,
         )
-        # The losses are divided by the whole accumulated batch below; the Trainer must not divide once more.
+        # The losses are already divided by the numbers of the whole step; the Trainer must not divide them again.
         self.model_accepts_loss_kwargs = True
         if isinstance(model, (str, os.PathLike)):
             self.student.use_flash_attention()
         check_parallel(self, self.student.model)
         self.method = args.preset(args)
-        # Before any training: a resumed run loads its checkpoint later, in `train`.
+        # With the weights before training: a resumed run loads its checkpoint later, in `train`.
         self.method.begin(self.student.model, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.teacher = make_teacher(args, self.student, teacher, prepared.tokenizer)
         self.balance = make_balance(args)
@@ -111,8 +111,8 @@ class RAFTTrainer(EvaluatingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[Example]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor | None]:
-        """Rows of one optimizer step -> rollouts -> teacher -> packed micro-batches, and the answer tokens over all
-        ranks."""
+        """Generates and scores the rollouts of one optimizer step. Returns its packs by micro-batch, and the number of
+        answer tokens over all ranks."""
         self.recorder.clock.begin_step()
         step, left = self.state.global_step, self.state.max_steps - self.state.global_step
         self.generation.was_called = False
@@ -130,7 +130,7 @@ class RAFTTrainer(EvaluatingTrainer):
         batches = [batch for of_micro in packs for batch in of_micro]
         for batch in batches:
             for s in batch.scored:
-                s.teacher = None  # the batch has it now, and goes with its step
+                s.teacher = None  # only the batch keeps it, until the step ends
         counts = [sum(len(b.sft_labels) for b in batches), sum(len(b.scored) for b in batches)]
         tokens, rollouts = self._sum(move(torch.tensor(counts), device)).unbind()
         self._step = Step(self.args, self.balance, self._sum, rollouts, step + 1)
@@ -138,7 +138,7 @@ class RAFTTrainer(EvaluatingTrainer):
         return [{"input_ids": token_ids(of_micro, device), "packs": of_micro} for of_micro in packs], tokens
 
     def _sum(self, value: Tensor) -> Tensor:
-        """Over all ranks."""
+        """The sum over all ranks."""
         return self.accelerator.reduce(value, "sum")
 
     def training_step(
@@ -146,14 +146,14 @@ class RAFTTrainer(EvaluatingTrainer):
     ) -> Tensor:
         packs: list[Batch] = inputs["packs"]
         total = torch.zeros((), device=self.args.device)
-        # Around the backward pass too: gradient checkpointing runs the attention again there.
+        # `attention` includes the backward pass: gradient checkpointing runs the attention again there.
         with self.recorder.clock.part("forward_backward"), self.student.attention():
             for batch in packs:
                 last = batch is packs[-1]
                 with reduction_held(self.accelerator, model, held=not last):
                     inputs_of_pack = {"batch": batch, "last": last and self.accelerator.sync_gradients}
                     total += super().training_step(model, inputs_of_pack, num_items_in_batch)
-        packs.clear()  # the Trainer holds the inputs until the next step's are there
+        packs.clear()  # frees them now: the Trainer keeps the inputs until it has those of the next step
         return total
 
     def compute_loss(
@@ -163,9 +163,9 @@ class RAFTTrainer(EvaluatingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """L_SFT + lambda * L_KL of one pack, as its share of the means over the whole accumulated batch.
+        """What one pack adds to L_SFT + lambda * L_KL of the step, times the number of ranks.
 
-        Scaled by the number of ranks, because their gradients are averaged.
+        The factor is needed because gradients are averaged over the ranks.
         """
         batch: Batch = inputs["batch"]
         step = self._step
@@ -173,13 +173,14 @@ class RAFTTrainer(EvaluatingTrainer):
         assert num_items_in_batch is not None
         loss, parts = step.loss(batch, found, num_items_in_batch)
         if inputs.get("last") and (penalty := self.method.penalty(self.student.inner)) is not None:
-            loss = loss + penalty.to(loss.dtype) / self.accelerator.num_processes  # the ranks' losses are added up
+            # The losses of the ranks are summed.
+            loss = loss + penalty.to(loss.dtype) / self.accelerator.num_processes
         self.recorder.trained(step.number, batch, found, {**parts, "loss": loss})
         loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
     def _losses(self, model: nn.Module, batch: Batch, *, measured: bool = False) -> Losses:
-        """Both losses of a pack, in the wrapped model's forward. measured: with the norms of their gradients."""
+        """Both losses of a pack, inside the wrapped model's forward. measured: also the norms of their gradients."""
 
         def compute() -> Losses:
             hidden, head = self.student.hidden(batch.pack), self.student.head()
@@ -194,13 +195,13 @@ class RAFTTrainer(EvaluatingTrainer):
 
     @property
     def _is_logged(self) -> bool:
-        """Whether the present step ends with a line of metrics."""
+        """Whether this step writes a line of metrics."""
         every = self.state.logging_steps
         return bool(every) and self.args.logging_strategy == "steps" and (self.state.global_step + 1) % every == 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(model)  # the one that was given to the trainer, if any
-        # FSDP and DeepSpeed keep parameters of their own in full precision.
+        optimizer = super().create_optimizer(model)
+        # FSDP and DeepSpeed keep their own fp32 copies of the parameters.
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and (count := keep_masters(optimizer)):
             logger.info("%d bf16 parameters have fp32 master weights in the optimizer", count)
         return optimizer
@@ -210,18 +211,18 @@ class RAFTTrainer(EvaluatingTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Mean cross-entropy over the answers of a batch of rows. No rollouts, and no change of lambda."""
+        """Mean cross-entropy over the answer tokens of a batch of rows; no rollouts, and lambda does not change."""
         batch = student_batch([Unit(example) for example in inputs]).to(self.args.device)
         with torch.no_grad(), self.student.attention():
             sft = self._losses(model, batch).sft
         return sft / len(batch.sft_labels), None, None
 
-    # ---- before, between and after steps (called by `StepCallback`) ----
+    # ---- called by `StepCallback` before, during and after steps ----
 
     def begin(self) -> None:
-        """Model, optimizer and checkpoint are in place: attach the engine, open the files, say what will be done."""
+        """Once model, optimizer and checkpoint are loaded: attaches the engine, opens the files, prints the plan."""
         if self.args.use_liger_kernel and self.teacher is not None and not self.teacher.shares_student:
-            # The student's is the Trainer's to do.
+            # The Trainer applies the kernels to the student.
             apply_liger_kernel(self.teacher.model.model, self.args.liger_kernel_config)
         unwrapped = self.accelerator.unwrap_model(self.model)
         self.generation.attach(unwrapped, self.processing_class, deepspeed=self.is_deepspeed_enabled)
@@ -235,14 +236,14 @@ class RAFTTrainer(EvaluatingTrainer):
     def after_optimizer(self) -> None:
         self.recorder.clock.since_last_part("optimizer")
         self.balance.commit()
-        if not len(self.queue):  # with rollouts in store the engine is not asked before the next refresh
+        if not len(self.queue):  # while rollouts are left, the engine does not generate and needs no new weights
             self.generation.refresh()
 
     def after_step(self) -> None:
         self.recorder.end_step(self._step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds losses, lambda, times and rollout statistics to a logged step, and writes it to metrics.jsonl."""
+        """Adds losses, lambda, times and rollout statistics to the logs of a step, and writes them to metrics.jsonl."""
         if self.is_in_train and "loss" in logs and self.recorder.window.steps:
             head = {"step": self.state.global_step, "epoch": self.state.epoch}
             k_for = partial(self.scoring.k_for, wrapper=self.model_wrapped)
@@ -254,21 +255,21 @@ class RAFTTrainer(EvaluatingTrainer):
     def train(
         self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers. True resumes from the last whole checkpoint: a kill may have left a part of a newer one.
-        A damaged one that is given by its path is refused."""
+        """As in transformers, but True skips damaged checkpoints (a kill may leave a partial one) and resumes from the
+        last complete one. `RunFolderError` for a damaged checkpoint given by its path."""
         checkpoint = self._state.resume(resume_from_checkpoint)
         try:
             result = super().train(checkpoint, *args, **kwargs)
-            # Checkpoints hold the weights before it, so a resumed run does it once, like any other.
+            # Checkpoints have the weights before this change, so that a resumed run also applies it exactly once.
             self.method.finish(self.student.inner)
-            self.generation.refresh_if_given()  # also where the best weights came back after the last step
+            self.generation.refresh_if_given()  # also needed if the Trainer has loaded the best weights at the end
             return result
         finally:
             self._close()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        if not _internal_call:  # not a checkpoint
+        if not _internal_call:  # the final model, not a checkpoint
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.method.finish_saved(Path(output_dir or self.args.output_dir))
@@ -292,6 +293,6 @@ class RAFTTrainer(EvaluatingTrainer):
             if self._progress is not None:
                 self._progress.close(whole=False)
             self.recorder.write_rollouts(self.processing_class.decode)
-        finally:  # after an error of the device it cannot be read
+        finally:  # also if reading the losses fails after an error of the device
             self.recorder.close()
             self.generation.close()

@@ -1,4 +1,4 @@
-"""`raft train`: rows, model and settings of a run in, a trained checkpoint in the run's folder out."""
+"""`raft train`: trains on the rows of a run and writes the model to the run folder."""
 
 import logging
 import os
@@ -23,17 +23,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingPlan(Plan):
-    """A `Plan` whose rows have what refinement made of them."""
+    """A `Plan` whose rows have the refined answers."""
 
     arguments: RAFTConfig
 
 
 def train(plan: TrainingPlan, resume: bool = False) -> None:
-    """Trains as planned: checkpoints and records go to train/ of the run, the model to model/.
+    """Trains as planned. Checkpoints and records go to train/ of the run folder, the model to model/.
 
-    The settings go to config.yaml once they are known to fit model and data. resume: from the last whole checkpoint,
-    with the settings that the training was started with (`raft.train.started`), or from the start if a kill came before
-    the first one.
+    The settings are written to config.yaml after they were checked against model and data. resume: continue from the
+    last complete checkpoint, with the settings that the training was started with (`raft.train.started`). If there is
+    no checkpoint yet, start at step 0.
     """
     config, run, rows = plan.config, plan.run, plan.rows
     args = plan.arguments
@@ -48,7 +48,7 @@ def train(plan: TrainingPlan, resume: bool = False) -> None:
             train_dataset=rows,
             processing_class=load_tokenizer(plan.model),
         )
-    except InputError as error:  # of a row, which is known by its id alone there
+    except InputError as error:  # names a row by its id alone
         raise InputError(f"{plan.data}, {error}") from error
     if trainer.is_world_process_zero():
         if checkpoint is None:
@@ -61,7 +61,7 @@ def train(plan: TrainingPlan, resume: bool = False) -> None:
 
 
 def _save_beside_refinement(config: Config, run: Run) -> None:
-    """Writes the run's config.yaml; where refinement wrote one, what it says of the refined data stays."""
+    """Writes config.yaml. If refinement wrote one, its section `refine` is kept, and its `data` if none is given."""
     if run.refine_dir.is_dir() and run.config_path.is_file():
         refined = load_config(run.config_path)
         config = replace(config, refine=refined.refine, data=config.data or refined.data)
@@ -69,7 +69,7 @@ def _save_beside_refinement(config: Config, run: Run) -> None:
 
 
 def check_refined(run: Run, args: RAFTConfig) -> None:
-    """Refuses a run whose refinement was stopped before its end, where its answers are to be trained on."""
+    """`RunFolderError` if the training needs answers of a refinement that was stopped before its end."""
     begun, refined = run.refine_dir / "rewrite.jsonl", run.refine_dir / "fused.jsonl"
     if args.answer_target != "raw" and begun.exists() and not refined.exists():
         raise RunFolderError(
@@ -80,7 +80,7 @@ def check_refined(run: Run, args: RAFTConfig) -> None:
 
 
 def with_refinement(rows: list[Row], data: str, run: Run, args: RAFTConfig) -> list[Row]:
-    """The rows of the file `data`, with what the run's refinement made of each where the training reads that."""
+    """The rows of the file `data`, with the refined answers of the run if the training uses them."""
     check_refined(run, args)
     refined = run.refine_dir / "fused.jsonl"
     if args.answer_target != "raw" and refined.exists():
@@ -98,12 +98,11 @@ def with_refinement(rows: list[Row], data: str, run: Run, args: RAFTConfig) -> l
 
 
 def save(trainer: RAFTTrainer, folder: Path) -> None:
-    """Writes a plain Hugging Face checkpoint: model, tokenizer, configurations. The folder appears when it is
-    complete."""
+    """Writes a Hugging Face checkpoint: model, tokenizer, configurations. The folder appears only when complete."""
     partial = folder.with_name(f".{folder.name}.partial")
     trainer.save_model(str(partial))
     if trainer.is_world_process_zero():
-        # A pickle of the training arguments, which the Trainer adds; the run's config.yaml says the same, readably.
+        # The Trainer adds a pickle of the training arguments. The run's config.yaml has the same as text.
         (partial / "training_args.bin").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)

@@ -1,4 +1,4 @@
-"""Validation while training: a pass over items before the first step and after every k-th epoch, a line each."""
+"""Validation during training: scores items before the first step and after every k-th epoch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ class ValidationCallback(TrainerCallback):
 
     items: as `raft.evaluate.evaluate` takes them. engine: one that follows the weights of the model under training.
     evaluate_fn(items, engine, sampling) -> {"scores": {suite: mean}, ...}; None: `raft.evaluate.evaluate`.
-    Resumed, it drops the lines after the checkpoint and makes up for a pass that the kill prevented, so no line comes twice.
+    A resumed run first drops the lines after its checkpoint and adds the line that is due there, if it is missing.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class ValidationCallback(TrainerCallback):
             self._validate(state)
 
     def _due(self, state: TrainerState) -> bool:
-        """Whether training stands at the end of a k-th epoch. Epochs are fractions of steps, so nearly whole is whole."""
+        """Whether this is the end of a k-th epoch. state.epoch is a float with rounding errors, up to 1e-6 here."""
         epoch = state.epoch or 0.0
         whole = round(epoch)
         return whole > 0 and abs(epoch - whole) < 1e-6 and whole % self.every_epochs == 0
 
     def _validate(self, state: TrainerState) -> None:
-        self.engine.refresh()  # on every rank: together they gather what is sharded
+        self.engine.refresh()  # on every rank: sharded weights are gathered from all of them
         if not state.is_world_process_zero or any(line["step"] == state.global_step for line in read_jsonl(self.path)):
             return
         scores = self.evaluate(self.items, self.engine, self.sampling)["scores"]

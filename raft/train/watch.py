@@ -1,6 +1,6 @@
-"""What a run says, once each, when its numbers tell that a setting does not fit it: the number, and what helps.
+"""Warnings when the numbers of a training show that a setting does not fit: the number and a remedy, once a run.
 
-Every finding is logged, and kept in train/warnings.jsonl, which the report shows.
+They are logged and written to train/warnings.jsonl, which the report shows.
 """
 
 import unicodedata
@@ -12,18 +12,18 @@ from typing import Any
 from raft.text import distinct, words
 from raft.train.config import RAFTConfig
 
-LEAST_MASS = 0.9  # of the teacher, on its K tokens
-WANTED_MASS = 0.95
-MOST_TRUNCATED = 1 / 3  # of the rollouts
-LAMBDAS = 0.1, 10.0
-MOST_CLIPPED = 10.0  # times the clip
-PATIENCE = 20  # steps that a number of single steps may be out of its range
-ROLLOUTS = 32  # the last ones, which loops and scripts are looked for in
-MOST_ODD = 1 / 4  # of them
-MOST_GAP = 0.1  # between engine and trainer, nats a token; rounding of bf16 makes 0.04, of one rollout up to 0.07
-GAPS = 3  # lines in a row
-LEAST_WORDS = 14  # of a text that loops, which has 12 trigrams then
-LOOP = 0.5  # share of distinct trigrams in it, at most
+LEAST_MASS = 0.9  # smallest share of the teacher's probability on its K tokens that gives no warning
+WANTED_MASS = 0.95  # share that the recommended K reaches
+MOST_TRUNCATED = 1 / 3  # largest share of cut rollouts
+LAMBDAS = 0.1, 10.0  # range of lambda
+MOST_CLIPPED = 10.0  # largest gradient norm, as a multiple of max_grad_norm
+PATIENCE = 20  # steps in a row that lambda or the gradient norm must be out of range
+ROLLOUTS = 32  # number of last rollouts that are searched for loops and other scripts
+MOST_ODD = 1 / 4  # largest share of these
+MOST_GAP = 0.1  # largest gap of engine and trainer, in nats per token; bf16 rounding gives 0.04, one rollout up to 0.07
+GAPS = 3  # lines in a row with a larger gap
+LEAST_WORDS = 14  # words of a text that can count as a loop; it then has 12 trigrams
+LOOP = 0.5  # largest share of distinct trigrams in a loop
 
 _ODD = {
     "loops": "repeat themselves: a lower learning_rate or rollout_temperature keeps the student readable",
@@ -41,24 +41,24 @@ class Finding:
 
 
 class Watch:
-    """Looks at every line of metrics and every logged rollout. `known`: what an earlier life of the run has said."""
+    """Checks every line of metrics and every logged rollout. known: names of warnings given before a resume."""
 
     def __init__(self, args: RAFTConfig, known: Iterable[str] = ()):
         self._args = args
         self._said = set(known)
         self._since: dict[str, int] = {}  # name -> steps in a row
-        self._cut: list[tuple[float, int]] = []  # share of cut rollouts, rollouts, of lines that are looked at together
+        self._cut: list[tuple[float, int]] = []  # (share of cut rollouts, rollouts) of the lines since the last check
         self._odd: dict[str, deque[bool]] = {name: deque(maxlen=ROLLOUTS) for name in _ODD}
 
     def metrics(
         self,
         step: int,
-        steps: int,  # that the line is the mean of
+        steps: int,  # number of steps that the line averages over
         line: Mapping[str, Any],
         most_lambda: float | None = None,
-        k_for: Callable[[float], int | None] = lambda share: None,  # K that would hold this share of the teacher's mass
+        k_for: Callable[[float], int | None] = lambda share: None,  # the K that holds this share of the teacher's mass
     ) -> list[Finding]:
-        """What this line is the first to show. k_for is only asked where its answer is told."""
+        """New warnings for a line of metrics.jsonl. k_for is called only if the warning needs it."""
         looks: dict[str, Callable[[], str | None]] = {
             "teacher_mass": lambda: self._mass(line, k_for),
             "truncated": lambda: self._truncated(line, steps),
@@ -98,8 +98,8 @@ class Watch:
         if cut <= MOST_TRUNCATED:
             return None
         return (
-            f"{cut:.0%} of the rollouts were cut at {self._args.rollout_max_tokens} tokens: a larger rollout_max_tokens "
-            "lets them end, mask_truncated leaves the cut ones out"
+            f"{cut:.0%} of the rollouts were cut at {self._args.rollout_max_tokens} tokens: a larger "
+            "rollout_max_tokens lets them end, mask_truncated leaves the cut ones out"
         )
 
     def _bound(self, step: int, most_lambda: float | None) -> str | None:
@@ -125,7 +125,8 @@ class Watch:
         norm, clip = line.get("grad_norm"), self._args.max_grad_norm
         if norm is None or not clip:
             return None
-        if not self._lasts("grad_norm", float(norm) > MOST_CLIPPED * clip, 1, PATIENCE):  # of the last step
+        # The norm in a line is that of its last step.
+        if not self._lasts("grad_norm", float(norm) > MOST_CLIPPED * clip, 1, PATIENCE):
             return None
         bound = ", or bound the weight of the distillation with lambda_max" if self._args.preset.distills else ""
         return (
@@ -146,7 +147,7 @@ class Watch:
         )
 
     def rollouts(self, lines: Iterable[Mapping[str, Any]]) -> list[Finding]:
-        """The same of lines of rollouts.jsonl."""
+        """New warnings for lines of rollouts.jsonl."""
         found = []
         for line in lines:
             self._odd["loops"].append(loops(line["rollout"]))
@@ -159,23 +160,23 @@ class Watch:
         return found
 
     def _lasts(self, name: str, outside: bool, steps: int, patience: int) -> bool:
-        """Whether it has been so for that many steps in a row."""
+        """Whether the number `name` has been outside its range for `patience` steps in a row."""
         self._since[name] = self._since.get(name, 0) + steps if outside else 0
         return self._since[name] >= patience
 
 
 def loops(text: str) -> bool:
-    """Whether at least half of its trigrams of words came before; a text of a few words never loops."""
+    """Whether at least half of the text's word trigrams are repetitions; False for short texts."""
     tokens = words(text)
     return len(tokens) >= LEAST_WORDS and distinct(tokens) <= LOOP
 
 
 def leaves_script(asked: str, text: str) -> bool:
-    """Whether most letters of a text are of scripts that what was asked has none of."""
+    """Whether most letters of `text` are of scripts that `asked` does not contain."""
     known, said = _scripts(asked), _scripts(text)
     return bool(known) and said.total() >= 12 and sum(said[s] for s in known) < said.total() / 2
 
 
 def _scripts(text: str) -> Counter[str]:
-    """Letters by script, which is the first word of a letter's Unicode name: LATIN, CYRILLIC, CJK, ..."""
+    """Number of letters by script: the first word of their Unicode name, such as LATIN, CYRILLIC or CJK."""
     return Counter(unicodedata.name(c, "UNKNOWN").split()[0] for c in text if c.isalpha())

@@ -1,6 +1,6 @@
 """One training in a process of its own: python -m tests.golden.child FOLDER CHECKPOINT JSON-SETTINGS [resume]
 
-Settings are those of RAFTConfig on top of the tests' own. Used for what one process cannot show: kills and several ranks.
+Settings are those of RAFTConfig on top of the tests' own. It is used for tests of kills and of several ranks.
 """
 
 import json

@@ -83,7 +83,7 @@ class Recorder(HFEngine):
 def trainer(
     folder: str | Path, family: str = "qwen3", data: Any = None, dtype: Any = torch.float32, **overrides: Any
 ) -> RAFTTrainer:
-    """A trainer of a tiny model with a recording engine; `overrides` are settings, except engine_edit, teacher and callbacks."""
+    """A trainer of a tiny model with a recording engine. overrides: settings, engine_edit, teacher and callbacks."""
     edit, teacher, callbacks = (overrides.pop(name, None) for name in ("engine_edit", "teacher", "callbacks"))
     eval_dataset = overrides.pop("eval_dataset", None)
     model, tokenizer = load(family, dtype)

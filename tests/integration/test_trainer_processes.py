@@ -44,8 +44,12 @@ def weights(folder):
 
 def test_killed_in_the_middle_a_run_resumes_exactly(tmp_path):
     settings = {
-        "num_train_epochs": 12, "save_strategy": "steps", "save_steps": 5, "steps_per_refresh": 2, "gradient_accumulation_steps": 2,
-    }  # fmt: skip
+        "num_train_epochs": 12,
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "steps_per_refresh": 2,
+        "gradient_accumulation_steps": 2,
+    }
     whole = start(tmp_path / "whole", settings)  # beside the others: most of their time is imports
     killed = tmp_path / "killed"
     process = start(killed, settings)
@@ -98,8 +102,12 @@ def test_two_ranks_equal_one(tmp_path, more):
 def test_ranks_whose_teachers_need_other_numbers_of_forwards(tmp_path):
     """Under LoRA the teacher is the student, which DDP wraps; one rank's short rollouts fit into fewer forwards."""
     settings = {
-        "lora": True, "short_on_rank": 1, "max_steps": 2, "per_device_train_batch_size": 4, "max_tokens_per_micro_batch": 248,
-    }  # fmt: skip
+        "lora": True,
+        "short_on_rank": 1,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "max_tokens_per_micro_batch": 248,
+    }
     finish(start(tmp_path, settings, ranks=2))
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
 

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def measured(*weights: str) -> list[dict[str, float]]:
-    """In copies of the weights: what the engine's start and a training step added at most to the memory in use before."""
+    """Peak memory that the engine's start and a training step add to what was in use, in copies of the weights."""
     command = [sys.executable, "-m", "tests.integration.test_vllm_memory"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     children = [subprocess.Popen([*command, how], cwd=REPOSITORY, text=True, **pipes) for how in weights]

@@ -71,8 +71,8 @@ def packed(monkeypatch):
 
 
 SETTINGS = {
-    "data": rows(6), "dtype": torch.float64, "max_steps": 2, "train_sampling_strategy": "sequential", "weight_decay": 0.0,
-    "optim": "sgd", "learning_rate": 0.02, "max_grad_norm": 0.0, "lr_scheduler_type": "constant",
+    "data": rows(6), "dtype": torch.float64, "max_steps": 2, "train_sampling_strategy": "sequential",
+    "weight_decay": 0.0, "optim": "sgd", "learning_rate": 0.02, "max_grad_norm": 0.0, "lr_scheduler_type": "constant",
 }  # fmt: skip
 
 
@@ -113,8 +113,12 @@ def test_lambda_of_the_step_is_that_of_all_its_packs(tmp_path, packed):
 def test_fewer_packs_than_micro_batches(tmp_path, packed):
     """The rows of three micro-batches fit into one forward."""
     made = trainer(
-        tmp_path, **SETTINGS, per_device_train_batch_size=2, gradient_accumulation_steps=3, max_tokens_per_micro_batch=5000,
-    )  # fmt: skip
+        tmp_path,
+        **SETTINGS,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        max_tokens_per_micro_batch=5000,
+    )
     made.train()
     assert len(packed) == 2
     assert made.state.global_step == 2

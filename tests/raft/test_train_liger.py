@@ -1,4 +1,4 @@
-"""`use_liger_kernel`: transformers' switch, in the step of this trainer. Interpreted, because Liger has Triton kernels alone."""
+"""transformers' setting `use_liger_kernel` in this trainer. Liger has only Triton kernels, so they run interpreted."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What is generated when, from which seed, and that the queue's state brings back exactly what was not yet trained on."""
+"""When rollouts are generated and from which seed; the queue's state restores exactly those not yet trained on."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Warnings of a training: each is said once, with the number and what helps; and none where the numbers are in order."""
+"""Warnings of a training: each is given once, with the number and a remedy; none while the numbers are in range."""
 
 import pytest
 import torch
