@@ -46,7 +46,7 @@ class TopKDistillationTrainer(DistillationTrainer):
             num_items=num_items_in_batch,
             **options,
         )
-        # TRL logs its mean as "entropy". Here it is of the student, renormalised to the teacher's top-K.
+        # TRL logs its mean as "entropy". Here it is the entropy of the student, renormalised to the teacher's top-K.
         entropy = topk_metrics(hidden, head.weight, top_k, **options).student_entropy
         return loss, entropy.sum(), mask.sum()
 

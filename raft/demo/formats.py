@@ -72,7 +72,7 @@ def with_commas(rng: random.Random) -> Exercise:
 def without_word(rng: random.Random) -> Exercise:
     ask, some, kind = _items(rng, 3, 5)
     banned = rng.choice([word for word in words.CATEGORIES[kind] if word not in some])
-    # The words are counted too, or any text without the banned word would pass.
+    # The words are counted too; otherwise any text without the banned word would pass.
     check = {"kind": "all", "checks": [{"kind": "without", "word": banned}, {"kind": "words", "n": len(some)}]}
     return Exercise(f"{ask} without the word {banned}.", " ".join(some), check)
 

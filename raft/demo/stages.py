@@ -1,4 +1,4 @@
-"""The stages of the demo. A stage is skipped where the run folder already has its result."""
+"""The stages of the demo. A stage is skipped if the run folder already has its result."""
 
 import threading
 import time

@@ -95,7 +95,7 @@ def trained_items(run: Run, config: Config, items: Sequence[Row], data_path: str
 
 
 def _check_base(config: Config, path: str) -> None:
-    """Refuse the name "base" for another model than the run's first one, which reports call so."""
+    """Refuse the name "base" for any model but the one that the run starts from: reports call that one "base"."""
     if config.model is not None and fingerprint(path) != fingerprint(config.model):
         raise ConfigError(
             f"name: 'base' is the name of the model that the run starts from ({config.model}), found {path}; give "

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class Jobs:
-    """Runs at most `at_once` functions at a time. With 1, each runs in the caller's thread when its result is read."""
+    """Runs at most `at_once` functions at a time. With 1, a function runs in the thread that asks for its result."""
 
     def __init__(self, at_once: int = 1):
         self._pool = ThreadPoolExecutor(at_once) if at_once > 1 else None

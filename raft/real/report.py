@@ -30,12 +30,8 @@ WORDS = {
     "ifeval_instruction_strict": "IFEval, instructions",
     "arc_easy": "ARC-Easy",
 }
-TOLD = (
-    "domain_rephrased_choice",
-    "domain_unseen_choice",
-    "ifeval_prompt_strict",
-    "arc_easy",
-)  # told in sentences at the top
+# Metrics that have a sentence at the top of the page.
+TOLD = ("domain_rephrased_choice", "domain_unseen_choice", "ifeval_prompt_strict", "arc_easy")
 
 
 def write_page(folder: Path, result: Mapping[str, Any]) -> Path:

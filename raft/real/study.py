@@ -116,7 +116,7 @@ def _base(run: Run, model: str, data: Data, settings: RealSettings, clock: Stage
 
 
 class Seed:
-    """The stages of one seed. A stage is skipped where the run folder already has its result."""
+    """The stages of one seed. A stage is skipped if the run folder already has its result."""
 
     def __init__(
         self,
