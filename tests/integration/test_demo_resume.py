@@ -22,7 +22,8 @@ from raft.demo.comparison import run_demo
 from raft.demo.settings import GridPoint, DemoSettings
 from raft.runs.folder import open_run
 folder, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
-settings = DemoSettings(GridPoint(5e-4, 2), GridPoint(5e-4, 2), validate_every=1, engine="hf", train_rows=48, every_item=40)
+point = GridPoint(5e-4, 2)
+settings = DemoSettings(point, point, validate_every=1, engine="hf", train_rows=48, every_item=40)
 run_demo(open_run(folder, "demo", resume=resume), seed=7, resume=resume, settings=settings)
 """
 
