@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 # Scripts written without spaces: each character counts as a word.
-_SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 # An explicit list, since "no letter" would include the vowel signs within words of Indic scripts.
 _PUNCTUATION = (
     r"!-/:-@\[-`{-~\u00a1-\u00a9\u00ab-\u00b4\u00b6-\u00b9\u00bb-\u00bf\u00d7\u00f7"
     r"\u0964\u0965\u2000-\u206f\u3000-\u303f\uff01-\uff20"
 )
-_LETTER = rf"[^\s\d{_PUNCTUATION}{_SPACELESS}]"
-_WORD = re.compile(rf"\d+(?:[.,:/]\d+)*|[{_SPACELESS}]|{_LETTER}(?:['’]?(?:{_LETTER}|\d))*")
+_LETTER = rf"[^\s\d{_PUNCTUATION}{SPACELESS}]"
+_WORD = re.compile(rf"\d+(?:[.,:/]\d+)*|[{SPACELESS}]|{_LETTER}(?:['’]?(?:{_LETTER}|\d))*")
 _NOT = re.compile(r"n['’]t\b")
 _SHORT = {"can't": "can not", "won't": "will not", "shan't": "shall not", "cannot": "can not"}
 _SHORTENED = re.compile("|".join(word.replace("'", "['’]") for word in _SHORT))

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from raft.errors import InputError
+from raft.text import SPACELESS
 
 # In scripts without spaces every character counts as a word, as in MLQA's scorer.
-_SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
+_WORD = re.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
 _NUMBERED_LINE = re.compile(r"(\d+)\. +\S")
 _QUOTES = {"“": "”", '"': '"'}
 _ENDING = " \t\n.!?\"'“”‘’"

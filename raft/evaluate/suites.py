@@ -40,7 +40,6 @@ def evaluate(
     engine: "Engine",
     sampling: "Sampling",
     *,
-    suite_field: str = "suite",
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Evaluation:
@@ -72,7 +71,7 @@ def evaluate(
         thought, output = written(engine.tokenizer, completion.token_ids)
         sample = Sample(
             id=str(item.get("id", number)),
-            suite=item.get(suite_field) or DEFAULT_SUITE,
+            suite=item.get("suite") or DEFAULT_SUITE,
             skill=item.get("skill"),
             question=item.get("question") or _prompt(item)[-1]["content"],
             output=output,

@@ -83,11 +83,6 @@ def test_sampled_batches_repeat_with_the_seed_and_draw_apart(engine):
     assert len(set(first)) == 4  # one prompt four times: each batch and request has random numbers of its own
 
 
-def test_another_suite_field(engine):
-    items = [{**item, "part": "x"} for item in ITEMS]
-    assert evaluate(items, engine, Sampling(max_tokens=2), suite_field="part")["n"] == {"x": 4}
-
-
 def test_evaluate_run_writes_scores_retention_and_distance(models, data, tmp_path, capsys):
     run = Run(tmp_path / "run")
     result = evaluate_run(plan_evaluation(config(seed=1), run, models["other"], data), "other", base=models["base"])
