@@ -57,10 +57,7 @@ class Progress:
         self._ticker: threading.Thread | None = None
 
     def add(self, items: int, *, fresh: int | None = None, figures: Sequence[str] | None = None) -> None:
-        """Counts `items` as done. fresh: how many of them this run has done, not an earlier one (default: all).
-
-        figures: further texts to show.
-        """
+        """Counts `items` as done, `fresh` of them (default: all) by this run. figures: further texts to show."""
         self._done += items
         self._fresh += items if fresh is None else fresh
         if figures is not None:

@@ -78,8 +78,7 @@ def teacher(question: str, reference: str) -> str:
     """
     return (
         f"Background reference knowledge: {reference}\n"
-        f"Answer the question based on the reference knowledge: {question}\n"
-        "Answer:"
+        f"Answer the question based on the reference knowledge: {question}\nAnswer:"
     )
 
 

@@ -64,10 +64,7 @@ def read_rows(path: str | Path, *, need_answer: bool = True) -> list[Row]:
 def normalize_rows(
     rows: Iterable[Mapping[str, Any]], source: str = "train_dataset", need_answer: bool = True
 ) -> list[Row]:
-    """The same for rows in memory: a list of dicts or a `datasets.Dataset`. source: names the rows in errors.
-
-    Rows that were checked before do not change.
-    """
+    """The same for rows in memory: a list of dicts or a `datasets.Dataset`. source: names the rows in errors."""
     return _checked(((f"row {i}", row) for i, row in enumerate(rows)), source, need_answer)
 
 

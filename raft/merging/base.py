@@ -25,8 +25,7 @@ class Merge:
         """Called once before `tensor`, with the names of all tensors."""
 
     def tensor(self, name: str, base: Tensor | None, tuned: Sequence[Tensor]) -> Tensor:
-        """The merged tensor. All given tensors and the result have the same shape; the caller casts the result to the
-        dtype of the first tuned one."""
+        """The merged tensor, in the shape of the given ones; the caller casts it to the first tuned one's dtype."""
         raise NotImplementedError
 
 

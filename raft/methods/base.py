@@ -61,9 +61,8 @@ class Method:
                 raise ConfigError(f"method_options: {key}: expected a number of at least 0, found {value!r}")
 
     def begin(self, model: "nn.Module", *, sharded: bool) -> None:
-        """Called before training, with the whole, untrained model. Chooses the parameters to train and keeps copies
-        that are needed later. sharded: FSDP or DeepSpeed will split the weights. ConfigError if the method does not
-        support the model."""
+        """Called before training with the whole model: chooses the parameters to train, copies what is needed later.
+        sharded: FSDP or DeepSpeed will split the weights. ConfigError if the method does not support the model."""
 
     def penalty(self, model: "nn.Module") -> "Tensor | None":
         """A scalar that is added to the loss once per optimizer step, or None."""

@@ -53,8 +53,7 @@ class Controls:
         return match.group() if match else None
 
     def hold(self, value: Any) -> Any:
-        """Escapes the control tokens in `value` (a text, or lists and mappings of texts), so that `encode` treats them
-        as plain characters."""
+        """Escapes the control tokens in `value` (a text, or lists and mappings of texts); `encode` reads it."""
         if isinstance(value, str):
             if self._found is None:
                 return value

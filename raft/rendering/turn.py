@@ -97,8 +97,7 @@ def _behind(
 ) -> str:
     """The rendered text after the answer, or after the prompt if the answer has only tool calls.
 
-    Question and answer are replaced by placeholders to find their positions: a search for a short answer could match
-    elsewhere.
+    Placeholders for question and answer give their positions: a search for a short answer could match elsewhere.
     """
     controls = Controls.of(tokenizer)
     short = partial(_short, controls)

@@ -71,8 +71,7 @@ def check_run(
     overwrite: bool = False,
     inputs: Mapping[str, str | Path] | None = None,
 ) -> None:
-    """`RunFolderError` for a folder that `open_run` would refuse; changes nothing. inputs: setting -> path of a file or
-    folder that the command reads."""
+    """`RunFolderError` for a folder that `open_run` would refuse. inputs: setting -> path that the command reads."""
     _plan(Path(path), command, resume, overwrite, inputs or {})
 
 
@@ -108,10 +107,8 @@ def open_run(
 
 
 def add_to_run(path: str | Path, command: str, names: Iterable[str], inputs: Mapping[str, str | Path]) -> None:
-    """Adds files to the manifest that a command is about to write or replace. The folder may have other content.
-
-    `RunFolderError` if such a file exists and no command of the run wrote it, or if it is an input.
-    """
+    """Adds to the manifest files that a command is about to write or replace. `RunFolderError` if one of them exists
+    but no command of the run wrote it, or if it is an input."""
     path, names = Path(path), tuple(names)
     _check_place(path)
     manifest = Manifest.read(path) or Manifest(path)

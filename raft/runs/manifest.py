@@ -12,9 +12,8 @@ MARKER = ".raft-run"
 """The first file made in a run folder; it is locked by the command that works there."""
 MANIFEST = "manifest.json"
 
-# A run folder of a version without manifests is recognised by MARKER or, if copied without hidden files, by a
-# config.yaml with all _SECTIONS and one of _RECORDS. A name of _EARLIER then belongs to the run if the file it maps to
-# exists.
+# A run folder of a version without manifests has MARKER or, if copied without hidden files, a config.yaml with all
+# _SECTIONS and one of _RECORDS. A name of _EARLIER then belongs to the run if the file that it maps to exists.
 _SECTIONS = ("\nmodel:", "\ndata:", "\nseed:", "\nrun:", "\nrefine:", "\ntrain:", "\nevaluate:")
 _RECORDS = ("refine/rewrite.jsonl", "train/metrics.jsonl", "demo.json")
 _EARLIER = {

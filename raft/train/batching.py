@@ -86,10 +86,7 @@ def split(rows: Sequence[Unit], budget: int, packs: int = 1) -> list[list[Unit]]
 
 
 def split_alike(rows: Sequence[Unit], budget: int, accelerator: Accelerator) -> list[list[Unit]]:
-    """`split` into the same number of packs on every rank, because losses are summed over the ranks pack by pack.
-
-    Some packs may be empty.
-    """
+    """`split` into the same number of packs on every rank, since ranks sum losses pack by pack. Some may be empty."""
     packs = split(rows, budget)
     if accelerator.num_processes == 1:
         return packs

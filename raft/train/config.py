@@ -51,8 +51,7 @@ class RAFTConfig(TrainingArguments):
     chat one whose words instruction models do not repeat."""
 
     top_k: Count = 512
-    """K: number of the teacher's most probable tokens that both distributions are restricted to (Eq. 9), at most the
-    vocabulary."""
+    """K: both distributions are restricted to the teacher's K most probable tokens (Eq. 9). At most the vocabulary."""
     temperature: Positive = 1.5
     """Temperature T of both distributions in L_KL (Eq. 8)."""
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
@@ -106,16 +105,14 @@ class RAFTConfig(TrainingArguments):
     teacher_offload: bool = False
     """Keep the teacher in CPU memory. It is on the GPU only while it scores all rollouts of a refresh."""
     peak_tflops: Positive | None = None
-    """Peak dense TFLOP/s of one device in the precision of training, for the MFU. None: from a table, by the GPU's
-    name."""
+    """Peak dense TFLOP/s of one device in the training precision, for the MFU. None: from a table of GPU names."""
     vllm_gpu_memory_utilization: PositiveShare = 0.3
     """Share of the GPU's memory for vLLM: weights (the student's own, if shared) and KV cache."""
     release_cache: bool = True
     """Free the engine's KV cache while the model is trained. On a GPU this needs vLLM 0.31 or later."""
 
     max_length: Count = 2048
-    """Largest number of tokens in prompt plus answer, or prompt plus rollout. Longer answers are cut, longer prompts
-    refused."""
+    """Largest number of tokens in a prompt plus answer or rollout. Longer answers are cut, longer prompts refused."""
     teacher_max_length: Count | None = None
     """The same for the teacher, whose prompt also holds the answer. That answer is cut if needed, never the question.
     None: max_length."""
@@ -189,8 +186,7 @@ class RAFTConfig(TrainingArguments):
         return self.max_length if self.teacher_max_length is None else self.teacher_max_length
 
     def check_deepspeed(self) -> None:
-        """ConfigError for settings that DeepSpeed does not support. The trainer calls it too: a launcher may enable
-        DeepSpeed."""
+        """ConfigError for settings that DeepSpeed, which a launcher may also enable, does not support."""
         if self.max_tokens_per_micro_batch is not None:
             raise ConfigError(
                 "max_tokens_per_micro_batch: expected none beside DeepSpeed, which counts the micro-batches itself"

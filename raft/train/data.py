@@ -42,8 +42,7 @@ class Example:
 
     @property
     def answers(self) -> tuple[list[int], list[int], list[bool]]:
-        """The tokens before the first trained one, all tokens from it on, and for each of these whether it is
-        trained."""
+        """The tokens before the first trained one, the tokens from it on, and which of these are trained."""
         context = self.context
         start = self.earlier[0][0] if self.earlier else len(context)
         trained = [any(a <= i < b for a, b in self.earlier) for i in range(start, len(context))]

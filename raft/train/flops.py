@@ -1,10 +1,8 @@
 """Floating-point operations of a training step, and the peak FLOP/s of devices, for the model FLOPs utilisation (MFU).
 
-Counted as in the PaLM report (Chowdhery et al. 2022, appendix B), without recomputation. A forward takes
-- 2 for each weight of the layers and each token,
-- 4 * width * (length / 2) for each token in causal attention,
-- 2 for each weight of the head and each position whose logits are needed.
-A backward takes twice as many.
+Counted as in the PaLM report (Chowdhery et al. 2022, appendix B), without recomputation. A forward takes 2 for each
+weight of the layers and token, 4 * width * (length / 2) for each token in causal attention, and 2 for each weight of
+the head and position with logits. A backward takes twice as many.
 """
 
 import re
@@ -15,8 +13,7 @@ import torch
 
 from raft.models.packing import Span
 
-# Dense bf16 TFLOP/s from the vendors' data sheets. The first key contained in the device's name applies; for other
-# devices the setting peak_tflops gives the number.
+# Dense bf16 TFLOP/s from the vendors' data sheets. The first key contained in the device's name applies.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,

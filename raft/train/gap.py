@@ -26,8 +26,7 @@ def to_compare(scored: Iterable[Scored]) -> Scored | None:
 
 
 def gap_in(batch: Batch, compared: Scored | None, hidden: Tensor, head: OutputHead) -> Tensor | None:
-    """The gap, a float32 scalar, from the hidden states [L, H] of a training forward. None: the rollout is in another
-    pack."""
+    """The gap, a float32 scalar. hidden: [L, H], of a training forward. None if the rollout is in another pack."""
     first = 0
     for s in batch.scored:
         count = len(s.completion.token_ids)

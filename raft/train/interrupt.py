@@ -14,8 +14,7 @@ from raft.errors import Interrupted
 class StopAtStepEnd(TrainerCallback):
     """Within this context the first signal ends training after the current step, with a checkpoint.
 
-    A second signal stops at once; the last periodic checkpoint remains. On exit, `Interrupted` is raised if a signal
-    came.
+    A second signal stops at once; the last periodic checkpoint remains. On exit, raises `Interrupted` after a signal.
     """
 
     def __init__(self) -> None:

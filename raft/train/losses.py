@@ -21,10 +21,7 @@ from raft_kernels import TopK, TopKMetrics, linear_cross_entropy, linear_topk, t
 
 @dataclass(frozen=True)
 class Batch:
-    """x + yhat of every row, then x + z of every scored rollout, in one pack.
-
-    M is the number of answer tokens, N that of rollout tokens, S that of rollouts.
-    """
+    """x + yhat of every row, then x + z of every scored rollout: M answer tokens, N rollout tokens, S rollouts."""
 
     pack: Pack
     sft_positions: Tensor  # [M] int64: positions in the pack that predict the answers' tokens
@@ -91,10 +88,7 @@ def sft_sum(hidden: Tensor, head: OutputHead, batch: Batch) -> Tensor:
 
 
 def kl_per_rollout(hidden: Tensor, head: OutputHead, batch: Batch, args: RAFTConfig) -> Tensor:
-    """[S] float32: T^2 times the mean of KL(teacher_K || student_K) over each rollout's tokens.
-
-    This is Eq. 10 before its mean over the S rollouts.
-    """
+    """[S] float32: T^2 times the mean of KL(teacher_K || student_K) over a rollout's tokens (Eq. 10 per rollout)."""
     if batch.teacher is None:
         return hidden[:0].float().sum(-1)  # empty, but part of the graph
     return _divergences(hidden[batch.kl_positions], head, batch, batch.teacher, args)
@@ -158,16 +152,12 @@ def losses(hidden: Tensor, head: OutputHead, batch: Batch, args: RAFTConfig, *, 
 
 
 def teacher_topk(hidden: Tensor, head: OutputHead, args: RAFTConfig) -> TopK:
-    """The teacher's top K at N positions: [N, K] ids and logits, and the log-partition at T over the whole
-    vocabulary. hidden: [N, H]."""
+    """The teacher's top K: [N, K] ids and logits, and the log-partition at T over the vocabulary. hidden: [N, H]."""
     return linear_topk(hidden, head.weight, args.top_k, log_partition_at=args.temperature, **head.options)
 
 
 def statistics(hidden: Tensor, head: OutputHead, batch: Batch, args: RAFTConfig) -> TopKMetrics:
-    """[N] each, at temperature T: probability on the K tokens, entropies over them, top-1 agreement.
-
-    It computes the student's logits once more.
-    """
+    """[N] each, at T: probability on the K tokens, entropies over them, top-1 agreement. One more head product."""
     assert batch.teacher is not None
     states = hidden[batch.kl_positions]
     return topk_metrics(states, head.weight, batch.teacher, temperature=args.temperature, **head.options)

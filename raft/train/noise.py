@@ -26,8 +26,7 @@ for _name in ("transformers.trainer_utils", "transformers.training_args"):
 def without_bars() -> Iterator[None]:
     """Hides the progress bars of transformers, such as the one for writing the shards of a checkpoint.
 
-    Turning them back on with the public function would also turn on those of huggingface_hub, even if the user had
-    turned them off.
+    Not by its public functions: turning the bars on again would also turn on those of huggingface_hub.
     """
     shown = getattr(transformers_logging, "_tqdm_active", True)
     transformers_logging._tqdm_active = False

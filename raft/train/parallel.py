@@ -22,8 +22,7 @@ def check_parallel(trainer: Trainer, model: nn.Module) -> None:
 
 
 def check_fsdp(args: RAFTConfig, model: nn.Module) -> None:
-    """ConfigError if updates of bf16 weights would be lost by rounding: FSDP keeps fp32 weights only in mixed
-    precision."""
+    """ConfigError if rounding would lose updates of bf16 weights: FSDP has fp32 weights only in mixed precision."""
     if not (args.bf16 or args.fp16) and any(p.dtype == torch.bfloat16 for p in model.parameters() if p.requires_grad):
         raise ConfigError(
             "bf16: expected true beside FSDP and bf16 parameters, which have no fp32 master weights otherwise"

@@ -66,10 +66,7 @@ class RolloutQueue:
     def take(
         self, batches: Iterator[list[Example]], count: int, step: int, steps_left: int, generate: Generate
     ) -> list[MicroBatch]:
-        """The next `count` micro-batches (fewer at the end of the data), for optimizer step `step`.
-
-        If none are left, it generates rollouts for at most `steps_left` steps.
-        """
+        """The next `count` micro-batches, fewer at the end of the data. Generates rollouts if none are left."""
         if not self._ready:
             self._restore(batches)
         if not self._ready:

@@ -30,8 +30,7 @@ class ResumableState:
         return state_name(self._args.process_index, self._args.world_size)
 
     def write(self, checkpoint: Path) -> None:
-        """Writes this rank's state. Call it before the Trainer writes its own files: once these are there, the Trainer
-        removes older checkpoints."""
+        """Writes this rank's state. To be called before the Trainer writes its files and removes older checkpoints."""
         state = {
             "balance": self._balance.state_dict(),
             "averages": self._averages,

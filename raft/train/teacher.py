@@ -100,10 +100,7 @@ class Teacher:
         return read
 
     def topk(self, scored: list[Scored], args: RAFTConfig, wrapper: nn.Module) -> tuple[TopK, tuple[Span, ...]]:
-        """[N, K] ids and logits at the N tokens of the rollouts, and the spans of the pack.
-
-        wrapper: the student as the trainer wrapped it.
-        """
+        """[N, K] at the N tokens of the rollouts, and the pack's spans. wrapper: the student wrapped by the trainer."""
         return self._read(scored, wrapper, lambda hidden, head: teacher_topk(hidden, head, args))
 
     def k_for(self, share: float, scored: list[Scored], temperature: float, wrapper: nn.Module) -> int | None:
