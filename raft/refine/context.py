@@ -9,8 +9,8 @@ from raft.chat import ChatModel, LocalChat
 from raft.engines import Engine
 from raft.judges import Judge, default_judges
 from raft.prompts import WORDINGS, Wording
+from raft.refine.acceptance import Acceptance
 from raft.refine.embed import Embedder, load_embedder
-from raft.refine.floor import Floor
 from raft.refine.panel import Panel
 from raft.refine.progress import StageProgress
 from raft.refine.store import Failures, Store
@@ -79,8 +79,8 @@ class RefineContext:
         return WORDINGS[self.settings.prompts]
 
     @property
-    def floor(self) -> Floor:
-        return Floor(self.wording, self.settings)
+    def acceptance(self) -> Acceptance:
+        return Acceptance(self.wording, self.settings)
 
     def bar(self, stage: str, rows: int, *, per_call: bool = False) -> StageProgress:
         """Progress of a stage over `rows` rows, to be entered."""

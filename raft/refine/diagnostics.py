@@ -15,8 +15,8 @@ import numpy as np
 from raft.isolate import reason
 from raft.progress import Progress
 from raft.prompts import Message
+from raft.refine.acceptance import REASONS
 from raft.refine.embed import Embedder
-from raft.refine.floor import REASONS
 from raft.refine.similarity import pair_similarities
 from raft.text import ngram_f1, words
 

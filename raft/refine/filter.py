@@ -54,7 +54,7 @@ def assess(
         Candidate(row["id"], row["question"], row["answer"], text, rewritten[row["id"]]) for row, text, _ in compared
     ]
     for (row, text, similarity), scores in zip(compared, context.panel.judge(candidates, round), strict=True):
-        problems = context.floor.problems(row, text, similarity=similarity, mean=mean(scores), draft=round == 0)
+        problems = context.acceptance.problems(row, text, similarity=similarity, mean=mean(scores), draft=round == 0)
         assessed[row["id"]] = Assessment(text, similarity, scores, problems)
     return assessed, fresh
 

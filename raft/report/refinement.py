@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from raft.refine.floor import REASONS
+from raft.refine.acceptance import REASONS
 from raft.report.load import RunData
 from raft.report.numbers import number, percent
 from raft.report.tables import Cell, Table, count_cell

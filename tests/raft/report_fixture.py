@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.evaluate.suites import summarize
-from raft.refine.floor import REASONS
+from raft.refine.acceptance import REASONS
 from raft.stats.retention import retention
 
 # suite -> skill -> chance of a right answer by (base, sft, raft)

@@ -19,7 +19,7 @@ from raft.demo.tokenizer import build_tokenizer
 from raft.demo.world import ENTITIES, draw_world
 from raft.errors import ConfigError
 from raft.evaluate import score
-from raft.refine.floor import Floor
+from raft.refine.acceptance import Acceptance
 
 GENERATORS = {**SKILLS, **FORMATS, **TASKS}
 
@@ -142,7 +142,7 @@ def test_the_tasks_use_the_shipped_prompts():
 
 @pytest.mark.parametrize("name", ["rewriting", "fusing"])
 def test_what_the_base_model_has_learnt_to_say_passes_the_floor(name):
-    rng, floor = random.Random(name), Floor(prompts.WORDINGS[REFINE.prompts], REFINE)
+    rng, floor = random.Random(name), Acceptance(prompts.WORDINGS[REFINE.prompts], REFINE)
     for _ in range(200):
         example = TASKS[name](rng)
         asked, given = re.fullmatch(

@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from raft.refine.acceptance import REASONS
 from raft.refine.diagnostics import character_classes, diagnose, summary
-from raft.refine.floor import REASONS
 
 
 class Plane:

@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from raft.errors import ConfigError
 from raft.models.fingerprint import fingerprint
 from raft.prompts import WORDINGS
+from raft.refine.acceptance import Acceptance
 from raft.refine.embed import load_embedder
-from raft.refine.floor import Floor
 from raft.refine.similarity import cosines, measured, pair_similarities
 from raft.refine.store import Store
 from raft.runs import read_jsonl
@@ -54,7 +54,7 @@ def test_known_cosines():
 def keeps(similarity, tau):
     """Whether a rewriting with nothing else against it is kept."""
     row = {"question": "Where is the mill?", "answer": "The mill is at Oakham."}
-    floor = Floor(WORDINGS["chat"], RefineSettings(tau=tau))
+    floor = Acceptance(WORDINGS["chat"], RefineSettings(tau=tau))
     found = floor.problems(row, row["answer"], similarity=similarity, mean=1.0, draft=True)
     assert found in ([], ["similarity"])
     return not found

@@ -21,8 +21,8 @@ from raft.errors import ConfigError, EngineError, InputError
 from raft.judges import Program, default_judges
 from raft.prompts import WORDINGS
 from raft.refine import refine
+from raft.refine.acceptance import REASONS
 from raft.refine.context import Models
-from raft.refine.floor import REASONS
 from raft.refine.refinement import preview_text
 from raft.refine.rewrite import rewrite_chat
 from raft.refine.store import row_key

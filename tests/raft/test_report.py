@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raft.errors import InputError, RunFolderError
-from raft.refine.floor import REASONS
+from raft.refine.acceptance import REASONS
 from raft.report import write_report
 from raft.report.estimates import estimate
 from raft.report.figures import signals, slug

@@ -71,7 +71,7 @@ _FEW_WORDS = 4  # of difference in length that is no reason
 
 
 @dataclass(frozen=True)
-class Floor:
+class Acceptance:
     """What a text must pass under one wording of the prompts and one set of settings."""
 
     wording: Wording

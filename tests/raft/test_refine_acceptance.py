@@ -3,11 +3,11 @@
 import pytest
 
 from raft.prompts import WORDINGS
+from raft.refine.acceptance import REASONS, Acceptance
 from raft.refine.facts import Number, asserted, hedges, in_order, missing_numbers, names, negations, numbers, unmatched
-from raft.refine.floor import REASONS, Floor
 from raft.settings import RefineSettings
 
-FLOOR = Floor(WORDINGS["chat"], RefineSettings(tau=0.8, min_score=0.7, max_new_words=0.2, max_lost_words=0.2))
+FLOOR = Acceptance(WORDINGS["chat"], RefineSettings(tau=0.8, min_score=0.7, max_new_words=0.2, max_lost_words=0.2))
 QUESTION = "How should the lamp oil be kept?"
 REFERENCE = (
     "Keep the lamp oil in a closed can, away from open fire, at 5 to 25 degrees. It does not freeze above 2 degrees. "
@@ -69,7 +69,7 @@ def test_reasons(reason, text):
 @pytest.mark.parametrize("name", WORDINGS)
 def test_what_a_prompt_says_is_an_echo(name):
     """Whatever its words are: each of its sentences, and the labels in front of a row's texts."""
-    floor = Floor(WORDINGS[name], FLOOR.settings)
+    floor = Acceptance(WORDINGS[name], FLOOR.settings)
     sentences = [line for line in floor.wording.instructions.splitlines() if len(line.split()) >= 5]
     assert sentences
     for echo in [*sentences, *floor.wording.labels]:
@@ -96,7 +96,7 @@ def test_a_sentence_may_be_left_out_and_no_word_of_one():
         "Chronic bronchitis mostly comes from smoke. Adults who get chronic bronchitis are smokers. It is common."
     )
     question = "Who gets bronchitis?"
-    strict = Floor(WORDINGS["chat"], RefineSettings(tau=0.8, min_score=0.7))
+    strict = Acceptance(WORDINGS["chat"], RefineSettings(tau=0.8, min_score=0.7))
 
     def found(text, **options):
         row = {"question": question, "answer": reference}
