@@ -53,5 +53,5 @@ bench: venv
 	$(BIN)/python -m pytest -q bench --benchmark-only --benchmark-columns=min,median,max
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
-	find raft kernels bench tests scripts -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf build dist *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find raft kernels bench studies tests scripts -name __pycache__ -prune -exec rm -rf {} +

@@ -113,6 +113,8 @@ def plan_refinement(config: Config, run: Run) -> Plan:
         )
     rows = read_rows(data)
     check_model(model)
+    if fusion_model != "local":
+        check_model(fusion_model)
     return Plan(config, run, model, data, rows)
 
 

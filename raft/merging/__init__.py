@@ -7,32 +7,38 @@ import importlib
 import os
 import pkgutil
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from raft.errors import ConfigError, ModelError
 from raft.merging.base import Merge
 from raft.merging.tensors import HEAD, open_tensors, write_tensors
-from raft.models.load import weight_files
+from raft.models.load import check_weights, weight_files
 from raft.runs import write_json
+from raft.settings.check import check, field_hints
 
 __all__ = ["MERGES", "Merge", "make_merge", "merge", "merge_in_place"]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf", "merge.json")
 # Files that a training checkpoint has besides the model.
 _TRAINING = ("optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "raft_*.json", "global_step*", "*.pth")
-_EMBEDDING = ("model.embed_tokens.weight", "transformer.wte.weight")
+_EMBEDDING = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
 Read = Callable[[], Tensor]
 
 
 def _found() -> dict[str, type[Merge]]:
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)
-    return {rule.name: rule for rule in sorted(Merge.__subclasses__(), key=lambda rule: rule.name)}
+    return {rule.name: rule for rule in sorted(_below(Merge), key=lambda rule: rule.name)}
+
+
+def _below(rule: type[Merge]) -> list[type[Merge]]:
+    return [found for child in rule.__subclasses__() for found in (child, *_below(child))]
 
 
 MERGES: dict[str, type[Merge]] = _found()
@@ -42,13 +48,14 @@ def make_merge(name: str, options: Mapping[str, object]) -> Merge:
     """The rule `name` with these options. ConfigError for an unknown name or option, or a number outside its range."""
     if name not in MERGES:
         raise ConfigError(f"merge: expected one of {', '.join(MERGES)}, found {name!r}")
-    known = [f.name for f in fields(MERGES[name]) if f.init]
-    for key, value in options.items():
-        if key not in known:
-            raise ConfigError(f"merge {name}: expected an option of {', '.join(known) or 'none'}, found {key!r}")
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise ConfigError(f"merge {name}: {key}: expected a number from 0 to 1, found {value!r}")
-    return MERGES[name](**options)
+    rule: Any = MERGES[name]
+    hints = field_hints(rule)
+    for key in options:
+        if key not in hints:
+            raise ConfigError(f"merge {name}: expected an option of {', '.join(hints) or 'none'}, found {key!r}")
+    checked = {key: check(hints[key], value, f"merge {name}: {key}") for key, value in options.items()}
+    made: Merge = rule(**checked)
+    return made
 
 
 def merge(rule: Merge, base: Path | None, tuned: Sequence[Path], out: Path) -> None:
@@ -67,48 +74,58 @@ def merge(rule: Merge, base: Path | None, tuned: Sequence[Path], out: Path) -> N
         raise ConfigError(f"{out}: exists already, expected a folder that merge makes anew")
     for folder in (*tuned, *([base] if base is not None and rule.needs_base else [])):
         _check_plain(folder)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    options = {f.name: getattr(rule, f.name) for f in fields(rule) if f.init}
+    inputs = {"base": str(base) if rule.needs_base else None, "tuned": [str(folder) for folder in tuned]}
     out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(tuned[0], partial, ignore=shutil.ignore_patterns(*_WEIGHTS, *_TRAINING))
-    _write_merged(rule, base if rule.needs_base else None, tuned, partial)
-    made = {"merge": rule.name, "options": {f.name: getattr(rule, f.name) for f in fields(rule) if f.init}}
-    write_json(
-        partial / "merge.json",
-        {**made, "base": str(base) if rule.needs_base else None, "tuned": [str(folder) for folder in tuned]},
-    )
-    os.replace(partial, out)
+    with _built(out.with_name(f".{out.name}.partial")) as partial:
+        ignored = shutil.ignore_patterns(*_WEIGHTS, *_TRAINING)
+        shutil.copytree(tuned[0], partial, ignore=ignored, dirs_exist_ok=True)
+        _write_merged(rule, base if rule.needs_base else None, tuned, partial)
+        write_json(partial / "merge.json", {"merge": rule.name, "options": options, **inputs})
+        os.replace(partial, out)
 
 
 def merge_in_place(rule: Merge, base: Path, tuned: Path) -> None:
     """Merges `base` into the model in the folder `tuned`. Its old weights are deleted once the new ones are written."""
-    old = weight_files(tuned)
-    partial = tuned / ".merged"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    _write_merged(rule, base, [tuned], partial)
-    for path in (*old, *tuned.glob("*.safetensors.index.json")):
-        path.unlink()
-    for path in partial.iterdir():
-        os.replace(path, tuned / path.name)
-    partial.rmdir()
+    check_weights(tuned)
+    old = {*weight_files(tuned), *tuned.glob("*.safetensors.index.json")}
+    with _built(tuned / ".merged") as partial:
+        _write_merged(rule, base, [tuned], partial)
+        # The index last: until then the old weights are those of the folder.
+        new = sorted(partial.iterdir(), key=lambda path: path.suffix == ".json")
+        for path in new:
+            os.replace(path, tuned / path.name)
+        for path in old - {tuned / path.name for path in new}:
+            path.unlink()
+
+
+@contextmanager
+def _built(folder: Path) -> Iterator[Path]:
+    """A new folder, which is removed at the end unless it was moved away."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_plain(folder: Path) -> None:
     if (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder}: has LoRA adapters, expected a model into which they are merged (merge_and_unload)")
-    weight_files(folder)
+    check_weights(folder)
 
 
 def _write_merged(rule: Merge, base: Path | None, tuned: Sequence[Path], folder: Path) -> None:
     with ExitStack() as files:
         before = None if base is None else open_tensors(base, files)
         after = [open_tensors(path, files) for path in tuned]
-        for path, other in zip(tuned[1:], after[1:], strict=True):
-            _check_same(other, after[0], str(path))
+        names = {name for of_one in after for name in of_one}
+        after = [_with_head(of_one, names) for of_one in after]
         if before is not None:
-            before = _with_head(before, after[0])
-            _check_same(before, after[0], str(base))
+            before = _with_head(before, names)
+        for path, found in (*zip(tuned, after, strict=True), *([(base, before)] if before is not None else [])):
+            _check_same(found, after[0], f"{path} and {tuned[0]}")
         write_tensors(_merged(rule, before, after), folder)
 
 
@@ -127,14 +144,16 @@ def _merged(rule: Merge, base: dict[str, Read] | None, tuned: list[dict[str, Rea
             yield name, given[0]
 
 
-def _with_head(base: dict[str, Read], tuned: Mapping[str, Read]) -> dict[str, Read]:
-    """Adds the tied head, which some checkpoints leave out: it is the base's embedding."""
-    missing = [name for name in tuned if name not in base and HEAD.search(name)]
-    embedding = next((base[name] for name in _EMBEDDING if name in base), None)
-    return base if embedding is None else {**base, **dict.fromkeys(missing, embedding)}
+def _with_head(tensors: dict[str, Read], names: Iterable[str]) -> dict[str, Read]:
+    """Adds the tied head, if it is among `names`: some checkpoints leave it out, and it is the embedding."""
+    missing = [name for name in names if name not in tensors and HEAD.search(name)]
+    embedding = next((tensors[name] for name in _EMBEDDING if name in tensors), None)
+    return tensors if embedding is None else {**tensors, **dict.fromkeys(missing, embedding)}
 
 
-def _check_same(some: Mapping[str, object], expected: Mapping[str, object], place: str) -> None:
-    missing = [name for name in expected if name not in some]
-    if missing:
-        raise ModelError(f"{place}: has no tensor {missing[0]} ({len(missing)} are missing): another architecture")
+def _check_same(some: Iterable[str], first: Iterable[str], place: str) -> None:
+    """ModelError unless both have the same names; `some` may have a head that the first tuned model has not."""
+    some, first = set(some), set(first)
+    alone = [name for name in sorted(some ^ first) if not (name in some and HEAD.search(name))]
+    if alone:
+        raise ModelError(f"{place}: {alone[0]} is only in one ({len(alone)} such tensors): another architecture")

@@ -3,11 +3,9 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
-
-Share = Annotated[float, "from 0 to 1"]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from decimal import Decimal
 import torch
 from torch import Tensor
 
-from raft.merging.base import Merge, Share
+from raft.merging.base import Merge
+from raft.settings.schema import Share
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class FAPMMerge(Merge):
 
 def pruned(tuned: Tensor, base: Tensor, sparsity: float) -> Tensor:
     """W of the formula above, in the shape and dtype of `tuned`."""
+    base = base.to(tuned.dtype)  # rounding to another precision is no change
     keep = _largest(_scores(tuned, base), kept_entries(tuned.numel(), sparsity))
     return torch.where(keep.view_as(tuned), tuned, base)
 

@@ -16,7 +16,8 @@ from raft.errors import ModelError
 from raft.models.load import weight_files
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|block|h)\.(\d+)\.")
-HEAD = re.compile(r"(?:^|\.)lm_head\.")
+HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
+_AFTER_LAYERS = re.compile(r"(?:^|\.)(?:lm_head|embed_out|norm|norm_f|ln_f|final_layernorm|final_layer_norm)\.")
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30
 
@@ -47,6 +48,7 @@ def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_byt
         save_file(shard, folder / f"model-{number:05}.safetensors", metadata={"format": "pt"})
         shards.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
+        del shard  # before the next one is read
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
@@ -80,8 +82,9 @@ def depths(names: Iterable[str]) -> dict[str, float]:
     last = max(numbers.values(), default=0)
     if last == 0:
         raise ModelError("no two tensor names have layer numbers such as 'model.layers.0.': depths are not known")
-    after = re.compile(r"(?:^|\.)(?:lm_head|norm|ln_f|final_layernorm|final_layer_norm)\.")
-    return {name: numbers[name] / last if name in numbers else float(bool(after.search(name))) for name in names}
+    return {
+        name: numbers[name] / last if name in numbers else float(bool(_AFTER_LAYERS.search(name))) for name in names
+    }
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:

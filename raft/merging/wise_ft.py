@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from raft.merging.base import Merge, Share
+from raft.merging.base import Merge
 from raft.merging.tensors import compute_dtype
+from raft.settings.schema import Share
 
 
 @dataclass(frozen=True)

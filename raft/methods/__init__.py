@@ -12,7 +12,11 @@ __all__ = ["BLIND_LAMBDA_MAX", "METHODS", "Method", "Target", "TeacherContext", 
 def _found() -> dict[str, type[Method]]:
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)
-    return {method.name: method for method in sorted(Method.__subclasses__(), key=lambda method: method.name)}
+    return {method.name: method for method in sorted(_below(Method), key=lambda method: method.name)}
+
+
+def _below(method: type[Method]) -> list[type[Method]]:
+    return [found for child in method.__subclasses__() for found in (child, *_below(child))]
 
 
 METHODS: dict[str, type[Method]] = _found()

@@ -5,6 +5,7 @@ teacher reads, which terms are added to the loss, which parameters are trained, 
 training. A new method is one new file in this folder; `raft.methods.METHODS` finds it.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -43,6 +44,8 @@ class Method:
     """Whether the student also learns from the teacher on its own rollouts (Eqs. 6-10)."""
     teacher_context: ClassVar[TeacherContext] = "answer"
     """What the teacher reads besides the question: the answer (Eq. 7), or nothing."""
+    takes_shards: ClassVar[bool] = True
+    """Whether it can train beside FSDP or DeepSpeed, which split the weights."""
     options: ClassVar[Mapping[str, float]] = {}
     """Options that only this method has, with their defaults; the setting `method_options` changes them."""
 
@@ -57,20 +60,28 @@ class Method:
             if key not in cls.options:
                 known = ", ".join(cls.options) or "none"
                 raise ConfigError(f"method_options: expected options of {cls.name!r} ({known}), found {key!r}")
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
                 raise ConfigError(f"method_options: {key}: expected a number of at least 0, found {value!r}")
 
     def begin(self, model: "nn.Module", *, sharded: bool) -> None:
-        """Called before training with the whole model: chooses the parameters to train, copies what is needed later.
-        sharded: FSDP or DeepSpeed will split the weights. ConfigError if the method does not support the model."""
+        """Called before training: chooses the parameters to train, copies what is needed later.
+
+        model: as in `penalty` and `finish`, with its LoRA adapters if it has any. sharded: FSDP or DeepSpeed splits the
+        weights. ConfigError if the method does not support the model.
+        """
 
     def penalty(self, model: "nn.Module") -> "Tensor | None":
         """A scalar that is added to the loss once per optimizer step, or None."""
         return None
 
-    def finish(self, model: "nn.Module") -> bool:
-        """Changes the trained weights in place, after training. Returns whether it did."""
+    def finish(self, model: "nn.Module") -> None:
+        """Changes the trained weights in place, after training."""
+
+    @property
+    def finishes_on_disk(self) -> bool:
+        """Whether a saved model must go through `finish_saved`."""
         return False
 
     def finish_saved(self, folder: Path) -> None:
-        """Changes a saved model on disk, for methods that need whole weights when FSDP or DeepSpeed has split them."""
+        """Changes a saved model on disk, for methods that need whole weights when FSDP or DeepSpeed has split them.
+        Called on the rank that saves."""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from raft.errors import ConfigError
 from raft.merging.fapm import FAPMMerge, kept_entries, pruned
 from raft.methods.base import Method
+from raft.models.adapters import peft_configs
+from raft.models.load import weight_files
 
 if TYPE_CHECKING:
     from raft.train.config import RAFTConfig
@@ -41,29 +43,45 @@ class FAPM(Method):
         check_whole(model)
         if sharded:
             self._base = Path(getattr(model.config, "_name_or_path", ""))
-            if not (self._base / "config.json").is_file():
-                raise ConfigError(
-                    'method: "fapm" beside FSDP or DeepSpeed prunes against the checkpoint that training starts from, '
-                    f"expected a model that was loaded from a folder, found {str(self._base)!r}"
-                )
+            self._check_saves(self._base)
         else:
             self._before = snapshot(model)
 
-    def finish(self, model: nn.Module) -> bool:
+    def _check_saves(self, base: Path) -> None:
+        """ConfigError where a saved model could not be pruned against `base`, or would be uploaded before it is."""
+        beside = 'method: "fapm" beside FSDP or DeepSpeed'
+        if not (base / "config.json").is_file():
+            raise ConfigError(
+                f"{beside} prunes against the checkpoint that training starts from, expected a model that was loaded "
+                f"from a folder, found {str(base)!r}"
+            )
+        weight_files(base)
+        if self.args.push_to_hub:
+            raise ConfigError(f"{beside} prunes the saved model, expected push_to_hub false: it would upload another")
+        state = str((self.args.fsdp_config or {}).get("state_dict_type", ""))
+        if "SHARDED" in state.upper():
+            raise ConfigError(
+                f"{beside} prunes the saved model, expected state_dict_type FULL_STATE_DICT, found {state}"
+            )
+
+    def finish(self, model: nn.Module) -> None:
         if self._before:
             prune_task_vector(model, self._before, self.args.fapm_sparsity)
-        return bool(self._before)
+
+    @property
+    def finishes_on_disk(self) -> bool:
+        return self._base is not None
 
     def finish_saved(self, folder: Path) -> None:
-        if self._base is not None:
-            from raft.merging import merge_in_place
+        from raft.merging import merge_in_place
 
-            merge_in_place(FAPMMerge(sparsity=self.args.fapm_sparsity), self._base, folder)
+        assert self._base is not None
+        merge_in_place(FAPMMerge(sparsity=self.args.fapm_sparsity), self._base, folder)
 
 
 def check_whole(model: nn.Module) -> None:
     """ConfigError for models whose parameters are not whole weights."""
-    if hasattr(model, "peft_config"):
+    if peft_configs(model):
         raise ConfigError('method: "fapm" prunes the change of whole weights, expected a model without LoRA adapters')
     if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
         raise ConfigError(

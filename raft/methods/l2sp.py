@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from raft.errors import ConfigError
 from raft.methods.base import Method
 
 if TYPE_CHECKING:
@@ -16,7 +15,8 @@ class L2SP(Method):
     """Cross-entropy on the reference answers, plus alpha / 2 * ||w - w0||^2 over all trained parameters (Eq. 1 of the
     cited paper).
 
-    A copy of these parameters is kept on their device. The paper chooses alpha on a validation split.
+    A copy of these parameters is kept on their device, and the backward pass holds their difference in float32. The
+    paper chooses alpha on a validation split.
     """
 
     name = "l2sp"
@@ -25,6 +25,7 @@ class L2SP(Method):
         "ICML 2018, arXiv 1802.01483"
     )
     target = "raw"
+    takes_shards = False
     options: ClassVar[Mapping[str, float]] = {"alpha": 0.1}
 
     def __init__(self, args: "RAFTConfig"):
@@ -32,8 +33,6 @@ class L2SP(Method):
         self._start: dict[str, Tensor] = {}
 
     def begin(self, model: "nn.Module", *, sharded: bool) -> None:
-        if sharded:
-            raise ConfigError("method: 'l2sp' compares whole weights, expected no fsdp or deepspeed beside it")
         self._start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     def penalty(self, model: "nn.Module") -> "Tensor":

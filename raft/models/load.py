@@ -43,7 +43,7 @@ def _check_model(path: str | os.PathLike[str]) -> str:
     if not folder.is_dir():
         raise ModelError(f"{path}: expected the folder of a checkpoint, found a file")
     _check_config(folder)
-    _check_weights(folder)
+    check_weights(folder)
     _check_tokenizer(folder)
     return str(folder)
 
@@ -162,20 +162,21 @@ def _check_config(folder: Path) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that a checkpoint names, sorted; ModelError where it names none."""
+    if (folder / "model.safetensors").is_file():  # before an index that an earlier save has left, as transformers does
+        return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = _json(index, str(folder)).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f'{folder}: {index.name} has no "weight_map", expected the file of every tensor')
         return [folder / shard for shard in sorted(set(map(str, weight_map.values())))]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
     pickled = [name for name in PICKLES if (folder / name).is_file()]
     found = f"{pickled[0]}, which is not loaded because pickles can run code; convert it" if pickled else "no weights"
     raise ModelError(f"{folder}: expected weights in model.safetensors (or its index with shards), found {found}")
 
 
-def _check_weights(folder: Path) -> None:
+def check_weights(folder: Path) -> None:
+    """ModelError where a file of the weights is missing or cut short."""
     for file in weight_files(folder):
         if not file.is_file():
             raise ModelError(f"{folder}: model.safetensors.index.json names {file.name}, which is missing")

@@ -21,6 +21,7 @@ class Panel:
     judges: Sequence[Judge]
     store: Store
     unusable: Counter[str] = field(default_factory=Counter)  # name of the judge -> scores that counted as 0
+    warned: set[str] = field(default_factory=set)  # names of judges whose first unusable score was reported
 
     def judge(self, candidates: Sequence[Candidate], round: int) -> list[list[Score]]:
         """For each candidate the scores in the order of the judges. round: of fusion, 0 for rewritings; for people who
@@ -58,7 +59,8 @@ class Panel:
         }
         unusable = {name: score.problem for name, score in scores.items() if score.value is None}
         for name, why in unusable.items():
-            if name not in self.unusable:
+            if name not in self.warned:
+                self.warned.add(name)
                 log.warning("judge %s: unusable score for row %s counts as 0: %s", name, candidate.row_id, why)
         reasons = {name: score.reason for name, score in scores.items() if score.reason is not None}
         values = {name: score.value or 0.0 for name, score in scores.items()}

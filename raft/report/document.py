@@ -110,7 +110,7 @@ def _one_line(value: Any) -> str:
 def _findings(data: RunData, found: Estimates) -> list[str]:
     """What was forgotten and learned, in words, in the same order whoever is ahead: a sentence a pair of methods."""
     runs = len(found.runs)
-    told = [*data.cautions, *([f"Over {runs} runs. {caution(runs)}".strip()] if runs > 1 else [])]
+    told = [*data.cautions, *([f"Over {runs} runs. {caution(found.least_runs)}".strip()] if runs > 1 else [])]
     for first, second in found.pairs:
         # The base model has not learned the domain: of it nothing can be forgotten.
         suites = [suite for suite in found.suites if second != "base" or suite != "domain"]

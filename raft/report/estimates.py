@@ -13,7 +13,7 @@ class Estimate:
     """A score in [0, 1], or a difference of two in [-1, 1]."""
 
     value: float  # the mean over the runs
-    interval: Interval | None  # 95 %, over runs and items; None where the scores of single items are not known
+    interval: Interval | None  # 95 %, over runs and items; None where a run's scores of single items are not known
     std: float  # between the runs; 0 for a single one
     runs: int
 
@@ -33,6 +33,11 @@ class Estimates:
         trained = [method for method in self.methods if method != "base"]
         pairs = [(method, "base") for method in trained] + [("raft", method) for method in trained if method != "raft"]
         return [pair for pair in pairs if self.runs_with(*pair)]
+
+    @property
+    def least_runs(self) -> int:
+        """Of the runs behind a difference, the fewest that are more than one; 1 where all are of single runs."""
+        return min((each.runs for each in self.differences.values() if each.runs > 1), default=1)
 
     def runs_with(self, *methods: str) -> int:
         return sum(set(methods) <= run.scores.keys() for run in self.runs)
@@ -76,5 +81,4 @@ def _over(values: list[float], items: list[dict]) -> Estimate | None:
     if not values:
         return None
     spread = over_seeds(values)
-    known = [of_run for of_run in items if of_run]
-    return Estimate(spread["mean"], interval(known) if known else None, spread["std"], len(values))
+    return Estimate(spread["mean"], interval(items) if all(items) else None, spread["std"], len(values))

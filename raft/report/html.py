@@ -1,13 +1,16 @@
 """The report as one HTML file: style and figures inside, nothing loaded from anywhere, no script."""
 
+from functools import partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from raft.report.document import Document
+from raft.report.document import Document, RowExample
+from raft.report.figures import Figure
 from raft.report.load import method_name
-from raft.report.samples import RIGHT
+from raft.report.samples import RIGHT, Choice
+from raft.report.tables import Table
 from raft.report.text import clean, clip
 
 
@@ -25,8 +28,11 @@ def environment() -> Environment:
         trim_blocks=True,
         undefined=StrictUndefined,
     )
-    found.filters |= {"anchor": _anchor, "clip": clip, "method_name": method_name, "kind": _kind, "svg": Markup}
+    found.filters |= {"anchor": _anchor, "clip": clip, "method_name": method_name, "svg": Markup}
     found.globals |= {"RIGHT": RIGHT}
+    kinds = {"table": Table, "figure": Figure, "choice": Choice, "row_example": RowExample}
+    tests: dict[str, Any] = {name: partial(_is, kind) for name, kind in kinds.items()}
+    found.tests |= tests
     return found
 
 
@@ -35,9 +41,8 @@ def _clean(value: Any) -> Any:
     return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _kind(part: Any) -> str:
-    """The name of its class: str, list, Table, Choice and so on."""
-    return type(part).__name__
+def _is(kind: type, part: object) -> bool:
+    return isinstance(part, kind)
 
 
 def _anchor(title: str) -> str:

@@ -60,7 +60,7 @@ def score_table(found: Estimates) -> Table:
     header = [Cell(""), *([Cell("Runs")] if several else [])]
     header += [Cell(suite.capitalize(), note=f"{n[suite]:,} items" if suite in n else "") for suite in found.suites]
     header += [Cell(f"{suite.capitalize()} kept", note="of base") for suite in kept_suites]
-    about = _of_runs(runs) if several else _OF_A_RUN
+    about = _of_runs(runs, found.least_runs) if several else _OF_A_RUN
     return Table("runs" if several else "scores", f"{about} {_OF_SCORES}", header, rows)
 
 
@@ -73,14 +73,15 @@ _OF_SCORES = (
 )
 
 
-def _of_runs(runs: list[RunData]) -> str:
+def _of_runs(runs: list[RunData], least: int) -> str:
+    """least: runs behind a difference, of those that have more than one."""
     names = ", ".join(run.path.resolve().name for run in runs)
     about = (
         f"Over {len(runs)} runs ({names}): the mean over the runs that have the method, and the standard deviation "
         "between them. A difference is between models of the same run; its 95 % bootstrap interval is over runs and "
-        "items, paired by item, and counts an item of several runs once."
+        "items (of a single run: over items), paired by item, and counts an item of several runs once."
     )
-    return f"{about} {caution(len(runs))}".strip()
+    return f"{about} {caution(least)}".strip()
 
 
 def skill_table(data: RunData) -> Table | None:

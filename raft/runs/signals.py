@@ -21,7 +21,7 @@ def stop_on_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
         raise Interrupted(
-            f"stopped by {name}; what is done is saved: demo, refine and train go on with --resume", signum
+            f"stopped by {name}; what is done is saved: demo, real, refine and train go on with --resume", signum
         )
 
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 def interval(
     trainings: Sequence[Training], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Confidence interval of the mean of all values of all trainings (a ratio: sum of the values by their number).
+    """Confidence interval of the mean over the trainings, each of which counts alike, of the mean of its values.
 
     An item that several trainings answered is drawn for all of them together: another training does not make it a new
     item. All values that a training has of an item are drawn together too. Of one training only items are drawn.
@@ -42,23 +42,23 @@ def interval(
         np.array([[float(sum(of.get(item, ()))), len(of.get(item, ()))] for item in column]).T
         for of, column in zip(trainings, columns, strict=True)
     ]  # a training: [2, items], the sum of an item's values and their number
-    whole = sum(table[0].sum() for table in tables) / sum(table[1].sum() for table in tables)
+    whole = statistics.fmean(table[0].sum() / table[1].sum() for table in tables)
     of_trainings, of_items = np.random.default_rng(seed).spawn(2)
 
     def mean(drawn: np.ndarray, axis: int) -> np.ndarray:
         """drawn: [resamples, trainings] int, numbers of trainings. Gives [resamples] means over items drawn of them."""
-        total = np.zeros((2, len(drawn)))
+        total = np.zeros((2, len(drawn)))  # the sum of the trainings' means, and their number
         if shared:
             places = of_items.integers(len(names), size=(len(drawn), len(names)))
             totals = np.stack([table.take(places, axis=1).sum(-1) for table in tables])  # [trainings, 2, resamples]
             for slot in drawn.T:
-                total += totals[slot, :, np.arange(len(drawn))].T
+                total += _mean_of(totals[slot, :, np.arange(len(drawn))].T)
         else:
             for slot in drawn.T:
                 for number, table in enumerate(tables):
                     chosen = slot == number
                     places = of_items.integers(table.shape[1], size=(chosen.sum(), table.shape[1]))
-                    total[:, chosen] += table.take(places, axis=1).sum(-1)
+                    total[:, chosen] += _mean_of(table.take(places, axis=1).sum(-1))
         # Where trainings were asked unlike items, those that were drawn may have none of the items that were.
         return np.divide(total[0], total[1], out=np.full(len(drawn), whole), where=total[1] > 0)
 
@@ -76,9 +76,10 @@ def interval(
     return Interval(float(found.low), float(found.high))
 
 
-def items_interval(values: Sequence[float], **options: Any) -> Interval:
-    """Confidence interval of the mean of `values`, one an item, all of one training; options: of `interval`."""
-    return interval([{i: [value] for i, value in enumerate(values)}], **options)
+def _mean_of(sums: np.ndarray) -> np.ndarray:
+    """[2, n], sums of values and their numbers -> [2, n], means and 1; 0 and 0 where there are no values."""
+    some = sums[1] > 0
+    return np.stack([np.divide(sums[0], sums[1], out=np.zeros(len(some)), where=some), some])
 
 
 def caution(trainings: int) -> str:

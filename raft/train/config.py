@@ -200,6 +200,10 @@ class RAFTConfig(TrainingArguments):
         check_fields(self, {name: hint for name, hint in field_hints(RAFTConfig).items() if name in _OWN})
         method = get_method(self.method)
         method.check_options(self.method_options or {})
+        if not method.takes_shards and (self.fsdp or self.deepspeed):
+            raise ConfigError(
+                f"method: expected no fsdp or deepspeed beside {self.method!r}, which needs whole weights"
+            )
         if self.rollout_engine == "hf" and self.engine_weights != "auto":
             raise ConfigError(
                 "engine_weights: expected auto beside rollout_engine='hf', which is the model itself, found "
@@ -223,7 +227,7 @@ class RAFTConfig(TrainingArguments):
                 )
         for name, (needed, why) in _NEEDED.items():
             found = getattr(self, name)
-            if found != needed:
+            if found and found != needed:
                 raise ConfigError(f"{name}: expected {str(needed).lower()}, found {found}: {why}")
 
 

@@ -23,6 +23,7 @@ SUMS = (
     "loss",  # of the step, the sum over its packs
     "loss_sft",  # the same without lambda * L_KL
     "loss_kl",  # L_KL of the step
+    "penalty",  # a term of the method, added once a step; each rank's share of it
     "kl_steps",  # steps with at least one scored rollout
     "lambda",
     "weighed",  # steps that have a lambda
@@ -151,6 +152,8 @@ class Line:
             },
             "tflops": (_ratio(s["flops"], self.wall) or 0.0) / 1e12,
         }
+        if s["penalty"]:
+            line["penalty"] = s["penalty"] / self.steps
         line["mfu"] = None if peak_flops is None else line["tflops"] * 1e12 / peak_flops
         if s["rollouts"]:
             line["rollout_length"] = s["rollout_tokens"] / s["rollouts"]

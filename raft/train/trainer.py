@@ -172,9 +172,9 @@ class RAFTTrainer(EvaluatingTrainer):
         found = self._losses(model, batch, measured=step.measured)
         assert num_items_in_batch is not None
         loss, parts = step.loss(batch, found, num_items_in_batch)
-        if inputs.get("last") and (penalty := self.method.penalty(self.student.inner)) is not None:
-            # The losses of the ranks are summed.
-            loss = loss + penalty.to(loss.dtype) / self.accelerator.num_processes
+        if inputs.get("last") and (penalty := self.method.penalty(self.student.model)) is not None:
+            parts["penalty"] = penalty.to(loss.dtype) / self.accelerator.num_processes  # the ranks' losses are summed
+            loss = loss + parts["penalty"]
         self.recorder.trained(step.number, batch, found, {**parts, "loss": loss})
         loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
@@ -261,7 +261,7 @@ class RAFTTrainer(EvaluatingTrainer):
         try:
             result = super().train(checkpoint, *args, **kwargs)
             # Checkpoints have the weights before this change, so that a resumed run also applies it exactly once.
-            self.method.finish(self.student.inner)
+            self.method.finish(self.student.model)
             self.generation.refresh_if_given()  # also needed if the Trainer has loaded the best weights at the end
             return result
         finally:
@@ -269,10 +269,13 @@ class RAFTTrainer(EvaluatingTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        if not _internal_call:  # the final model, not a checkpoint
-            self.accelerator.wait_for_everyone()
+        if _internal_call or not self.method.finishes_on_disk:  # checkpoints hold the weights as they are trained
+            return
+        self.accelerator.wait_for_everyone()
+        try:
             if self.args.should_save:
                 self.method.finish_saved(Path(output_dir or self.args.output_dir))
+        finally:
             self.accelerator.wait_for_everyone()
 
     def _save(self, *args: Any, **kwargs: Any) -> None:

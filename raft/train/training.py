@@ -100,6 +100,9 @@ def with_refinement(rows: list[Row], data: str, run: Run, args: RAFTConfig) -> l
 def save(trainer: RAFTTrainer, folder: Path) -> None:
     """Writes a Hugging Face checkpoint: model, tokenizer, configurations. The folder appears only when complete."""
     partial = folder.with_name(f".{folder.name}.partial")
+    if trainer.is_world_process_zero():
+        shutil.rmtree(partial, ignore_errors=True)  # what a kill left of an earlier one
+    trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(partial))
     if trainer.is_world_process_zero():
         # The Trainer adds a pickle of the training arguments. The run's config.yaml has the same as text.

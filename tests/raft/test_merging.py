@@ -101,6 +101,46 @@ def test_fapm_on_disk_is_fapm_in_memory(folders, tmp_path):
         assert torch.equal(tensor, pruned(tuned[name], base[name], 0.8))
 
 
+def test_rounding_to_another_precision_is_no_change_to_fapm():
+    base = torch.randn(64, 64)
+    tuned = base.bfloat16()
+    tuned[0] += 1
+    found = pruned(tuned, base, 0.9)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, pruned(tuned, base.bfloat16(), 0.9))
+    assert not torch.equal(found, base.bfloat16())
+
+
+def test_damaged_models_are_refused_in_one_line_and_nothing_is_left(folders, tmp_path):
+    cut = tmp_path / "cut"
+    shutil.copytree(folders / "tuned1", cut)
+    whole = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="no whole safetensors file") as caught:
+        merge(make_merge("wise_ft", {}), folders / "base", [cut], tmp_path / "out")
+    assert "\n" not in str(caught.value) and sorted(path.name for path in tmp_path.iterdir()) == ["cut"]
+
+
+def test_another_depth_is_another_architecture_whichever_side_has_more(folders, tmp_path):
+    less = tmp_path / "less"
+    shutil.copytree(folders / "tuned1", less)
+    tensors = load_file(less / "model.safetensors")
+    last = max(name.split(".")[2] for name in tensors if name.startswith("model.layers."))
+    save_file({n: t for n, t in tensors.items() if f".layers.{last}." not in n}, less / "model.safetensors")
+    for models in ([folders / "tuned2", less], [less, folders / "tuned2"]):
+        with pytest.raises(ModelError, match="another architecture"):
+            merge(make_merge("soup", {}), None, models, tmp_path / "out")
+        assert not (tmp_path / "out").exists() and not (tmp_path / ".out.partial").exists()
+
+
+def test_a_model_saved_again_over_shards_is_read_as_it_is_now(folders, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(folders / "tuned1", folder)
+    write_tensors(load_file(folder / "model.safetensors").items(), folder, shard_bytes=20_000)
+    merge_in_place(make_merge("wise_ft", {"alpha": 0.0}), folders / "base", folder)
+    again = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights(folders / "base").items())
+
+
 def test_several_shards_are_read_and_written(folders, tmp_path):
     sharded = tmp_path / "sharded"
     shutil.copytree(folders / "tuned1", sharded)
@@ -150,6 +190,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(folders, tmp_pa
         (wise_ft, base, [adapters], ModelError, "has LoRA adapters"),
         (wise_ft, base, [tmp_path], ModelError, "expected weights in model.safetensors"),
         (wise_ft, other, [tuned], ModelError, "another architecture"),
+        (wise_ft, base, [other], ModelError, "another architecture"),
     ):
         with pytest.raises(error, match=message):
             merge(rule, first, models, out)

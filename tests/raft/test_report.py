@@ -29,7 +29,7 @@ from raft.report.samples import choose
 from raft.report.tables import score_table
 from raft.report.text import clean, clip, markdown_text
 from raft.runs import read_jsonl
-from raft.stats.intervals import items_interval
+from raft.stats.intervals import interval
 from tests.raft.report_fixture import METHODS, build_refine, build_run, write, write_lines
 
 ROOT = Path(__file__).parents[2]
@@ -126,10 +126,10 @@ def test_scores_are_those_of_the_summary(run, parsed):
 def test_intervals_are_those_of_the_items(run, page):
     data = load_run(run)
     scores = {method: data.item_scores(method, "domain") for method in ("sft", "raft")}
-    low, high = items_interval(list(scores["raft"].values()))
+    low, high = interval([{i: [value] for i, value in scores["raft"].items()}])
     assert f"{100 * low:.1f} – {100 * high:.1f}" in page
     ids = sorted(scores["raft"])  # id and question
-    low, high = items_interval([scores["raft"][i] - scores["sft"][i] for i in ids])
+    low, high = interval([{i: [scores["raft"][i] - scores["sft"][i]] for i in ids}])
     assert f"{100 * low:+.1f} to {100 * high:+.1f}" in page
 
 

@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raft.errors import InputError
-from raft.stats.intervals import caution, interval, items_interval, over_seeds
+from raft.stats.intervals import caution, interval, over_seeds
 from raft.stats.retention import retention
 from raft.stats.tests import compare, differences, paired_p
 from studies.microworld.seeds import collect
+
+
+def over_items(values, **options):
+    """Of one training, a value an item."""
+    return interval([{i: [value] for i, value in enumerate(values)}], **options)
 
 
 def width(found):
@@ -26,7 +31,7 @@ def test_retention_is_relative_to_base_and_undefined_at_zero():
 
 def test_the_interval_matches_the_normal_approximation():
     values = np.random.default_rng(1).binomial(1, 0.7, size=400).astype(float)
-    low, high = items_interval(values.tolist())
+    low, high = over_items(values.tolist())
     half = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - half, abs=0.008)
     assert high == pytest.approx(values.mean() + half, abs=0.008)
@@ -34,9 +39,9 @@ def test_the_interval_matches_the_normal_approximation():
 
 def test_the_interval_is_seeded_and_exact_without_spread():
     values = [0.0, 1.0, 1.0, 0.5]
-    assert items_interval(values, seed=3) == items_interval(values, seed=3)
-    assert items_interval([1.0] * 5) == (1.0, 1.0)
-    assert items_interval([0.5]) == (0.5, 0.5)
+    assert over_items(values, seed=3) == over_items(values, seed=3)
+    assert over_items([1.0] * 5) == (1.0, 1.0)
+    assert over_items([0.5]) == (0.5, 0.5)
     for nothing in ([], [{}], [{"a": []}], [{"a": [1.0]}, {}]):
         with pytest.raises(ValueError, match="at least one"):
             interval(nothing)
@@ -44,9 +49,9 @@ def test_the_interval_is_seeded_and_exact_without_spread():
 
 def test_the_size_of_a_batch_does_not_change_the_interval(monkeypatch):
     values = np.random.default_rng(2).random(50).tolist()
-    whole = items_interval(values, resamples=1000)
+    whole = over_items(values, resamples=1000)
     monkeypatch.setattr("raft.stats.intervals._ROOM", 50 * 37)
-    assert items_interval(values, resamples=1000) == whole
+    assert over_items(values, resamples=1000) == whole
 
 
 def test_pairing_removes_what_items_share():
@@ -74,7 +79,7 @@ def test_trainings_are_drawn_before_their_items():
     rng = np.random.default_rng(3)
     seeds = [rng.binomial(1, rate, size=400).astype(float) for rate in (0.2, 0.5, 0.8)]
     nested = interval([{(seed, i): [v] for i, v in enumerate(of)} for seed, of in enumerate(seeds)])
-    pooled = items_interval(np.concatenate(seeds).tolist())
+    pooled = over_items(np.concatenate(seeds).tolist())
     assert width(pooled) < 0.06 and width(nested) > 0.4
     assert nested.low == pytest.approx(0.2, abs=0.05) and nested.high == pytest.approx(0.8, abs=0.05)
 
@@ -97,7 +102,7 @@ def test_trainings_of_unlike_size_count_by_their_items():
 
 def test_an_item_of_several_trainings_counts_once():
     values = np.random.default_rng(4).random(100).tolist()
-    once = items_interval(values)
+    once = over_items(values)
     alike = interval([{i: [v] for i, v in enumerate(values)}] * 4)
     assert width(alike) == pytest.approx(width(once), rel=0.05)
     together = interval([{i: [v] * 3 for i, v in enumerate(values)}])  # several values of an item

@@ -388,7 +388,7 @@ def test_l2sp_is_sft_with_a_pull_towards_the_start(tmp_path):
     start = state(load()[0])
 
     def moved(model):
-        return sum(float((p - start[name]).square().sum()) for name, p in model.named_parameters())
+        return sum(float((p.detach() - start[name]).square().sum()) for name, p in model.named_parameters())
 
     assert moved(made.model) < 0.9 * moved(plain.model)
 
@@ -407,6 +407,47 @@ def test_the_penalty_of_l2sp_counts_once_a_step(tmp_path, accumulation):
     line = lines(tmp_path / "metrics.jsonl")[0]
     expected = 0.25 * sum(0.01**2 * tensor.numel() for tensor in start.values())
     assert line["loss"] - line["loss_sft"] == pytest.approx(expected, rel=1e-3)
+    assert line["penalty"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_l2sp_holds_adapters_where_they_started(tmp_path):
+    model, tokenizer = load()
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    settings = config(tmp_path, method="l2sp", method_options={"alpha": 10.0}, max_steps=3)
+    made = RAFTTrainer(adapted, settings, rows(4), tokenizer, engine=Recorder(model, tokenizer))
+    made.train()
+    assert lines(tmp_path / "metrics.jsonl")[-1]["penalty"] > 0
+
+
+@pytest.mark.parametrize("sharding", [{"fsdp": "full_shard"}, {"deepspeed": {"zero_optimization": {"stage": 3}}}])
+def test_l2sp_is_refused_beside_shards_before_any_work(tmp_path, sharding):
+    with pytest.raises(ConfigError, match="method: expected no fsdp or deepspeed beside 'l2sp'"):
+        config(tmp_path, method="l2sp", **sharding)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"push_to_hub": True}, "expected push_to_hub false"),
+        ({"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}, "FULL_STATE_DICT"),
+    ],
+)
+def test_fapm_beside_shards_is_refused_where_the_saved_model_could_not_be_pruned(tmp_path, settings, message):
+    args = config(tmp_path, method="fapm")
+    for name, value in settings.items():
+        setattr(args, name, value)
+    model = load()[0]
+    model.config._name_or_path = str(checkpoint())
+    with pytest.raises(ConfigError, match=message):
+        fapm.FAPM(args).begin(model, sharded=True)
+
+
+def test_saving_takes_no_other_rank_unless_the_model_is_pruned_on_disk(tmp_path, monkeypatch):
+    """`if trainer.is_world_process_zero(): trainer.save_model(folder)` must not wait for the others."""
+    made, _ = first_step(tmp_path, method="sft")
+    monkeypatch.setattr(made.accelerator, "wait_for_everyone", lambda: pytest.fail("waited for the other ranks"))
+    made.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
