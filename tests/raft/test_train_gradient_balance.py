@@ -313,7 +313,7 @@ def test_a_checkpoint_of_other_averages_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"balance": "grad"}, r"balance: expected one of ema, gradient, fixed, found 'grad'"),
+        ({"balance": "grad"}, r"balance: expected one of ema, gradient, fixed or null, found 'grad'"),
         (
             {"balance": "gradient", "fixed_lambda": 1.0},
             r"fixed_lambda: expected none beside balance=gradient, found 1.0",
