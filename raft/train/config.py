@@ -107,7 +107,8 @@ class RAFTConfig(TrainingArguments):
     peak_tflops: Positive | None = None
     """Peak dense TFLOP/s of one device in the training precision, for the MFU. None: from a table of GPU names."""
     vllm_gpu_memory_utilization: PositiveShare = 0.3
-    """Share of the GPU's memory for vLLM: weights (the student's own, if shared) and KV cache."""
+    """Largest share of the GPU's memory for vLLM: weights (the student's own, if shared) and KV cache. The cache is
+    smaller where the rollouts of a refresh need less than half of this."""
     release_cache: bool = True
     """Free the engine's KV cache while the model is trained. On a GPU this needs vLLM 0.31 or later."""
 

@@ -6,6 +6,8 @@ from raft.engines import Completion, Engine, Sampling
 from raft.train.config import RAFTConfig
 from raft.train.recorder import Recorder
 
+MOST_AT_ONCE = 128  # requests that vLLM generates at the same time, at most
+
 
 class Generation:
     """engine: an engine of the caller, which is not closed here. None: `attach` builds one if the method distils."""
@@ -22,6 +24,8 @@ class Generation:
         if args.preset.distills and self.engine is None:
             from raft.engines import make_engine
 
+            rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            requests = rows * args.rollouts_per_prompt * args.steps_per_refresh
             self.engine = make_engine(
                 args.rollout_engine,
                 model,
@@ -30,6 +34,7 @@ class Generation:
                 # Under DeepSpeed the parameters are views of DeepSpeed's own buffers.
                 weights="copied" if deepspeed else args.engine_weights,
                 gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+                max_num_seqs=min(MOST_AT_ONCE, requests),  # more than there are would only enlarge the KV cache
                 release_on_gpu=args.release_cache,
             )
         if self.engine is not None:

@@ -18,7 +18,7 @@ def test_decoding_is_recorded_and_the_model_compiled_only_where_asked(enforce_ea
     asked = llm_options(
         LlamaConfig(),
         512,
-        cpu=False,
+        gpu_bytes=80 << 30,
         max_num_seqs=8,
         gpu_memory_utilization=0.25,
         enforce_eager=enforce_eager,
@@ -29,6 +29,27 @@ def test_decoding_is_recorded_and_the_model_compiled_only_where_asked(enforce_ea
     assert asked.get("compilation_config") == expected
     assert asked["enforce_eager"] is bool(enforce_eager)
     assert asked["gpu_memory_utilization"] == 0.25
+
+
+@pytest.mark.parametrize(("gib", "limited"), [(80, True), (10, False)])
+def test_the_cache_of_a_gpu_is_no_larger_than_the_requests_can_use(gib, limited):
+    """Llama-3.2-3B: 28 layers, 8 heads of 128 for keys and values, 16 requests of at most 1,824 tokens."""
+    shape = {"num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128}
+    asked = llm_options(
+        LlamaConfig(hidden_size=3072, **shape),
+        1824,
+        gpu_bytes=gib << 30,
+        max_num_seqs=16,
+        gpu_memory_utilization=0.3,
+        enforce_eager=None,
+        compile_model=False,
+        release_on_gpu=False,
+        dtype="bfloat16",
+    )
+    tokens = 16 * 1824
+    least = tokens * 28 * 2 * 8 * 128 * 2
+    found = asked.get("kv_cache_memory_bytes")
+    assert (least <= found < 1.05 * least) if limited else found is None  # vLLM divides a small GPU as it sees fit
 
 
 def test_compiling_and_recording_nothing_is_refused():

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from raft.engines.base import cache_bytes
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _GIB = 2**30
 _CPU_BLOCK = 128  # tokens in a block of the KV cache on CPU (vllm/platforms/cpu.py)
+_GPU_BLOCK = 64  # at least as many as in a block of any attention of a GPU: 16 to 64
 
 
 def make_llm(path: str, config: PretrainedConfig, max_model_len: int, **options: Any) -> Any:
@@ -25,14 +27,15 @@ def make_llm(path: str, config: PretrainedConfig, max_model_len: int, **options:
     from vllm import LLM
 
     _use_native_class(config.architectures)
-    return LLM(path, **llm_options(config, max_model_len, cpu=on_cpu(), **options))
+    gpu_bytes = None if on_cpu() else torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return LLM(path, **llm_options(config, max_model_len, gpu_bytes=gpu_bytes, **options))
 
 
 def llm_options(
     config: PretrainedConfig,
     max_model_len: int,
     *,
-    cpu: bool,
+    gpu_bytes: int | None,
     dtype: str,
     max_num_seqs: int,
     gpu_memory_utilization: float,
@@ -41,28 +44,32 @@ def llm_options(
     release_on_gpu: bool,
     **others: Any,
 ) -> dict[str, Any]:
-    """The arguments of `vllm.LLM`. cpu: whether vLLM runs on a CPU; others: further ones, as they are.
+    """The arguments of `vllm.LLM`. gpu_bytes: memory of the GPU, None on a CPU; others: further arguments, as they are.
 
     For the rest see `VLLMEngine`.
     """
+    item_bytes = 2 if dtype in ("bfloat16", "float16") else 4
+    bytes_a_token = cache_bytes(config.get_text_config(), item_bytes)
     options = others | {
         "dtype": dtype,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
-        "enforce_eager": cpu if enforce_eager is None else enforce_eager,
+        "enforce_eager": gpu_bytes is None if enforce_eager is None else enforce_eager,
         "model_impl": "vllm",
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # vLLM's neutral sampling defaults, not those of the checkpoint
         "trust_remote_code": False,
     }
-    if cpu:
+    if gpu_bytes is None:
         # A seeded request whose prompt is cut into chunks crashes the CPU build ("CPU Generator does not use offset").
         options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 8192)}
-        item_bytes = 2 if dtype in ("bfloat16", "float16") else 4
-        text_config = config.get_text_config()
-        options["kv_cache_memory_bytes"] = _cpu_cache_bytes(text_config, item_bytes, max_model_len, max_num_seqs)
+        options["kv_cache_memory_bytes"] = _cpu_cache_bytes(bytes_a_token, max_model_len, max_num_seqs)
     else:
         options["gpu_memory_utilization"] = gpu_memory_utilization
+        needed = _cache_of_all(bytes_a_token, _GPU_BLOCK, max_model_len, max_num_seqs)
+        if needed <= gpu_memory_utilization / 2 * gpu_bytes:
+            # vLLM would fill its share with cache that no request can use, and the training needs that memory.
+            options["kv_cache_memory_bytes"] = needed
         options["enable_sleep_mode"] = release_on_gpu and _can_release()
         if not enforce_eager and not compile_model:
             options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
@@ -107,19 +114,20 @@ def _use_native_class(architectures: Sequence[str] | None) -> None:
     ModelRegistry.register_model(name, found)
 
 
-def _cpu_cache_bytes(config: PretrainedConfig, item_bytes: int, max_model_len: int, max_num_seqs: int) -> int:
+def _cache_of_all(bytes_a_token: int, block: int, max_model_len: int, max_num_seqs: int) -> int:
+    """Bytes of a KV cache for `max_num_seqs` sequences of full length. block: tokens in a block."""
+    spare = 2  # vLLM keeps one block for itself
+    return bytes_a_token * block * (max_num_seqs * math.ceil(max_model_len / block) + spare)
+
+
+def _cpu_cache_bytes(bytes_a_token: int, max_model_len: int, max_num_seqs: int) -> int:
     """Bytes of a KV cache for `max_num_seqs` sequences of full length, but at most 1 GiB, or what one of them needs.
 
     vLLM writes zeros to the whole cache first, which takes 2 s a GiB. Where the user has set VLLM_CPU_KVCACHE_SPACE
     (GiB), vLLM uses that instead.
     """
-    bytes_a_block = _CPU_BLOCK * cache_bytes(config, item_bytes)
-    blocks_a_sequence = math.ceil(max_model_len / _CPU_BLOCK)
-    spare = 2  # vLLM keeps one block for itself
-    return max(
-        min(_GIB, bytes_a_block * (max_num_seqs * blocks_a_sequence + spare)),
-        bytes_a_block * (blocks_a_sequence + spare),
-    )
+    of_all, of_one = (_cache_of_all(bytes_a_token, _CPU_BLOCK, max_model_len, count) for count in (max_num_seqs, 1))
+    return max(min(_GIB, of_all), of_one)
 
 
 def _can_release() -> bool:
