@@ -111,6 +111,8 @@ def _built(folder: Path) -> Iterator[Path]:
 
 
 def _check_plain(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder, expected a checkpoint with safetensors weights")
     if (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder}: has LoRA adapters, expected a model into which they are merged (merge_and_unload)")
     check_weights(folder)

@@ -187,6 +187,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(folders, tmp_pa
         (wise_ft, None, [tuned], ConfigError, r"expected the base model \(--base\)"),
         (wise_ft, base, [tuned, tuned], ConfigError, "expected one tuned model, found 2"),
         (soup, None, [tuned], ConfigError, "expected two or more tuned models, found 1"),
+        (wise_ft, base, [tmp_path / "none"], ModelError, "no such folder"),
         (wise_ft, base, [adapters], ModelError, "has LoRA adapters"),
         (wise_ft, base, [tmp_path], ModelError, "expected weights in model.safetensors"),
         (wise_ft, other, [tuned], ModelError, "another architecture"),
