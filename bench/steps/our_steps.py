@@ -83,7 +83,7 @@ def make_engine(
     name: str, model: Any, tokenizer: Any, work: Work, requests: int, enforce_eager: bool | None = None
 ) -> Any:
     """hf, shared or copied; `requests` of one call at most. enforce_eager: as of VLLMEngine."""
-    from raft.engines import HFEngine, VLLMEngine
+    from raft.engines import MAX_NUM_SEQS, HFEngine, VLLMEngine
 
     if name == "hf":
         return HFEngine(model, tokenizer, max_model_len=work.max_length)
@@ -93,6 +93,6 @@ def make_engine(
         max_model_len=work.max_length,
         weights=name,
         enforce_eager=enforce_eager,
-        max_num_seqs=min(requests, 128),  # the engine's own default; a smaller batch needs no larger cache
+        max_num_seqs=min(requests, MAX_NUM_SEQS),  # a smaller batch needs no larger cache
         release_on_gpu=model.device.type == "cuda",  # as the trainer has it; without effect on a CPU
     )

@@ -6,11 +6,12 @@ from typing import Any
 
 from raft.engines.base import Completion, Engine, Sampling, context_length, eos_ids, request_seed
 from raft.engines.hf import HFEngine
-from raft.engines.vllm import VLLMEngine
+from raft.engines.vllm import MAX_NUM_SEQS, VLLMEngine
 from raft.errors import ConfigError, EngineError
 from raft.rendering import chat_ids
 
 __all__ = [
+    "MAX_NUM_SEQS",
     "Completion",
     "Engine",
     "HFEngine",

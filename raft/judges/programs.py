@@ -3,13 +3,14 @@
 They know words, not meaning: they see a lost or an invented fact by its words, and a broken text by its form.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from raft.judges.base import Candidate, Judge, Score
 from raft.text import content_words, distinct, words
 
 
-class Program:
+class Program(ABC):
     """A judge that looks at one candidate at a time."""
 
     name: str
@@ -19,9 +20,9 @@ class Program:
         """One score a candidate."""
         return [Score(self.value(candidate)) for candidate in candidates]
 
+    @abstractmethod
     def value(self, candidate: Candidate) -> float:
         """In [0, 1]."""
-        raise NotImplementedError
 
 
 class Coverage(Program):

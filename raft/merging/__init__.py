@@ -3,9 +3,7 @@
 Each rule is a subclass of `Merge` in a file of this folder. `MERGES` finds them all.
 """
 
-import importlib
 import os
-import pkgutil
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from raft.discovery import named_subclasses
 from raft.errors import ConfigError, ModelError
 from raft.merging.base import Merge
 from raft.merging.tensors import HEAD, open_tensors, write_tensors
@@ -31,17 +30,7 @@ _EMBEDDING = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.e
 Read = Callable[[], Tensor]
 
 
-def _found() -> dict[str, type[Merge]]:
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        importlib.import_module(module.name)
-    return {rule.name: rule for rule in sorted(_below(Merge), key=lambda rule: rule.name)}
-
-
-def _below(rule: type[Merge]) -> list[type[Merge]]:
-    return [found for child in rule.__subclasses__() for found in (child, *_below(child))]
-
-
-MERGES: dict[str, type[Merge]] = _found()
+MERGES: dict[str, type[Merge]] = named_subclasses(Merge, __name__, __path__)
 
 
 def make_merge(name: str, options: Mapping[str, object]) -> Merge:
@@ -65,22 +54,24 @@ def merge(rule: Merge, base: Path | None, tuned: Sequence[Path], out: Path) -> N
     At most one shard of 2 GiB is in memory. The folder appears only when complete. ConfigError or ModelError if rule
     and models do not fit together.
     """
-    if rule.needs_base and base is None:
+    if not rule.needs_base:
+        base = None
+    elif base is None:
         raise ConfigError(f"merge {rule.name}: expected the base model (--base), found none")
-    if len(tuned) > rule.most_tuned or (rule.most_tuned > 1 and len(tuned) < 2) or not tuned:
-        expected = "two or more tuned models" if rule.most_tuned > 1 else "one tuned model"
+    if len(tuned) < 2 if rule.takes_several else len(tuned) != 1:
+        expected = "two or more tuned models" if rule.takes_several else "one tuned model"
         raise ConfigError(f"merge {rule.name}: expected {expected}, found {len(tuned)}")
     if out.exists():
         raise ConfigError(f"{out}: exists already, expected a folder that merge makes anew")
-    for folder in (*tuned, *([base] if base is not None and rule.needs_base else [])):
+    for folder in (*tuned, *([base] if base is not None else [])):
         _check_plain(folder)
     options = {f.name: getattr(rule, f.name) for f in fields(rule) if f.init}
-    inputs = {"base": str(base) if rule.needs_base else None, "tuned": [str(folder) for folder in tuned]}
+    inputs = {"base": None if base is None else str(base), "tuned": [str(folder) for folder in tuned]}
     out.parent.mkdir(parents=True, exist_ok=True)
     with _built(out.with_name(f".{out.name}.partial")) as partial:
         ignored = shutil.ignore_patterns(*_WEIGHTS, *_TRAINING)
         shutil.copytree(tuned[0], partial, ignore=ignored, dirs_exist_ok=True)
-        _write_merged(rule, base if rule.needs_base else None, tuned, partial)
+        _write_merged(rule, base, tuned, partial)
         write_json(partial / "merge.json", {"merge": rule.name, "options": options, **inputs})
         os.replace(partial, out)
 

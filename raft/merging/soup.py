@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from raft.merging.base import ANY, Merge
+from raft.merging.base import Merge
 from raft.merging.tensors import compute_dtype
 
 
@@ -16,7 +16,7 @@ class Soup(Merge):
     name = "soup"
     citation = "Wortsman et al., Model Soups, ICML 2022, arXiv 2203.05482"
     needs_base = False
-    most_tuned = ANY
+    takes_several = True
 
     def tensor(self, name: str, base: Tensor | None, tuned: Sequence[Tensor]) -> Tensor:
         dtype = compute_dtype(tuned[0])

@@ -13,12 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raft.errors import ModelError
-from raft.models.load import weight_files
+from raft.models.load import INDEX, weight_files
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|block|h)\.(\d+)\.")
 HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
 _AFTER_LAYERS = re.compile(r"(?:^|\.)(?:lm_head|embed_out|norm|norm_f|ln_f|final_layernorm|final_layer_norm)\.")
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30
 
 Weights = str | Path | Mapping[str, Tensor]  # a folder of safetensors, one such file, or a state dict

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
+INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt", "consolidated.00.pth")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -164,7 +165,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that a checkpoint names, sorted; ModelError where it names none."""
     if (folder / "model.safetensors").is_file():  # before an index that an earlier save has left, as transformers does
         return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         weight_map = _json(index, str(folder)).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -179,7 +180,7 @@ def check_weights(folder: Path) -> None:
     """ModelError where a file of the weights is missing or cut short."""
     for file in weight_files(folder):
         if not file.is_file():
-            raise ModelError(f"{folder}: model.safetensors.index.json names {file.name}, which is missing")
+            raise ModelError(f"{folder}: {INDEX} names {file.name}, which is missing")
         problem = _safetensors_problem(file)
         if problem:
             raise ModelError(f"{folder}: {file.name} is no whole safetensors file: {problem}")

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from raft.engines import Completion, Engine, Sampling
+from raft.engines import MAX_NUM_SEQS, Completion, Engine, Sampling
 from raft.train.config import RAFTConfig
 from raft.train.recorder import Recorder
-
-MOST_AT_ONCE = 128  # requests that vLLM generates at the same time, at most
 
 
 class Generation:
@@ -34,7 +32,7 @@ class Generation:
                 # Under DeepSpeed the parameters are views of DeepSpeed's own buffers.
                 weights="copied" if deepspeed else args.engine_weights,
                 gpu_memory_utilization=args.vllm_gpu_memory_utilization,
-                max_num_seqs=min(MOST_AT_ONCE, requests),  # more than there are would only enlarge the KV cache
+                max_num_seqs=min(MAX_NUM_SEQS, requests),  # more than there are would only enlarge the KV cache
                 release_on_gpu=args.release_cache,
             )
         if self.engine is not None:

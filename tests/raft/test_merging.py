@@ -13,7 +13,8 @@ from raft.cli import main
 from raft.errors import ConfigError, ModelError
 from raft.merging import MERGES, make_merge, merge, merge_in_place
 from raft.merging.fapm import pruned
-from raft.merging.tensors import INDEX, depths, write_tensors
+from raft.merging.tensors import depths, write_tensors
+from raft.models.load import INDEX
 from tests.golden.training import checkpoint
 
 

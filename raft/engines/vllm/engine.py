@@ -48,6 +48,9 @@ from raft.progress import Call, call
 log = logging.getLogger(__name__)
 
 
+MAX_NUM_SEQS = 128  # requests that are generated at the same time, at most, unless the caller says otherwise
+
+
 class VLLMEngine:
     """Token ids in, token ids out, by a vLLM without server, worker processes and tokenizer."""
 
@@ -60,7 +63,7 @@ class VLLMEngine:
         *,
         max_model_len: int = 2048,
         weights: str = "auto",
-        max_num_seqs: int = 128,
+        max_num_seqs: int = MAX_NUM_SEQS,
         gpu_memory_utilization: float = 0.3,
         enforce_eager: bool | None = None,
         compile_model: bool = False,
