@@ -1,11 +1,16 @@
 """Likelihood of given answers under a model: the mean log p of their tokens after a chat, without padding."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from raft.progress import call
 from raft.prompts import Message
 from raft.rendering import chat_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from raft.models.language_model import LanguageModel
 
 # Tokens per forward pass. SmolLM2-135M on two CPU cores takes about the same time per token with 764 to 3,056 tokens,
 # and 1.5 times as long with 191.
@@ -19,8 +24,8 @@ class Turn(NamedTuple):
 
 
 def log_likelihoods(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Sequence[Message]],
     answers: Sequence[str],
     *,
@@ -58,8 +63,8 @@ def log_likelihoods(
     return result
 
 
-def _mean_log_p(model: Any, turns: Sequence[Turn]) -> list[float]:
-    """Mean log p of each turn of one pack; `model` is a LanguageModel."""
+def _mean_log_p(model: "LanguageModel", turns: Sequence[Turn]) -> list[float]:
+    """Mean log p of each turn of one pack."""
     import torch
 
     from raft.models.packing import pack_turns

@@ -7,7 +7,7 @@ they say little about the next training. Both levels are drawn anew: first train
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from scipy import stats
@@ -22,6 +22,14 @@ Training = Mapping[Any, Sequence[float]]
 class Interval(NamedTuple):
     low: float
     high: float
+
+
+class Spread(TypedDict):
+    """One figure over several seeds."""
+
+    mean: float
+    std: float  # of the sample (n - 1); 0 for a single seed
+    seeds: list[float]  # the value of each
 
 
 def interval(
@@ -92,7 +100,7 @@ def caution(trainings: int) -> str:
     )
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """{"mean", "std", "seeds"} of one figure, a value a seed; std: of the sample (n - 1), 0 for a single seed."""
+def over_seeds(values: Sequence[float]) -> Spread:
+    """values: of one figure, a value a seed."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": spread, "seeds": list(values)}
+    return Spread(mean=statistics.fmean(values), std=spread, seeds=list(values))
