@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from raft.engines import Engine, Sampling
     from raft.evaluate.results import Evaluation, Result
+    from raft.refine.lines import FusedRow
 
 T = TypeVar("T")
 
@@ -111,7 +112,7 @@ class Stages:
                 parameter.copy_(other)
         self.engine.refresh()
 
-    def refine(self) -> list[dict]:
+    def refine(self) -> "list[FusedRow]":
         """Stage 1 with the base model as rewriter and fusion model."""
         fused = self.run.refine_dir / "fused.jsonl"
         if not fused.exists():

@@ -70,7 +70,7 @@ class Check(TypedDict, total=False):
     kind: Required[str]  # one of KINDS
     accept: Sequence[str]  # phrases that the output must contain, each as whole words
     reject: Sequence[str]  # phrases that it must not contain
-    n: int  # how many: words, lines, commas' parts or occurrences
+    n: int  # how many: words, lines, parts between commas, or times
     text: str  # how the output must start or end
     word: str  # a phrase that it must contain, or must not
     checks: Sequence["Check"]  # all of which must hold

@@ -40,46 +40,46 @@ MAX_MODEL_LEN = 2048
 
 
 def evaluate(
-    model_folder: str | Path,
+    model: "Model",
     data: Data,
     run_dir: str | Path,
     name: str,
     *,
-    engine_kind: str = "auto",
     embedder: Embedder,
     max_tokens: int = 160,
+    ifeval_tokens: int = IFEVAL_TOKENS,
     seed: int = 0,
 ) -> Evaluation:
-    """All metrics of the model in `model_folder`, kept in eval/NAME.json and read from there for the same settings.
+    """All metrics of the model, kept in eval/NAME.json and read from there for the same settings. Closes the model.
 
-    `max_tokens`: limit of an answer to a domain question. All answers are greedy: `seed` is recorded, without effect.
+    `max_tokens`: limit of an answer to a domain question; `ifeval_tokens`: of one to IFEval's. All answers are greedy:
+    `seed` is recorded, without effect.
     The process should hold no other engine.
     """
     path = Run(run_dir).eval_dir / f"{name}.json"
     settings: dict[str, str | int] = {
         "data_seed": data.seed,
         "seed": seed,
-        "engine": engine_kind,
+        "engine": model.engine_kind,
         "embedder": embedder.name,
         "max_tokens": max_tokens,
         "choice_tokens": CHOICE_TOKENS,
-        "ifeval_tokens": IFEVAL_TOKENS,
+        "ifeval_tokens": ifeval_tokens,
         "items": digest(data),
     }
-    weights = fingerprint(model_folder)
+    weights = fingerprint(model.folder)
     kept: Evaluation | None = kept_result(path, {"fingerprint": weights, "settings": settings})
     result: Evaluation = kept or {
-        "model": str(model_folder),
+        "model": str(model.folder),
         "fingerprint": weights,
         "settings": settings,
         "engine": None,
         "seconds": {},
         "samples": {},
     }
-    model = Model(model_folder, engine_kind)
     parts: dict[str, Callable[[], Samples]] = {
         "domain_answers": lambda: {"domain_answers": _answers(model, data, embedder, max_tokens)},
-        "ifeval": lambda: {"ifeval": _ifeval(model, data)},
+        "ifeval": lambda: {"ifeval": _ifeval(model, data, ifeval_tokens)},
         "domain_choice": lambda: {"domain_choice": _domain_choice(model, data)},
         "arc": lambda: {"arc": _arc(model, data)},
     }
@@ -232,9 +232,9 @@ def _arc(model: Model, data: Data) -> list[ArcChoice]:
     return samples
 
 
-def _ifeval(model: Model, data: Data) -> list[IFEvalAnswer]:
+def _ifeval(model: Model, data: Data, max_tokens: int) -> list[IFEvalAnswer]:
     functions = ifeval_functions(data.folder)
-    answers = _generate(model, [item["prompt"] for item in data.ifeval], IFEVAL_TOKENS, "IFEval")
+    answers = _generate(model, [item["prompt"] for item in data.ifeval], max_tokens, "IFEval")
     return [
         {
             "id": str(item["key"]),

@@ -4,7 +4,7 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import TypeVar, get_origin, get_type_hints
 
 from raft.errors import ConfigError, InputError
 from raft.real import DATA_DIR
@@ -32,7 +32,7 @@ def read_file(folder: Path, name: str, kind: type[T]) -> list[T]:
     path = folder / name
     if not path.is_file():
         raise ConfigError(f"{path}: no such file, expected it in the data folder ({DATA_DIR})")
-    rows: list[Any] = read_jsonl(path)
+    rows = read_jsonl(path)
     fields = {field: get_origin(of_field) or of_field for field, of_field in get_type_hints(kind).items()}
     for number, row in enumerate(rows, 1):
         for field, of_field in fields.items():

@@ -1,5 +1,6 @@
 """What `raft real` keeps of its evaluations, and what it makes of them. Scores are in [0, 1]."""
 
+from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
 from raft.stats.intervals import Spread
@@ -160,5 +161,5 @@ class Study(Table):
     chosen: Chosen
     seconds: dict[str, float]  # stage -> wall clock
     at_once: int  # stages that ran side by side
-    machine: dict[str, object]
+    machine: Mapping[str, object]
     versions: dict[str, str]  # package -> version

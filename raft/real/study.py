@@ -316,11 +316,11 @@ def _evaluated(
 
 
 def _evaluate(model: str, data: Data, folder: str, name: str, engine: str, max_tokens: int, seed: int) -> None:
-    from raft.real.evaluate import evaluate
+    from raft.real.evaluate import Model, evaluate
     from raft.refine.embed import load_embedder
 
     embedder = load_embedder("minilm")
-    evaluate(model, data, folder, name, engine_kind=engine, embedder=embedder, max_tokens=max_tokens, seed=seed)
+    evaluate(Model(model, engine), data, folder, name, embedder=embedder, max_tokens=max_tokens, seed=seed)
 
 
 def _validate(model: str, data: Data, path: str) -> None:
