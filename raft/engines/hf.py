@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,9 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -52,7 +53,7 @@ class HFEngine:
     def __init__(
         self,
         model: PreTrainedModel | str | Path,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         max_model_len: int = 2048,
         batch_size: int | None = None,
@@ -64,8 +65,8 @@ class HFEngine:
         """
         if isinstance(model, str | Path):
             self.weights = OwnWeights("disk")
-            tokenizer = tokenizer or from_folder(AutoTokenizer, model, "a tokenizer")
-            loaded = from_folder(AutoModelForCausalLM, model, "a language model", dtype="auto")
+            tokenizer = tokenizer or from_folder(AutoTokenizer.from_pretrained, model, "a tokenizer")
+            loaded = from_folder(AutoModelForCausalLM.from_pretrained, model, "a language model", dtype="auto")
             self._model = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
         else:
             self.weights = OwnWeights("shared")
@@ -174,7 +175,7 @@ class HFEngine:
         """Nothing to do: a model read from a folder goes with the last reference to the engine."""
 
 
-def bytes_of_request(config: Any, width: int, max_tokens: int, item_bytes: int) -> int:
+def bytes_of_request(config: PretrainedConfig, width: int, max_tokens: int, item_bytes: int) -> int:
     """What a request of `width` tokens needs beside the weights, about: keys and values, the activations of a layer and
     the mask while its prompt is read, and the sampler's float64."""
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
@@ -191,7 +192,7 @@ class _Finished(StoppingCriteria):
         self._stop, self._limits, self._prompt_width, self._progress = stop, limits, prompt_width, progress
         self._running = list(range(len(limits)))
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # [B, T] -> [B] bool
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # [B, T] -> [B] bool
         made, last = input_ids.shape[1] - self._prompt_width, input_ids[:, -1].tolist()
         running = [i for i in self._running if last[i] not in self._stop and made < self._limits[i]]
         self._progress.finished(len(self._running) - len(running))
