@@ -44,7 +44,7 @@ def _sharegpt(fields: dict[str, object], where: str) -> dict[str, object]:
     messages = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
     for i, turn in enumerate(turns):
         said_by = turn.get("from", turn.get("role")) if isinstance(turn, Mapping) else None
-        if said_by not in _ROLES:
+        if not isinstance(said_by, str) or said_by not in _ROLES:
             expected = ", ".join(_ROLES)
             raise InputError(f'{where}: field "conversations[{i}].from": expected one of {expected}, found {said_by!r}')
         messages.append({"role": _ROLES[said_by], "content": turn.get("value", turn.get("content"))})

@@ -287,8 +287,10 @@ def _message(value: object, where: str, field: str) -> Message:
         raise InputError(f'{where}: field "{field}.role": expected one of {", ".join(ROLES)}, found {found}')
     if isinstance(message.get("content"), list):
         message["content"] = _joined(message["content"], where, f"{field}.content")
-    if message.get("tool_calls"):
-        message["tool_calls"] = [_called(call, where, f"{field}.tool_calls") for call in message["tool_calls"]]
+    if calls := message.get("tool_calls"):
+        if not isinstance(calls, list):
+            raise InputError(f'{where}: field "{field}.tool_calls": expected a list, found {_show(calls)}')
+        message["tool_calls"] = [_called(call, where, f"{field}.tool_calls") for call in calls]
         message.setdefault("content", "")
     if "content" not in message:
         raise InputError(f'{where}: field "{field}.content" is missing, expected a text')

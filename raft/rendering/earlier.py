@@ -16,6 +16,7 @@ def earlier_turns(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Mapping[str, object]],
     ends: Collection[int],
+    /,
     **options: object,
 ) -> list[tuple[int, int]]:
     """[start, end) of every assistant turn in the tokens `chat_ids(messages)`, including the token that ends the turn.

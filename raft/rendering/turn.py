@@ -36,6 +36,7 @@ def assistant_turn(
     messages: Sequence[Message],
     answer: Message,
     ends: Collection[int],
+    /,
     **options: Any,
 ) -> Turn:
     """The turn of `answer` (an assistant message) after `messages`. ends: ids of tokens that end a turn.
