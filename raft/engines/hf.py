@@ -57,11 +57,14 @@ class HFEngine:
         *,
         max_model_len: int = 2048,
         batch_size: int | None = None,
+        recordable: bool | None = None,
     ):
         """`model`: one to generate with as it is, or a folder to load in its own dtype (on the GPU if there is one).
 
         batch_size: requests generated together. None: 64, and up to 256 where a sixteenth of a GPU's memory holds what
         they need, for there a token costs about as much for many as for one.
+        recordable: whether tokens are made in steps that a GPU can record (`raft.engines.decode`), or by transformers'
+        own loop. None: where the model is on a GPU and allows it.
         """
         if isinstance(model, str | Path):
             self.weights = OwnWeights("disk")
@@ -73,7 +76,7 @@ class HFEngine:
             self._model = model
         self.tokenizer = tokenizer
         self.max_model_len = context_length(self._model.config.get_text_config(), max_model_len)
-        self._batch_size = batch_size
+        self._batch_size, self._recordable = batch_size, recordable
         self._eos = eos_ids(self._model, tokenizer)
         self._parameters = self._model.num_parameters()
 
@@ -126,7 +129,7 @@ class HFEngine:
         if sampling.temperature > 0:
             draw = _Draw(seeds, width, max(limits), sampling, device)
         input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
-        if can_decode(self._model):
+        if can_decode(self._model) if self._recordable is None else self._recordable:
             pick = _likeliest if draw is None else draw.tokens
             made = decode(self._model, input_ids, attention_mask, max(limits), pick, sorted(stop))
         else:
