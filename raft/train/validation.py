@@ -10,14 +10,12 @@ from raft.evaluate.suites import SUITES, Evaluation, evaluate
 from raft.runs import JsonlAppender, read_jsonl
 from raft.train.records import drop_after
 
-Evaluate = Callable[[Sequence[Mapping[str, object]], Engine, Sampling], Evaluation]
-
 
 class ValidationCallback(TrainerCallback):
     """Appends {"step", "epoch", "domain", "general", "format"} to a JSON Lines file; step 0 is the untrained model.
 
     items: as `raft.evaluate.evaluate` takes them. engine: one that follows the weights of the model under training.
-    evaluate_fn: in place of `raft.evaluate.evaluate`; only the scores of its result are read.
+    evaluate_fn(items, engine, sampling): in place of `raft.evaluate.evaluate`; only the scores of its result are read.
     A resumed run first drops the lines after its checkpoint and adds the line that is due there, if it is missing.
     """
 
@@ -26,7 +24,7 @@ class ValidationCallback(TrainerCallback):
         items: Sequence[Mapping[str, object]],
         every_epochs: int,
         writer_path: str | Path,
-        evaluate_fn: Evaluate = evaluate,
+        evaluate_fn: Callable[..., Evaluation] = evaluate,
         engine: Engine | None = None,
         sampling: Sampling | None = None,
     ):
