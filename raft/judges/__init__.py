@@ -1,6 +1,7 @@
 """Judges: candidates in, scores with their reasons out, for refinement and evaluation alike."""
 
 from raft.judges.base import Candidate, Judge, Score, check_judges
+from raft.judges.model import ModelJudge
 from raft.judges.programs import Coverage, Faithfulness, Form, Program, default_judges
 from raft.judges.reduce import majority, mean
 
@@ -10,6 +11,7 @@ __all__ = [
     "Faithfulness",
     "Form",
     "Judge",
+    "ModelJudge",
     "Program",
     "Score",
     "check_judges",
