@@ -1,6 +1,6 @@
 """RAFT: data refinement and adaptive distillation for domain fine-tuning with little forgetting (arXiv 2606.00147)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 __all__ = ["RAFTConfig", "RAFTTrainer"]
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from raft.train.trainer import RAFTTrainer
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports the trainer on first use, so that `raft --version` need not import torch."""
     if name == "RAFTConfig":
         from raft.train.config import RAFTConfig

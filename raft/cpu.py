@@ -14,12 +14,15 @@ SPINS = 10_000
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def share_cpu() -> None:
-    """Sets environment variables of OpenMP, except those that the user has set. Call it before torch is imported."""
+def share_cpu(cgroup: Path = _CGROUP, cores: int | None = None) -> None:
+    """Sets environment variables of OpenMP, except those that the user has set. Call it before torch is imported.
+
+    cgroup: where the container's limit is. cores: of the machine, by default those that this process may use.
+    """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
-    granted = quota()
-    if granted is not None and granted < len(_cores()):
+    granted = quota(cgroup)
+    if granted is not None and granted < (cores or len(_cores())):
         os.environ.setdefault("OMP_NUM_THREADS", str(granted))
 
 

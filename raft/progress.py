@@ -13,7 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, Any, ClassVar, Self
+from typing import IO, TYPE_CHECKING, ClassVar, Self
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 EVERY_S = 30.0  # between two lines
 REDRAW_S = 1.0  # between two drawings of a bar whose numbers do not change, to update its clock
@@ -52,7 +55,7 @@ class Progress:
         self._call: Call | None = None
         self._start = self._drawn = time.monotonic()
         self._stream = stream
-        self._bar: Any = None
+        self._bar: tqdm | None = None
         self._end = threading.Event()
         self._ticker: threading.Thread | None = None
 
@@ -63,7 +66,7 @@ class Progress:
         if figures is not None:
             self._figures = figures
         if self._bar is not None and time.monotonic() - self._drawn >= LEAST_REDRAW_S:
-            self._redraw()
+            self._redraw(self._bar)
 
     @property
     def seconds(self) -> float:
@@ -83,10 +86,11 @@ class Progress:
             Progress._said = self._start
         stream = self._stream or sys.stderr
         if getattr(stream, "isatty", lambda: False)():
-            self._bar = self._draw(stream)
-            if self._bar.disable:  # TQDM_DISABLE
-                self._bar, self._show = None, False
+            bar = self._draw(stream)
+            if bar.disable:  # TQDM_DISABLE
+                self._show = False
                 return self
+            self._bar = bar
         _open.append(self)
         self._ticker = threading.Thread(target=self._tick, name=f"progress of {self._label}", daemon=True)
         self._ticker.start()
@@ -101,12 +105,12 @@ class Progress:
         if self._ticker is not None:
             self._ticker.join(timeout=1)  # it may be blocked by writing to a terminal that is gone
         if self._bar is not None:
-            self._redraw()
+            self._redraw(self._bar)
             self._bar.close()
         elif self._final and whole:
             self._print(self._summary())
 
-    def _draw(self, stream: IO[str]) -> Any:
+    def _draw(self, stream: IO[str]) -> "tqdm":
         from tqdm import tqdm
 
         label = self._label.rpartition(": ")[2]  # the last part only, to save columns
@@ -123,13 +127,13 @@ class Progress:
             smoothing=0,  # rate and time left from the average since the start, as in the lines
         )
 
-    def _redraw(self) -> None:
+    def _redraw(self, bar: "tqdm") -> None:
         self._drawn = time.monotonic()
         if self._total is not None:
-            self._bar.n = self._done + self._from_call()
-            self._bar.initial = self._bar.n - self._made()  # items of an earlier run do not count for the rate
-            self._bar.set_postfix_str(self._that_fit(), refresh=False)
-        self._bar.refresh()
+            bar.n = self._done + self._from_call()
+            bar.initial = bar.n - self._made()  # items of an earlier run do not count for the rate
+            bar.set_postfix_str(self._that_fit(bar), refresh=False)
+        bar.refresh()
 
     def _tick(self) -> None:
         """Shows the progress at intervals, in a thread of its own, since one call of the work may take minutes."""
@@ -137,7 +141,7 @@ class Progress:
             if _open[-1:] != [self]:
                 continue
             if self._bar is not None:
-                self._redraw()
+                self._redraw(self._bar)
             elif self._pause() == 0:
                 self._print(self._where())
 
@@ -187,10 +191,10 @@ class Progress:
         ahead = self._total - self._done - self._from_call()
         return [f"{clock(ahead * self.seconds / made)} left"] if made and ahead > 0 else []
 
-    def _that_fit(self) -> str:
+    def _that_fit(self, bar: "tqdm") -> str:
         """The first figures, as many as leave ten columns for the bar."""
-        meter = self._bar.format_dict
-        bare = self._bar.format_meter(**{**meter, "ncols": None, "postfix": None})  # draws a bar of ten columns
+        meter = bar.format_dict
+        bare = bar.format_meter(**{**meter, "ncols": None, "postfix": None})  # draws a bar of ten columns
         room = (meter["ncols"] or 80) - len(bare)
         text = ""
         for figure in self._figures:

@@ -1,6 +1,6 @@
 """Stage 1: rewrite each answer in the model's own words, filter by meaning, fuse with the reference (Eqs. 1-4)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from raft.refine.pipeline import refine
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 __all__ = ["refine"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # On first use, for it imports torch: the report reads the floor's reasons without it.
     if name == "refine":
         from raft.refine.pipeline import refine

@@ -6,9 +6,7 @@ checks are against question and reference alone, never against the model's own r
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from raft.prompts import Wording
 from raft.refine.facts import (
@@ -22,6 +20,7 @@ from raft.refine.facts import (
     numbers,
     unmatched,
 )
+from raft.rows import Row
 from raft.settings import RefineSettings
 from raft.text import content_words, distinct, ngrams, words
 
@@ -77,13 +76,11 @@ class Acceptance:
     wording: Wording
     settings: RefineSettings
 
-    def problems(
-        self, row: Mapping[str, Any], text: str, *, similarity: float, mean: float, draft: bool = False
-    ) -> list[str]:
+    def problems(self, row: Row, text: str, *, similarity: float, mean: float, draft: bool = False) -> list[str]:
         """Keys of REASONS, in their order; none: the text passes.
 
-        row: with "question" and "answer". similarity: the cosine of `text` and the reference. mean: of the judges'
-        scores. draft: a rewriting, which may lack what the fusion with the reference puts back.
+        similarity: the cosine of `text` and the reference. mean: of the judges' scores. draft: a rewriting, which may
+        lack what the fusion with the reference puts back.
         """
         question, reference = row["question"], row["answer"]
         found = {

@@ -1,7 +1,7 @@
 """What every stage of one refinement works with."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +11,11 @@ from raft.judges import Judge, default_judges
 from raft.prompts import WORDINGS, Wording
 from raft.refine.acceptance import Acceptance
 from raft.refine.embed import Embedder, load_embedder
+from raft.refine.lines import JudgeLine, SimilarityLine, TextLine
 from raft.refine.panel import Panel
 from raft.refine.progress import StageProgress
 from raft.refine.store import Failures, Store
 from raft.settings import RefineSettings
-
-STAGES = ("rewrite", "filter", "fuse", "judge")
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,9 @@ class RefineContext:
 
     settings: RefineSettings
     models: Models
-    stores: Mapping[str, Store]
-    """By name of STAGES."""
+    texts: Mapping[str, Store[TextLine]]
+    """By stage: rewrite, fuse."""
+    similarities: Store[SimilarityLine]
     failures: Failures
     panel: Panel
     seed: int
@@ -92,8 +92,12 @@ def open_context(
     folder: Path, settings: RefineSettings, models: Models, *, seed: int, progress: bool
 ) -> Iterator[RefineContext]:
     """A refinement whose stores are in `folder`, open for as long as the context lasts."""
-    with ExitStack() as files:
-        stores = {name: files.enter_context(Store(folder / f"{name}.jsonl")) for name in STAGES}
-        failures = files.enter_context(Failures(folder / "failed.jsonl"))
-        panel = Panel(models.judges, stores["judge"])
-        yield RefineContext(settings, models, stores, failures, panel, seed, progress)
+    with (
+        Store[TextLine](folder / "rewrite.jsonl") as rewrite,
+        Store[SimilarityLine](folder / "filter.jsonl") as similarities,
+        Store[TextLine](folder / "fuse.jsonl") as fuse,
+        Store[JudgeLine](folder / "judge.jsonl") as judge,
+        Failures(folder / "failed.jsonl") as failures,
+    ):
+        texts, panel = {"rewrite": rewrite, "fuse": fuse}, Panel(models.judges, judge)
+        yield RefineContext(settings, models, texts, similarities, failures, panel, seed, progress)

@@ -1,14 +1,12 @@
 """What the refinement did to the data: refined against raw answers, in numbers.
 
-A summary is {"n", "mean", "p05", "p25", "p50", "p75", "p95"}. Refined and raw answers are compared over the kept rows;
-in all others they are the same. The rewriting stands for the model's own style, as it is the model's wording of the
-same facts.
+Refined and raw answers are compared over the kept rows; in all others they are the same. The rewriting stands for the
+model's own style, as it is the model's wording of the same facts.
 """
 
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +15,9 @@ from raft.progress import Progress
 from raft.prompts import Message
 from raft.refine.acceptance import REASONS
 from raft.refine.embed import Embedder
+from raft.refine.lines import Diagnostics, FusedRow, Summary
 from raft.refine.similarity import pair_similarities
+from raft.rows import Row
 from raft.text import ngram_f1, words
 
 QUANTILES = (5, 25, 50, 75, 95)
@@ -25,12 +25,11 @@ CHARACTER_CLASSES = ("lower", "upper", "letter", "digit", "space", "punctuation"
 
 # Chats before the answer, answers -> mean negative log-likelihood a token of each answer.
 AnswerNLL = Callable[[Sequence[Sequence[Message]], Sequence[str]], Sequence[float | None]]
-Summary = dict[str, float | int | None]
 
 
 def diagnose(
-    rows: Sequence[Mapping[str, Any]],
-    fused: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+    fused: Sequence[FusedRow],
     embedder: Embedder,
     *,
     judges: Sequence[str],
@@ -38,16 +37,16 @@ def diagnose(
     failed: int,
     nll: AnswerNLL | None = None,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> Diagnostics:
     """diagnostics.json. `rows` are the rows with their chats, `fused` the lines of fused.jsonl, in the same order."""
     kept = [row for row in fused if row["kept"]]
     raw = [row["answer"] for row in kept]
-    own = [row["rewritten"] for row in kept]
+    own = [row["rewritten"] for row in kept if row["rewritten"] is not None]  # which all of them have
     refined = [row["fused_answer"] for row in kept]
     with Progress("refine: embed", 3 * len(kept), "text", per_call=True, final=False, show=progress) as phase:
         embedding = _embedding(embedder, raw, own, refined)
         phase.add(3 * len(kept))
-    result: dict[str, Any] = {
+    result: Diagnostics = {
         "rows": len(fused),
         "kept": len(kept),
         "kept_share": len(kept) / len(fused) if fused else None,
@@ -74,7 +73,7 @@ def diagnose(
     return result
 
 
-def _reasons(fused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+def _reasons(fused: Sequence[FusedRow]) -> dict[str, dict[str, int]]:
     """How many texts there were, how many did not pass the floor, and how many for each reason; a text may have
     several."""
     stages = {
@@ -91,7 +90,7 @@ def _reasons(fused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     }
 
 
-def summary(values: Sequence[float | int | None]) -> Summary:
+def summary(values: Sequence[float | None]) -> Summary:
     """n, mean and quantiles (linear between neighbours) of the values that are not None."""
     there = [value for value in values if value is not None]
     if not there:
@@ -147,7 +146,9 @@ def _characters(raw: list[str], refined: list[str]) -> dict[str, dict[str, float
     return {**shares, "distance": {"value": distance}}
 
 
-def _nll(nll: AnswerNLL, chats: list[Any], raw: list[str], refined: list[str]) -> dict[str, Any]:
+def _nll(
+    nll: AnswerNLL, chats: list[list[Message]], raw: list[str], refined: list[str]
+) -> dict[str, Summary] | dict[str, str]:
     """Negative log-likelihood of both answers under the model, in nats a token, and refined minus raw: below 0 the
     refined answer is nearer to the model's own style."""
     try:

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ _AT_ONCE = 1024
 class Embedder(Protocol):
     name: str  # identifies the model: part of the cache key
 
-    def encode(self, texts: Sequence[str]) -> NDArray[Any]:
+    def encode(self, texts: Sequence[str]) -> NDArray[np.floating]:
         """[n, d] float, a row a text."""
 
 

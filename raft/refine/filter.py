@@ -41,7 +41,7 @@ def assess(
     similarities, fresh = measured(
         [(row["id"], row["answer"], texts[row["id"]]) for row in rows],
         context.models.embedder,
-        context.stores["filter"],
+        context.similarities,
     )
     assessed: dict[str, Assessment | Exception] = {}
     compared: list[tuple[Row, str, float]] = []

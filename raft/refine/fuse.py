@@ -58,12 +58,12 @@ def fuse(context: RefineContext, rows: Sequence[Row], rewritten: Mapping[str, st
                 for row_id, row in open_rows.items()
             ]
             for batch in texts(context, "fuse", context.models.fuser, jobs, settings.fuse_temperature):
-                said = {line["id"]: line["text"] for line in batch.lines if not line["failed"]}
-                assessed, _ = assess(context, [open_rows[row_id] for row_id in said], rewritten, said, number)
-                for line in batch.lines:
-                    found = assessed.get(line["id"], line["failed"])
-                    fusions[line["id"]].add(number, reason(found) if isinstance(found, Exception) else found)
-                made = [fusions[line["id"]] for line in batch.lines]
+                said = [open_rows[row_id] for row_id in batch.texts]
+                assessed, _ = assess(context, said, rewritten, batch.texts, number)
+                results = {**assessed, **batch.failed}
+                for row_id, found in results.items():
+                    fusions[row_id].add(number, reason(found) if isinstance(found, Exception) else found)
+                made = [fusions[row_id] for row_id in results]
                 closed = [one for one in made if number == rounds or one.accepted(settings.accept_score)]
                 kept += sum(one.best is not None for one in closed)
                 fresh = min(batch.fresh_rows, len(closed))

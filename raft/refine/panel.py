@@ -4,11 +4,11 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from raft.isolate import isolate, reason
 from raft.judges import Candidate, Judge, Score
 from raft.judges.base import checked
+from raft.refine.lines import JudgeLine
 from raft.refine.store import Store, row_key
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ class Panel:
     """An unusable score (raised, no number, outside [0, 1]) counts as a reject, which is 0, and is reported."""
 
     judges: Sequence[Judge]
-    store: Store
+    store: Store[JudgeLine]
     unusable: Counter[str] = field(default_factory=Counter)  # name of the judge -> scores that counted as 0
     warned: set[str] = field(default_factory=set)  # names of judges whose first unusable score was reported
 
@@ -32,7 +32,7 @@ class Panel:
         made = {judge.name: isolate(judge.score, [candidates[i] for i in missing]) for judge in self.judges}
         for place, i in enumerate(missing):
             found = {name: scores[place] for name, scores in made.items()}
-            line = {"id": candidates[i].row_id, "key": keys[i], "round": round, **self._told(candidates[i], found)}
+            line = self._line(candidates[i], keys[i], round, found)
             # What was raised, a lost connection say, may go well after a restart.
             if not any(isinstance(score, Exception) for score in found.values()):
                 self.store.add(line)
@@ -51,22 +51,24 @@ class Panel:
         texts = [candidate.question, candidate.reference, candidate.rewritten, candidate.text]
         return row_key("judges", {"judges": versions}, texts)
 
-    def _told(self, candidate: Candidate, found: dict[str, Score | Exception]) -> dict[str, Any]:
-        """What the judges say of one candidate, as it is stored."""
+    def _line(self, candidate: Candidate, key: str, round: int, found: dict[str, Score | Exception]) -> JudgeLine:
         scores = {
             name: Score(None, problem=reason(score)) if isinstance(score, Exception) else checked(score)
             for name, score in found.items()
         }
-        unusable = {name: score.problem for name, score in scores.items() if score.value is None}
+        unusable = {name: score.problem for name, score in scores.items() if score.problem is not None}
         for name, why in unusable.items():
             if name not in self.warned:
                 self.warned.add(name)
                 log.warning("judge %s: unusable score for row %s counts as 0: %s", name, candidate.row_id, why)
         reasons = {name: score.reason for name, score in scores.items() if score.reason is not None}
         values = {name: score.value or 0.0 for name, score in scores.items()}
-        return {"scores": values, "unusable": unusable, **({"reasons": reasons} if reasons else {})}
+        line = JudgeLine(id=candidate.row_id, key=key, round=round, scores=values, unusable=unusable)
+        if reasons:
+            line["reasons"] = reasons
+        return line
 
-    def _scores(self, line: dict[str, Any]) -> list[Score]:
+    def _scores(self, line: JudgeLine) -> list[Score]:
         return [
             Score(
                 None if judge.name in line["unusable"] else line["scores"][judge.name],

@@ -10,6 +10,7 @@ from raft.refine.context import Models, open_context
 from raft.refine.diagnostics import AnswerNLL, diagnose
 from raft.refine.filter import Assessment, filter_rewritings
 from raft.refine.fuse import Fusion, fuse
+from raft.refine.lines import FusedRow
 from raft.refine.panel import Panel
 from raft.refine.rewrite import rewrite
 from raft.refine.store import Failures, write_lines
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def refine(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, object]],
     models: Models,
     run: Run,
     settings: RefineSettings,
@@ -29,7 +30,7 @@ def refine(
     seed: int = 0,
     nll: AnswerNLL | None = None,
     progress: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[FusedRow]:
     """The fused rows, in input order; writes rewrite, filter, fuse, judge, failed and fused.jsonl and diagnostics.json.
 
     What an earlier call left in `run.refine_dir` is taken over where its key fits. `nll` adds the style shift to the
@@ -73,10 +74,9 @@ def refine(
     return fused
 
 
-def _fused_row(row: Row, rewritten: str | None, rewriting: Assessment | None, fusion: Fusion) -> dict[str, Any]:
-    """A line of fused.jsonl: what the refinement says of the row, then the row's other fields."""
+def _fused_row(row: Row, rewritten: str | None, rewriting: Assessment | None, fusion: Fusion) -> FusedRow:
     best = fusion.best
-    line: dict[str, Any] = {
+    line: FusedRow = {
         "id": row["id"],
         "question": row["question"],
         "answer": row["answer"],
@@ -89,7 +89,8 @@ def _fused_row(row: Row, rewritten: str | None, rewriting: Assessment | None, fu
         "rejected": {"rewrite": [] if rewriting is None else rewriting.problems, "fuse": fusion.problems},
     }
     plain = row["prompt"] == [{"role": "user", "content": row["question"]}]
-    return {**line, **{key: value for key, value in row.items() if key not in line and not (plain and key == "prompt")}}
+    rest: Any = {key: value for key, value in row.items() if key not in line and not (plain and key == "prompt")}
+    return {**line, **rest}
 
 
 def _warn(failures: Failures, panel: Panel, rows: int) -> None:

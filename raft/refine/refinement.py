@@ -3,15 +3,18 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raft.errors import InputError
 from raft.prompts import WORDINGS, Message, Wording
+from raft.refine.lines import FailedLine, FusedRow, JudgeLine, TextLine
 from raft.rows import Row
 from raft.runs import Run, read_jsonl
 from raft.settings import Plan, RefineSettings, save_config
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from raft.engines import Engine
 
 
@@ -65,7 +68,7 @@ def refine_run(plan: Plan, preview: int = 0) -> None:
 class _Engines:
     """The engine of the model that is refined for, and that of another fusion model, made when it is first needed."""
 
-    def __init__(self, settings: RefineSettings, model: Any, tokenizer: Any):
+    def __init__(self, settings: RefineSettings, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"):
         from raft.engines import make_engine
 
         self._settings, self._model, self._tokenizer = settings, model, tokenizer
@@ -99,7 +102,7 @@ class _Engines:
         return [self.own, *([] if self._fusion is None else [self._fusion])]
 
 
-def _check_template(rows: Sequence[Row], tokenizer: Any, wording: Wording, path: Any) -> None:
+def _check_template(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", wording: Wording, path: str) -> None:
     """InputError where the chat template refuses a row: one of each sequence of roles is rendered."""
     from raft.refine.rewrite import rewrite_chat, template_options
     from raft.rendering import chat_text
@@ -111,28 +114,31 @@ def _check_template(rows: Sequence[Row], tokenizer: Any, wording: Wording, path:
             raise InputError(f"{path}, row {row['id']!r}: {error}") from error
 
 
-def preview_text(rows: list[Row], fused: list[dict[str, Any]], folder: Path, wording: Wording) -> str:
+def preview_text(rows: list[Row], fused: list[FusedRow], folder: Path, wording: Wording) -> str:
     """Every prompt with what came of it, row by row. `folder` is the run that refined the rows."""
     from raft.refine.fuse import fuse_chat
     from raft.refine.rewrite import rewrite_chat
 
     refine_dir = Run(folder).refine_dir
-    candidates = read_jsonl(refine_dir / "fuse.jsonl")
-    verdicts = {(line["id"], line["round"]): line["scores"] for line in read_jsonl(refine_dir / "judge.jsonl")}
-    failed = {line["id"]: line for line in read_jsonl(refine_dir / "failed.jsonl")}
+    candidates: list[TextLine] = read_jsonl(refine_dir / "fuse.jsonl")
+    judged: list[JudgeLine] = read_jsonl(refine_dir / "judge.jsonl")
+    failures: list[FailedLine] = read_jsonl(refine_dir / "failed.jsonl")
+    verdicts = {(line["id"], line["round"]): line["scores"] for line in judged}
+    failed = {line["id"]: line for line in failures}
     parts = []
     for row, line in zip(rows, fused, strict=True):
         parts += [f"=== row {row['id']}", "--- rewrite, prompt", _chat(rewrite_chat(row, wording))]
-        if line["rewritten"] is not None:
+        tried = [candidate for candidate in candidates if candidate["id"] == row["id"]]
+        rewritten = line["rewritten"]
+        if rewritten is not None:
             similarity = "none" if line["similarity"] is None else f"{line['similarity']:.3f}"
             against = ", ".join(line["rejected"]["rewrite"])
-            parts += ["--- rewrite, output", line["rewritten"], f"--- similarity {similarity}{_against(against)}"]
+            parts += ["--- rewrite, output", rewritten, f"--- similarity {similarity}{_against(against)}"]
+            if tried:
+                parts += ["--- fuse, prompt", _chat(fuse_chat(row, rewritten, wording))]
         against_fused = iter(line["rejected"]["fuse"])
-        tried = [candidate for candidate in candidates if candidate["id"] == row["id"]]
-        if tried:
-            parts += ["--- fuse, prompt", _chat(fuse_chat(row, line["rewritten"], wording))]
         # No text is judged twice: its scores are under the round in which it first came, 0 for the rewriting.
-        came: dict[str | None, int] = {line["rewritten"]: 0}
+        came = {rewritten: 0}
         for candidate in tried:
             scores = verdicts.get((row["id"], came.setdefault(candidate["text"], candidate["round"])), {})
             shown = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())

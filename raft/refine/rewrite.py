@@ -17,12 +17,15 @@ def rewrite(context: RefineContext, rows: Sequence[Row]) -> dict[str, str]:
     with context.bar("rewrite", len(rows), per_call=True) as bar:
         temperature = context.settings.rewrite_temperature
         for batch in texts(context, "rewrite", context.models.rewriter, jobs, temperature):
-            for line in batch.lines:
-                if line["failed"]:
-                    context.failures.add(line["id"], "rewrite", line["failed"])
-                else:
-                    rewritten[line["id"]] = line["text"]
-            bar.add_rows(len(batch.lines), fresh=batch.fresh_rows, tokens=batch.fresh_tokens, kept=len(rewritten))
+            rewritten |= batch.texts
+            for row_id, why in batch.failed.items():
+                context.failures.add(row_id, "rewrite", why)
+            bar.add_rows(
+                len(batch.texts) + len(batch.failed),
+                fresh=batch.fresh_rows,
+                tokens=batch.fresh_tokens,
+                kept=len(rewritten),
+            )
     return rewritten
 
 

@@ -1,20 +1,20 @@
 """How near two texts are in meaning (Eq. 2), and what was measured once is not measured again."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raft.isolate import isolate
 from raft.refine.embed import Embedder
+from raft.refine.lines import SimilarityLine
 from raft.refine.store import Store, row_key
 
 # Embeddings are float32, and their last digits depend on the other texts of their batch; a similarity is good to six.
 DIGITS = 6
 
 
-def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+def cosines(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
     """[n] cosines of the rows of a and b ([n, d] each), in float64, to six digits (Eq. 2).
 
     NaN where a row is all zeros.
@@ -36,7 +36,7 @@ def pair_similarities(embedder: Embedder, pairs: Sequence[tuple[str, str]]) -> N
 def measured(
     texts: Sequence[tuple[str, str, str]],  # row id, reference answer, text
     embedder: Embedder,
-    store: Store,
+    store: Store[SimilarityLine],
 ) -> tuple[list[float | Exception], int]:
     """cos(phi(reference), phi(text)) of each, or why there is none; and how many were not in the store."""
     pairs = [(reference, text) for _, reference, text in texts]

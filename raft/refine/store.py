@@ -8,31 +8,37 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Generic, Self, TypeVar
 
 from raft import prompts
+from raft.refine.lines import FailedLine, StoredLine
 from raft.runs import JsonlAppender, read_jsonl, write_text
 
 
-def row_key(model: str, parameters: Mapping[str, Any], messages: Sequence[Any]) -> str:
+def row_key(model: str, parameters: Mapping[str, object], messages: Sequence[object]) -> str:
     """Hash (32 hexadecimal digits) of model, prompt version, parameters and messages."""
     made_of = [model, prompts.PROMPT_VERSION, parameters, messages]
     text = json.dumps(made_of, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-class Store:
+Line = TypeVar("Line", bound=StoredLine)
+
+
+class Store(Generic[Line]):
     """The lines of one stage. Of two lines with the same id and key the newest counts."""
 
     def __init__(self, path: Path):
         self._file = JsonlAppender(path)  # cuts off a line that a kill has torn
-        self._lines = {(line.get("id"), line.get("key")): line for line in read_jsonl(path)}
+        self._lines: dict[tuple[str, str], Line] = {
+            (line.get("id"), line.get("key")): line for line in read_jsonl(path)
+        }
 
-    def get(self, row_id: str, key: str) -> dict[str, Any] | None:
+    def get(self, row_id: str, key: str) -> Line | None:
         return self._lines.get((row_id, key))
 
-    def add(self, line: dict[str, Any]) -> None:
-        """Appends one line with its "id" and "key", on disk before this returns."""
+    def add(self, line: Line) -> None:
+        """Appends one line, on disk before this returns."""
         self._file.append(line)
         self._lines[line["id"], line["key"]] = line
 
@@ -52,10 +58,10 @@ class Failures:
     def __init__(self, path: Path):
         self._path = path
         self._file = JsonlAppender(path)
-        self._failed: dict[str, dict[str, Any]] = {}
+        self._failed: dict[str, FailedLine] = {}
 
     def add(self, row_id: str, stage: str, reason: str) -> None:
-        line = {"id": row_id, "stage": stage, "reason": reason}
+        line = FailedLine(id=row_id, stage=stage, reason=reason)
         self._failed[row_id] = line
         self._file.append(line)
 
@@ -65,7 +71,7 @@ class Failures:
     def __len__(self) -> int:
         return len(self._failed)
 
-    def first(self) -> dict[str, Any]:
+    def first(self) -> FailedLine:
         return next(iter(self._failed.values()))
 
     def finish(self, order: Sequence[str]) -> None:
@@ -79,6 +85,6 @@ class Failures:
         self._file.close()
 
 
-def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Writes JSON Lines as a whole: readers see the old file or the new one."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

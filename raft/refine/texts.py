@@ -9,12 +9,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from raft.chat import ChatModel, ChatRequest, Failure, Reply
 from raft.isolate import batches
 from raft.prompts import Message
 from raft.refine.context import RefineContext
+from raft.refine.lines import TextLine
 from raft.refine.store import Store, row_key
 
 
@@ -24,15 +24,16 @@ class Job:
 
     row_id: str
     chat: list[Message]
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the chat template: tools and the like
+    options: Mapping[str, object] = field(default_factory=dict)  # of the chat template: tools and the like
     round: int | None = None  # of the fusion
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """The stored lines of a batch's jobs, in order, with what it took to make those that were missing."""
+    """What came of a batch's jobs, each in one of the two, with what it took to make what was not in the store."""
 
-    lines: list[dict[str, Any]]  # "text" is None where "failed" says why
+    texts: dict[str, str]  # row id -> text
+    failed: dict[str, str]  # row id -> why there is no text
     fresh_rows: int
     fresh_tokens: int
 
@@ -44,7 +45,7 @@ def texts(
 
     All that is missing is asked for at once; a batch is given when the last of its texts is there.
     """
-    settings, store = context.settings, context.stores[stage]
+    settings, store = context.settings, context.texts[stage]
     requests = {
         job.row_id: ChatRequest(
             job.chat,
@@ -70,7 +71,12 @@ def texts(
             lines[job.row_id] = line
         done = [found for job in batch if (found := lines[job.row_id]) is not None]
         made = [line for line in done if line["id"] in fresh]
-        yield TextBatch(done, len(made), sum(line["tokens"] for line in made))
+        yield TextBatch(
+            {line["id"]: line["text"] for line in done if line["text"] is not None},
+            {line["id"]: line["failed"] for line in done if line["failed"] is not None},
+            len(made),
+            sum(line["tokens"] for line in made),
+        )
 
 
 def text_seed(seed: int, stage: str, row_id: str, attempt: int) -> int:
@@ -94,7 +100,7 @@ def text_key(model: str, request: ChatRequest) -> str:
     return row_key(model, parameters, request.messages)
 
 
-def _stored(store: Store, row_id: str, key: str, max_model_len: int) -> dict[str, Any] | None:
+def _stored(store: Store[TextLine], row_id: str, key: str, max_model_len: int) -> TextLine | None:
     line = store.get(row_id, key)
     # A text stays valid in any context, but one that did not fit may fit into another.
     if line is not None and line["failed"] and line["max_model_len"] != max_model_len:
@@ -102,13 +108,15 @@ def _stored(store: Store, row_id: str, key: str, max_model_len: int) -> dict[str
     return line
 
 
-def _line(job: Job, key: str, reply: Reply | Failure, max_model_len: int) -> dict[str, Any]:
+def _line(job: Job, key: str, reply: Reply | Failure, max_model_len: int) -> TextLine:
     """What is stored of a job."""
-    line: dict[str, Any] = {"id": job.row_id, "key": key}
+    line: TextLine = {"id": job.row_id, "key": key, "text": None, "tokens": reply.tokens, "failed": None}
+    if isinstance(reply, Failure):
+        line["failed"], line["max_model_len"] = reply.reason, max_model_len
+    else:
+        line["text"] = reply.text
+        if reply.thought is not None:
+            line["thought"] = reply.thought
     if job.round is not None:
         line["round"] = job.round
-    if isinstance(reply, Failure):
-        failed = {"text": None, "tokens": reply.tokens, "failed": reply.reason}
-        return {**line, **failed, "max_model_len": max_model_len}
-    thought = {} if reply.thought is None else {"thought": reply.thought}
-    return {**line, "text": reply.text, "tokens": reply.tokens, "failed": None, **thought}
+    return line

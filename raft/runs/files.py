@@ -24,7 +24,7 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: object) -> None:
     """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -48,7 +48,7 @@ class JsonlAppender:
         repair_jsonl(self.path)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
-    def append(self, value: Mapping[str, Any]) -> None:
+    def append(self, value: Mapping[str, object]) -> None:
         self._file.write(json.dumps(value, ensure_ascii=False) + "\n")
         self._file.flush()
 
@@ -62,8 +62,11 @@ class JsonlAppender:
         self.close()
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """All objects of a JSON Lines file, without a partial last line left by a killed run. [] for a missing file."""
+def read_jsonl(path: str | Path) -> list[Any]:
+    """All objects of a JSON Lines file, without a partial last line left by a killed run. [] for a missing file.
+
+    They are dicts; which fields they have, their readers know.
+    """
     path = Path(path)
     if not path.exists():
         return []
@@ -90,7 +93,7 @@ def repair_jsonl(path: str | Path) -> None:
             file.truncate(start)
 
 
-def _line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _line(path: Path, number: int, line: bytes) -> dict[str, object]:
     try:
         value = json.loads(line)
     except ValueError as error:

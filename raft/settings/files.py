@@ -1,7 +1,7 @@
 """Settings from a YAML file and from key=value, and config.yaml with all of them."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -42,20 +42,20 @@ def save_config(config: Config, path: str | Path) -> None:
     write_text(path, to_yaml(asdict(config)))
 
 
-def read_yaml(path: str | Path) -> Any:
+def read_yaml(path: str | Path) -> object:
     """The value of a YAML file, whatever it is of; `ConfigError` where it is not YAML."""
     node = _compose(path)
     return None if node is None else _construct(node, path)
 
 
-def to_yaml(tree: dict[str, Any]) -> str:
+def to_yaml(tree: Mapping[str, object]) -> str:
     """A mapping as YAML, a line each name."""
     stream = io.StringIO()
     _yaml().dump(tree, stream)
     return stream.getvalue()
 
 
-def _set(tree: dict[str, Any], name: str, value: Any, place: str, text: str | None = None) -> None:
+def _set(tree: dict[str, Any], name: str, value: object, place: str, text: str | None = None) -> None:
     """Checks one setting and puts it into the tree; `text` is the value as typed, for settings that are text."""
     section, _, rest = name.partition(".")
     if not (section == "train" and rest):  # those are checked by `check_train`
@@ -73,14 +73,14 @@ def _set(tree: dict[str, Any], name: str, value: Any, place: str, text: str | No
         tree[name] = value
 
 
-def _settings_of(path: str | Path) -> dict[str, tuple[Any, int]]:
+def _settings_of(path: str | Path) -> dict[str, tuple[object, int]]:
     """Dotted name -> (value, line number from 1) of every setting in the file."""
     root = _compose(path)
     if root is None:
         return {}
     if not isinstance(root, MappingNode):
         raise ConfigError(f"{path}, line {_line(root)}: expected settings as `name: value`")
-    settings: dict[str, tuple[Any, int]] = {}
+    settings: dict[str, tuple[object, int]] = {}
 
     def visit(mapping: MappingNode, prefix: str) -> None:
         for key, node in mapping.value:
@@ -103,7 +103,7 @@ def _settings_of(path: str | Path) -> dict[str, tuple[Any, int]]:
 class _Resolver(VersionedResolver):
     """YAML 1.2, in which 5e-6 is a number and yes, no, on and off are texts; dates and a lone = are texts here too."""
 
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+    def resolve(self, kind: object, value: object, implicit: object) -> object:
         tag = super().resolve(kind, value, implicit)
         is_text = str(tag).rpartition(":")[2] in ("timestamp", "value")
         return self.DEFAULT_SCALAR_TAG if is_text else tag
@@ -149,12 +149,12 @@ def _compose(path: str | Path) -> Node | None:
         return _yaml().compose(text)
 
 
-def _construct(node: Node, path: str | Path) -> Any:
+def _construct(node: Node, path: str | Path) -> object:
     with _valid(f"{path}, line {_line(node)}"):
         return _yaml().constructor.construct_document(node)
 
 
-def _parse(text: str, override: str) -> Any:
+def _parse(text: str, override: str) -> object:
     with _valid(override):
         return _yaml().load(text) if text.strip() else text
 

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from functools import cache
-from typing import Any
 
 from raft.settings.check import expected, field_hints
 from raft.settings.files import to_yaml
@@ -51,7 +50,7 @@ def _training(training: type) -> Iterator[str]:
 _ABOVE = ("seed", "output_dir", "hub_token")
 
 
-def _setting(settings: type, f: "Field[Any]") -> Iterator[str]:
+def _setting(settings: type, f: "Field[object]") -> Iterator[str]:
     """Docstring and range as comments, then the default."""
     said = _docstrings(settings).get(f.name, "As in transformers.TrainingArguments, with a default of its own.")
     text = f"{said} ({_accepted(field_hints(settings)[f.name])})"
@@ -59,13 +58,13 @@ def _setting(settings: type, f: "Field[Any]") -> Iterator[str]:
     yield _line(f)
 
 
-def _line(f: "Field[Any]") -> str:
+def _line(f: "Field[object]") -> str:
     """The name with the default."""
     default = f.default_factory() if f.default_factory is not MISSING else f.default
     return to_yaml({f.name: None if default is MISSING else getattr(default, "value", default)}).rstrip("\n")
 
 
-def _accepted(hint: Any) -> str:
+def _accepted(hint: object) -> str:
     """What a value may be, as short as in "whole number" or "chat | plain"."""
     words = expected(hint).removeprefix("a ")
     choices = words.removeprefix("one of ")

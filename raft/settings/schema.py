@@ -112,7 +112,7 @@ class Config:
 
 SECTIONS: dict[str, type] = {"refine": RefineSettings, "evaluate": EvalSettings}
 
-NAMES: dict[str, Any] = {
+NAMES: dict[str, object] = {
     **{name: hint for name, hint in field_hints(Config).items() if name not in (*SECTIONS, "train")},
     **{f"{section}.{name}": hint for section, kind in SECTIONS.items() for name, hint in field_hints(kind).items()},
 }

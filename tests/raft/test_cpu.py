@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -10,31 +11,29 @@ from raft import cpu
 
 
 @pytest.fixture
-def environment(monkeypatch):
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cpu, "quota", lambda: None)
-    monkeypatch.setattr(os, "environ", dict(os.environ))  # what is set goes with it
-    return os.environ
+def environment():
+    with mock.patch.dict(os.environ):
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
+            os.environ.pop(name, None)
+        yield os.environ
 
 
-def test_threads_wait_for_a_moment_only(environment):
-    cpu.share_cpu()
+def test_threads_wait_for_a_moment_only(environment, tmp_path):
+    cpu.share_cpu(tmp_path)
     assert environment["GOMP_SPINCOUNT"] == str(cpu.SPINS) and "OMP_NUM_THREADS" not in environment
 
 
 @pytest.mark.parametrize("name, value", [("GOMP_SPINCOUNT", "7"), ("OMP_WAIT_POLICY", "active")])
-def test_what_the_user_has_set_stays(environment, name, value):
+def test_what_the_user_has_set_stays(environment, tmp_path, name, value):
     environment[name] = value
-    cpu.share_cpu()
+    cpu.share_cpu(tmp_path)
     assert environment[name] == value
     assert environment.get("GOMP_SPINCOUNT", "7") == "7"
 
 
-def test_a_container_gets_as_many_threads_as_it_may_run(environment, monkeypatch):
-    monkeypatch.setattr(cpu, "_cores", lambda: range(64))
-    monkeypatch.setattr(cpu, "quota", lambda: 8)
-    cpu.share_cpu()
+def test_a_container_gets_as_many_threads_as_it_may_run(environment, tmp_path):
+    (tmp_path / "cpu.max").write_text("800000 100000\n")
+    cpu.share_cpu(tmp_path, cores=64)
     assert environment["OMP_NUM_THREADS"] == "8"
 
 

@@ -73,17 +73,23 @@ def test_a_call_that_takes_long_does_not_keep_a_log_file_waiting(often, capsys):
     assert re.match(r"refine: fuse: 4 rows in [\d.]+ s, 2 of them done before, ", lines()[-1])
 
 
-def test_time_left_follows_from_what_was_made_now(monkeypatch):
-    monkeypatch.setattr(Progress, "seconds", 30.0)
-    phase = Progress("p", 100, per_call=True)
-    phase.add(40, fresh=10)  # 30 of them by an earlier run
-    assert phase._where() == ["40 of 100 rows", "3.0 s/row", "3:00 left"]
-    phase._call = progress.Call(20, done=5)
-    assert phase._where() == ["40 of 100 rows", "5 of 20 in this call", "2.0 s/row", "1:50 left"]
-    steps = Progress("train", 100, "step")
-    steps.add(10)
-    steps._call = progress.Call(20, done=5)  # rollouts are no steps
-    assert steps._where()[-1] == "4:30 left"
+def test_time_left_follows_from_what_was_made_now(often, capsys):
+    class Begun(Progress):
+        seconds = 30.0  # ago
+
+    def says(line):
+        until(lambda: line in capsys.readouterr().err.splitlines())
+
+    with Begun("p", 100, per_call=True, final=False) as phase:
+        phase.add(40, fresh=10)  # 30 of them by an earlier run
+        says("p: 40 of 100 rows, 3.0 s/row, 3:00 left")
+        with call(20) as answers:
+            answers.finished(5)
+            says("p: 40 of 100 rows, 5 of 20 in this call, 2.0 s/row, 1:50 left")
+    with Begun("train", 100, "step", final=False) as steps, call(20) as rollouts:
+        steps.add(10)
+        rollouts.finished(5)  # which are no steps
+        says("train: 10 of 100 steps, 5 of 20 in this call, 3.0 s/step, 4:30 left")
 
 
 def test_the_innermost_phase_speaks(often, capsys):
@@ -170,16 +176,16 @@ def test_a_bar_moves_while_a_call_lasts(open_terminal):
         assert re.search(r"50%.*<.*item/s|50%.*<.*s/item", terminal.screens()[-1])
 
 
-def test_what_is_read_from_disk_is_no_part_of_the_speed(open_terminal, monkeypatch):
+def test_what_is_read_from_disk_is_no_part_of_the_speed(open_terminal):
     terminal = open_terminal()
-    monkeypatch.setattr(progress, "REDRAW_S", 60)
-    phase = Progress("fuse", 1000, "row").start()
-    phase._bar.start_t -= 60  # a minute ago
-    phase.add(640, fresh=0)
-    phase.add(60)
-    phase._redraw()
-    assert re.search(r"700/1000 .*<0[45]:\d\d, .*1\.0\ds/row", terminal.screens()[-1]), terminal.screens()[-1]
-    phase.stop()
+    with Progress("fuse", 1000, "row") as phase:
+        phase.add(640, fresh=0)
+        time.sleep(0.3)
+        phase.add(60)
+    shown = re.search(r"700/1000 .*<00:(\d\d), *([\d.]+)row/s", terminal.screens()[-1])
+    assert shown, terminal.screens()[-1]
+    # 60 rows in 0.3 s or more, and 300 are left: with the others it would be 700 in that time
+    assert float(shown[2]) <= 201 and int(shown[1]) >= 1
 
 
 @pytest.mark.parametrize("stream", ["no terminal", "disabled"])

@@ -18,11 +18,12 @@ import pytest
 from raft import prompts
 from raft.engines import Completion
 from raft.errors import ConfigError, EngineError, InputError
-from raft.judges import Program, default_judges
+from raft.judges import Program, Score, default_judges
 from raft.prompts import WORDINGS
 from raft.refine import refine
 from raft.refine.acceptance import REASONS
 from raft.refine.context import Models
+from raft.refine.lines import Diagnostics, FailedLine, FusedRow, JudgeLine, SimilarityLine, TextLine
 from raft.refine.refinement import preview_text
 from raft.refine.rewrite import rewrite_chat
 from raft.refine.store import row_key
@@ -163,6 +164,30 @@ def test_every_row_comes_out_in_order_with_the_contracts_fields(tmp_path):
     assert fused[1]["skill"] == "kept as it is" and "prompt" not in fused[1]
     assert not lines(tmp_path, "failed")
     assert [row["id"] for row in read_rows(tmp_path / "refine" / "fused.jsonl")] == [row["id"] for row in rows]
+
+
+def test_lines_have_the_fields_of_their_types(tmp_path):
+    class Picky:
+        name, version = "picky", "1"
+
+        def score(self, candidates):
+            return [Score(None if "is b?" in one.question else 0.9, "because") for one in candidates]
+
+    def say(stage, prompt, number):
+        return None if "is a?" in prompt else f"<think>\nhm\n</think>\n\n{said('good', 900)}"
+
+    roles = ("system", "user", "assistant")
+    chat = {"id": "chat", "messages": [{"role": role, "content": f"What is {role}?"} for role in roles]}
+    likelihood = {"nll": lambda chats, answers: [1.0] * len(answers)}
+    given = models(Talker(say), judges=[Picky()])
+    refine([*make_rows(2), chat], given, Run(tmp_path), settings(), progress=False, **likelihood)
+    found = {Diagnostics: [read_json(tmp_path / "refine" / "diagnostics.json")]}
+    found |= {TextLine: [*lines(tmp_path, "rewrite"), *lines(tmp_path, "fuse")]}
+    kinds = {"filter": SimilarityLine, "judge": JudgeLine, "failed": FailedLine, "fused": FusedRow}
+    found |= {kind: lines(tmp_path, name) for name, kind in kinds.items()}
+    for kind, made in found.items():
+        assert all(kind.__required_keys__ <= set(line) for line in made), kind
+        assert set().union(*made) == kind.__required_keys__ | kind.__optional_keys__, kind
 
 
 def test_tau_edges(tmp_path):
