@@ -106,15 +106,12 @@ def refine(args: argparse.Namespace) -> None:
 
 def plan_refinement(config: Config, run: Run) -> Plan:
     model, data = _need(config.model, "model"), _need(config.data, "data")
-    fusion_model = config.refine.fusion_model
-    if "://" in fusion_model:
-        raise ConfigError(
-            f'refine.fusion_model: expected "local" or the folder or name of a model, found {fusion_model!r}'
-        )
     rows = read_rows(data)
     check_model(model)
-    if fusion_model != "local":
-        check_model(fusion_model)
+    if {config.refine.rewriter, config.refine.fuser, *config.refine.judges} != {"local", "programs"}:
+        from raft.chat.pool import check_names
+
+        check_names(config.refine)
     return Plan(config, run, model, data, rows)
 
 
@@ -236,7 +233,9 @@ def _inputs_of(config: Config, args: argparse.Namespace) -> dict[str, str]:
         "--model": config.model,
         "--data": config.data,
         "refine.embedding_model": config.refine.embedding_model,
-        "refine.fusion_model": config.refine.fusion_model,
+        "refine.rewriter": config.refine.rewriter,
+        "refine.fuser": config.refine.fuser,
+        **{f"refine.judges, number {i}": name for i, name in enumerate(config.refine.judges, 1)},
         **{f"train.{name}": config.train.get(name) for name in ("deepspeed", "fsdp_config", "accelerator_config")},
     }
     return {setting: value for setting, value in inputs.items() if isinstance(value, str) and value}

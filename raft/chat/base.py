@@ -54,7 +54,8 @@ class ChatModel(Protocol):
 
     @property
     def name(self) -> str:
-        """Identifies the weights (a fingerprint, or an endpoint and its model): part of every key of the stores."""
+        """Identifies the weights (a fingerprint, or what an endpoint calls its model): part of every key of the
+        stores."""
 
     def replies(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | Failure]]:
         """The place of each request in `requests` and what came of it, each once, in the order in which they finish.

@@ -37,6 +37,11 @@ _busy: ContextVar[list[int]] = ContextVar("busy")
 """For the request of the task: the answers by which the server said that it has too much to do."""
 
 
+def is_endpoint(name: str) -> bool:
+    """Whether a model's name is meant for a server, rather than for a folder or the Hub."""
+    return "://" in name
+
+
 def split_endpoint(name: str) -> tuple[str, str]:
     """Model and address of "MODEL@BASE_URL". ConfigError for anything else."""
     found = re.fullmatch(r"(.+)@(https?://[^/?#].*)", name)
@@ -66,11 +71,12 @@ class EndpointChat:
 
         ConfigError where the name is none or the key is missing.
         """
-        self._model, self._base_url = split_endpoint(name)
-        self.name = f"{self._model}@{self._base_url}"
+        # The address is no part of the name, and so of no key: the same model elsewhere need not repeat anything.
+        self.name, self._base_url = split_endpoint(name)
+        self._place = f"{self.name}@{self._base_url}"
         self._key = os.environ.get(api_key_env)
         if not self._key and urlsplit(self._base_url).hostname not in LOOPBACK:
-            raise ConfigError(f"{self.name}: expected its key in the environment variable {api_key_env}, found none")
+            raise ConfigError(f"{self._place}: expected its key in the environment variable {api_key_env}, found none")
         self._concurrency = concurrency
         self._pause = 60 / requests_per_minute if requests_per_minute else 0.0  # seconds between two requests
         self._timeout = timeout
@@ -84,7 +90,7 @@ class EndpointChat:
             return
         found: Found = queue.Queue()
         stop = threading.Event()
-        worker = threading.Thread(target=self._work, args=(requests, found, stop), name=self.name, daemon=True)
+        worker = threading.Thread(target=self._work, args=(requests, found, stop), name=self._place, daemon=True)
         worker.start()
         try:
             while (item := found.get()) is not None:
@@ -133,7 +139,7 @@ class EndpointChat:
                         failures = failures + 1 if isinstance(reply, Failure) and not reply.lasting else 0
                         if failures >= HOPELESS and isinstance(reply, Failure):
                             raise EngineError(
-                                f"{self.name}: {failures} requests in a row failed, the last: {reply.reason}; what was "
+                                f"{self._place}: {failures} requests in a row failed, the last: {reply.reason}; what was "
                                 "answered before is kept, and the same command goes on from there"
                             )
             finally:
@@ -155,7 +161,7 @@ class EndpointChat:
             try:
                 reply = result(await client.chat.completions.create(**arguments))
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                raise EngineError(f"{self.name}: {_said(error)}") from None
+                raise EngineError(f"{self._place}: {_said(error)}") from None
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if left and self._adapts(arguments, str(error)):
                     continue
@@ -176,7 +182,7 @@ class EndpointChat:
         """Of one call of the client."""
         template = {name: value for name, value in request.options.items() if name != "tools"}
         arguments: dict[str, Any] = {
-            "model": self._model,
+            "model": self.name,
             "messages": list(request.messages),
             "seed": request.seed,
             "temperature": request.temperature,

@@ -41,6 +41,9 @@ class Judge(Protocol):
     name: str
     version: str
     """Another one wherever scores may differ: both are part of the key under which scores are stored."""
+    # A judge may also have `free`, true where its scores cost nothing worth saving, and `waits`, true where the time
+    # is spent on a server. Without them it is asked only for texts that nothing else speaks against, one judge after
+    # the other.
 
     def score(self, candidates: Sequence[Candidate]) -> list[Score]:
         """One score a candidate, in their order.

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from raft.chat import ChatModel, ChatRequest, Failure, Reply
+from raft.chat import ChatModel, ChatRequest, EndpointChat, Failure, Reply
 from raft.judges.base import Candidate, Score
 from raft.judges.verdict import VERSION, Verdict, judge_chat, read_verdict, speaks_to_judge
 
@@ -14,11 +14,12 @@ ATTEMPTS = 2
 class ModelJudge:
     """Asks for a verdict (`raft.judges.verdict`) on each candidate, greedily."""
 
-    version = VERSION
-
     def __init__(self, chat: ChatModel, *, name: str | None = None, max_tokens: int = 1024):
-        """name: of the judge, where two judges share a model. max_tokens: of a verdict, the model's thought included."""
+        """name: for people, where the model's own is none to read. max_tokens: of a verdict, the thought included."""
         self.name = name or chat.name
+        self.version = f"{VERSION} {chat.name}"
+        self.waits = isinstance(chat, EndpointChat)
+        """Whether the time is spent elsewhere, so that other judges may work meanwhile."""
         self._chat = chat
         self._max_tokens = max_tokens
 

@@ -39,16 +39,19 @@ class SimilarityLine(StoredLine):
 
 
 class JudgeLine(StoredLine):
-    """judge.jsonl: what the judges say of one text."""
+    """judge.jsonl: what one judge says of one text."""
 
     round: int
     """Of the fusion, from 1; 0 for a rewriting."""
-    scores: dict[str, float]
-    """Judge -> score in [0, 1]; 0 where it is unusable."""
-    unusable: dict[str, str]
-    """Judge -> why its score is unusable; without the judges whose score is usable."""
-    reasons: NotRequired[dict[str, str]]
-    """Judge -> its reason for the score; without the judges that give none, and absent where none does."""
+    judge: str
+    score: float | None
+    """In [0, 1]; None where it is unusable, which counts as 0."""
+    reason: NotRequired[str]
+    """Of the judge, where it gives one."""
+    problem: NotRequired[str]
+    """Why the score is unusable."""
+    flag: NotRequired[str]
+    """What a person should look at, such as words in the text that speak to its judge."""
 
 
 class FailedLine(TypedDict):

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,28 +26,26 @@ def refine_run(plan: Plan, preview: int = 0) -> None:
     """
     config, run, rows = plan.config, plan.run, plan.rows
 
-    import torch
-
-    from raft.models import check_model, load_model, load_tokenizer
-    from raft.models.fingerprint import fingerprint
+    from raft.chat.pool import LOCAL, ChatPool
+    from raft.models import load_tokenizer
     from raft.refine.context import Models
     from raft.refine.embed import load_embedder
     from raft.refine.pipeline import refine
 
     settings = config.refine
-    fusion_id = None if settings.fusion_model == "local" else fingerprint(check_model(settings.fusion_model))
     tokenizer = load_tokenizer(plan.model)
     _check_template(rows, tokenizer, WORDINGS[settings.prompts], plan.data)
     embedder = load_embedder(settings.embedding_model)
-    model = load_model(plan.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    engines = _Engines(settings, model, tokenizer)
-    models = Models.local(
-        fingerprint(plan.model),
-        engines.own,
-        settings,
-        fusion=None if fusion_id is None else (fusion_id, engines.fusion),
-        embedder=embedder,
-    )
+    own = _OwnModel(plan.model, tokenizer, settings)
+    if LOCAL in (settings.rewriter, settings.fuser, *settings.judges):
+        own.model  # noqa: B018  # now, so that weights that cannot be loaded leave no run folder
+    pool = ChatPool(settings, plan.model, own.engine)
+    models = Models.named(settings, pool, embedder)
+
+    def nll(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float | None]:
+        pool.release()
+        return own.nll(prompts, answers)
+
     try:
         if preview:
             with tempfile.TemporaryDirectory(prefix="raft-preview-") as folder:
@@ -58,48 +57,39 @@ def refine_run(plan: Plan, preview: int = 0) -> None:
         save_config(config, run.config_path)
         for name in ("fused.jsonl", "diagnostics.json"):
             (run.refine_dir / name).unlink(missing_ok=True)
-        fused = refine(rows, models, run, settings, seed=config.seed, nll=engines.nll)
+        fused = refine(rows, models, run, settings, seed=config.seed, nll=nll)
     finally:
-        engines.close()
+        pool.close()
     kept = sum(row["kept"] for row in fused)
     print(f"refined {len(fused)} rows, kept {kept} ({100 * kept / len(fused):.1f} %): {run.refine_dir / 'fused.jsonl'}")
 
 
-class _Engines:
-    """The engine of the model that is refined for, and that of another fusion model, made when it is first needed."""
+class _OwnModel:
+    """The model that is refined for, loaded when it is first needed: all roles may be with servers."""
 
-    def __init__(self, settings: RefineSettings, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(self, path: str, tokenizer: "PreTrainedTokenizerBase", settings: RefineSettings):
+        self._path, self._tokenizer, self._settings = path, tokenizer, settings
+
+    @cached_property
+    def model(self) -> "PreTrainedModel":
+        import torch
+
+        from raft.models import load_model
+
+        return load_model(self._path).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def engine(self) -> "Engine":
         from raft.engines import make_engine
 
-        self._settings, self._model, self._tokenizer = settings, model, tokenizer
-        self.own = make_engine(settings.engine, model, tokenizer, max_model_len=settings.max_model_len)
-        self._fusion: Engine | None = None
-
-    def fusion(self) -> "Engine":
-        from raft.engines import make_engine
-        from raft.models import load_tokenizer
-
-        if self._fusion is None:
-            self.own.release()
-            name, limit = self._settings.fusion_model, self._settings.max_model_len
-            self._fusion = make_engine(self._settings.engine, name, load_tokenizer(name), max_model_len=limit)
-        return self._fusion
+        settings = self._settings
+        return make_engine(settings.engine, self.model, self._tokenizer, max_model_len=settings.max_model_len)
 
     def nll(self, prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float | None]:
         """Mean negative log-likelihood a token of each answer under the model, in nats."""
         from raft.evaluate.likelihood import log_likelihoods
 
-        for engine in self._made():
-            engine.release()
-        found = log_likelihoods(self._model, self._tokenizer, prompts, answers)
+        found = log_likelihoods(self.model, self._tokenizer, prompts, answers)
         return [None if value is None else -value for value in found]
-
-    def close(self) -> None:
-        for engine in reversed(self._made()):
-            engine.close()
-
-    def _made(self) -> "list[Engine]":
-        return [self.own, *([] if self._fusion is None else [self._fusion])]
 
 
 def _check_template(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", wording: Wording, path: str) -> None:
@@ -123,7 +113,9 @@ def preview_text(rows: list[Row], fused: list[FusedRow], folder: Path, wording: 
     candidates: list[TextLine] = read_jsonl(refine_dir / "fuse.jsonl")
     judged: list[JudgeLine] = read_jsonl(refine_dir / "judge.jsonl")
     failures: list[FailedLine] = read_jsonl(refine_dir / "failed.jsonl")
-    verdicts = {(line["id"], line["round"]): line["scores"] for line in judged}
+    verdicts: dict[tuple[str, int], dict[str, float]] = {}
+    for verdict in judged:
+        verdicts.setdefault((verdict["id"], verdict["round"]), {})[verdict["judge"]] = verdict["score"] or 0.0
     failed = {line["id"]: line for line in failures}
     parts = []
     for row, line in zip(rows, fused, strict=True):
