@@ -101,7 +101,7 @@ def refine(args: argparse.Namespace) -> None:
         open_run(run.path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=_inputs_of(config, args))
     from raft.refine.refinement import refine_run
 
-    refine_run(plan, preview=args.preview or 0)
+    refine_run(plan, preview=args.preview or 0, retry_failed=args.retry_failed)
 
 
 def plan_refinement(config: Config, run: Run) -> Plan:
@@ -290,6 +290,8 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "refine", refine, "stage 1: rewrite, filter and fuse the answers", "refine")
     _inputs(command)
     command.add_argument("--preview", metavar="N", type=_whole(1), help="show the refinement of N rows and stop")
+    again = "ask again for texts that were cut, empty or refused (with --resume)"
+    command.add_argument("--retry-failed", action="store_true", help=again)
     _continuation(command)
 
     command = _command(commands, "train", train, "stage 2: train with answer-conditioned on-policy distillation")

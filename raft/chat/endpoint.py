@@ -1,6 +1,7 @@
 """A chat model behind an OpenAI-compatible server, such as `vllm serve`."""
 
 import asyncio
+import importlib.util
 import os
 import queue
 import re
@@ -39,7 +40,7 @@ _busy: ContextVar[list[int]] = ContextVar("busy")
 
 def is_endpoint(name: str) -> bool:
     """Whether a model's name is meant for a server, rather than for a folder or the Hub."""
-    return "://" in name
+    return "://" in name or "@http" in name
 
 
 def split_endpoint(name: str) -> tuple[str, str]:
@@ -77,6 +78,8 @@ class EndpointChat:
         self._key = os.environ.get(api_key_env)
         if not self._key and urlsplit(self._base_url).hostname not in LOOPBACK:
             raise ConfigError(f"{self._place}: expected its key in the environment variable {api_key_env}, found none")
+        if importlib.util.find_spec("openai") is None:
+            raise ConfigError(f'{self._place}: needs the package openai: pip install "raft-distill[endpoint]"')
         self._concurrency = concurrency
         self._pause = 60 / requests_per_minute if requests_per_minute else 0.0  # seconds between two requests
         self._timeout = timeout

@@ -1,7 +1,9 @@
-"""Judges: candidates in, scores with their reasons out, for refinement and evaluation alike."""
+"""Judges: candidates in, scores with their reasons out, for refinement and evaluation alike.
+
+`raft.judges.model` has the one that is a chat model; it imports the engines.
+"""
 
 from raft.judges.base import Candidate, Judge, Score, check_judges
-from raft.judges.model import ModelJudge
 from raft.judges.programs import Coverage, Faithfulness, Form, Program, default_judges
 from raft.judges.reduce import majority, mean
 
@@ -11,7 +13,6 @@ __all__ = [
     "Faithfulness",
     "Form",
     "Judge",
-    "ModelJudge",
     "Program",
     "Score",
     "check_judges",

@@ -8,7 +8,8 @@ from pathlib import Path
 from raft.chat import ChatModel, LocalChat
 from raft.chat.pool import ChatPool
 from raft.engines import Engine
-from raft.judges import Judge, ModelJudge, check_judges, default_judges
+from raft.judges import Judge, check_judges, default_judges
+from raft.judges.model import ModelJudge
 from raft.prompts import WORDINGS, Wording
 from raft.refine.acceptance import Acceptance
 from raft.refine.embed import Embedder, load_embedder
@@ -79,6 +80,8 @@ class RefineContext:
     """Of the run."""
     progress: bool
     """Whether the stages show how far they are."""
+    retry_failed: bool
+    """Whether texts that failed, in a way that would last, are asked for again."""
 
     @property
     def wording(self) -> Wording:
@@ -96,7 +99,7 @@ class RefineContext:
 
 @contextmanager
 def open_context(
-    folder: Path, settings: RefineSettings, models: Models, *, seed: int, progress: bool
+    folder: Path, settings: RefineSettings, models: Models, *, seed: int, progress: bool, retry_failed: bool = False
 ) -> Iterator[RefineContext]:
     """A refinement whose stores are in `folder`, open for as long as the context lasts."""
     with (
@@ -107,4 +110,4 @@ def open_context(
         Failures(folder / "failed.jsonl") as failures,
     ):
         texts, panel = {"rewrite": rewrite, "fuse": fuse}, Panel(models.judges, judge)
-        yield RefineContext(settings, models, texts, similarities, failures, panel, seed, progress)
+        yield RefineContext(settings, models, texts, similarities, failures, panel, seed, progress, retry_failed)

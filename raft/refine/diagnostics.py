@@ -35,10 +35,12 @@ def diagnose(
     judges: Sequence[str],
     unusable: Mapping[str, int],
     failed: int,
+    scores: Sequence[Sequence[float]] = (),
     nll: AnswerNLL | None = None,
     progress: bool = False,
 ) -> Diagnostics:
-    """diagnostics.json. `rows` are the rows with their chats, `fused` the lines of fused.jsonl, in the same order."""
+    """diagnostics.json. `rows` are the rows with their chats, `fused` the lines of fused.jsonl, in the same order.
+    scores: of each text that all judges have scored, in their order."""
     kept = [row for row in fused if row["kept"]]
     raw = [row["answer"] for row in kept]
     own = [row["rewritten"] for row in kept if row["rewritten"] is not None]  # which all of them have
@@ -58,6 +60,8 @@ def diagnose(
             name: {**summary([row["judge_scores"][i] for row in kept]), "unusable": unusable.get(name, 0)}
             for i, name in enumerate(judges)
         },
+        "agreement": agreement(scores),
+        "flagged": sum("judge_flag" in row for row in fused),
         "embedding": embedding,
         "overlap": {
             f"{n}gram_f1": summary([ngram_f1(a, b, n) for a, b in zip(raw, refined, strict=True)]) for n in (1, 2)
@@ -88,6 +92,16 @@ def _reasons(fused: Sequence[FusedRow]) -> dict[str, dict[str, int]]:
         }
         for stage, found in stages.items()
     }
+
+
+def agreement(scores: Sequence[Sequence[float]]) -> float | None:
+    """Krippendorff's alpha; None for one judge, or where all scores are equal. scores: [texts][judges]."""
+    from krippendorff import alpha
+
+    table = np.asarray(scores, dtype=np.float64).T  # [judges, texts]
+    if len(table) < 2 or len(np.unique(table)) < 2:
+        return None
+    return float(alpha(reliability_data=table, level_of_measurement="interval"))
 
 
 def summary(values: Sequence[float | None]) -> Summary:

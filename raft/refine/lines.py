@@ -29,6 +29,8 @@ class TextLine(StoredLine):
     """Only where the model thought first."""
     round: NotRequired[int]
     """Only in fuse.jsonl: of the fusion, from 1."""
+    retry: NotRequired[int]
+    """Only where a failed text was asked for again (`--retry-failed`): how often, from 1."""
 
 
 class SimilarityLine(StoredLine):
@@ -91,6 +93,8 @@ class FusedRow(TypedDict):
     rounds: int
     """How many rounds of fusion were done."""
     rejected: Rejected
+    judge_flag: NotRequired[str]
+    """What a person should look at: a judge found words in the row's texts that speak to it."""
     prompt: NotRequired[list[Message]]
     """Absent where it is the question alone."""
 
@@ -116,6 +120,11 @@ class Diagnostics(TypedDict):
     """Of the rows with at least one round."""
     judges: dict[str, Summary]
     """Judge -> its scores of the kept rows, and "unusable": how many of all its scores were."""
+    agreement: float | None
+    """Krippendorff's alpha of the judges, scores as an interval scale, over all texts that all of them scored: 1 is
+    perfect, 0 is chance. None where it is not defined, as for one judge."""
+    flagged: int
+    """Rows with a judge_flag."""
     embedding: dict[str, Summary]
     """Cosines: raw_refined, raw_own (own: the rewriting), own_refined."""
     overlap: dict[str, Summary]

@@ -26,6 +26,7 @@ class Panel:
     store: Store[JudgeLine]
     unusable: Counter[str] = field(default_factory=Counter)  # name of the judge -> scores that counted as 0
     flagged: dict[str, str] = field(default_factory=dict)  # row id -> what a judge says that people should look at
+    scores: list[tuple[float, ...]] = field(default_factory=list)  # of each text that all judges have scored
     warned: set[str] = field(default_factory=set)  # names of judges whose first unusable score was reported
 
     def judge(
@@ -48,8 +49,13 @@ class Panel:
                 lines[j][i] = self._kept(self.judges[j], candidates[i], keys[j][i], round, score)
         for judge, of_judge in zip(self.judges, lines, strict=True):
             self.unusable[judge.name] += sum(line is not None and line["score"] is None for line in of_judge)
-            self.flagged |= {line["id"]: line["flag"] for line in of_judge if line is not None and "flag" in line}
-        return [[_score(line) for line in of_one if line is not None] for of_one in zip(*lines, strict=True)]
+            self.flagged.update({line["id"]: line["flag"] for line in of_judge if line is not None and "flag" in line})
+        judged = [[_score(line) for line in of_one if line is not None] for of_one in zip(*lines, strict=True)]
+        for found in judged:
+            values = tuple(score.value for score in found if score.value is not None)
+            if len(values) == len(self.judges):
+                self.scores.append(values)
+        return judged
 
     def _ask_all(self, asked: Sequence[Sequence[Candidate]]) -> list[list[Score | Exception]]:
         """What each judge says of its candidates. Those that wait for a server wait side by side."""

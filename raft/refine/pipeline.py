@@ -30,18 +30,20 @@ def refine(
     seed: int = 0,
     nll: AnswerNLL | None = None,
     progress: bool = True,
+    retry_failed: bool = False,
 ) -> list[FusedRow]:
     """The fused rows, in input order; writes rewrite, filter, fuse, judge, failed and fused.jsonl and diagnostics.json.
 
     What an earlier call left in `run.refine_dir` is taken over where its key fits. `nll` adds the style shift to the
-    diagnostics. InputError for rows that are not what was expected, and where all of them failed.
+    diagnostics. retry_failed: asks again, with other seeds, for texts that failed in a way that would last. InputError
+    for rows that are not what was expected, and where all of them failed.
     """
     checked = normalize_rows(rows, source="rows to refine")
     # An answer that calls tools stays as it is: there is no wording to change.
     texts = [row for row in checked if not row.get("answer_turn", {}).get("tool_calls")]
     check_judges(models.judges)
     folder = run.refine_dir
-    with open_context(folder, settings, models, seed=seed, progress=progress) as context:
+    with open_context(folder, settings, models, seed=seed, progress=progress, retry_failed=retry_failed) as context:
         rewritten = rewrite(context, texts)
         rewritings = filter_rewritings(context, texts, rewritten)
         passed = [row for row in checked if row["id"] in rewritings and not rewritings[row["id"]].problems]
@@ -50,6 +52,9 @@ def refine(
         _fused_row(row, rewritten.get(row["id"]), rewritings.get(row["id"]), fusions.get(row["id"], Fusion()))
         for row in checked
     ]
+    for line in fused:
+        if line["id"] in context.panel.flagged:
+            line["judge_flag"] = context.panel.flagged[line["id"]]
     write_lines(folder / "fused.jsonl", fused)
     failures, panel = context.failures, context.panel
     failures.finish([row["id"] for row in checked])
@@ -61,6 +66,7 @@ def refine(
         judges=[judge.name for judge in models.judges],
         unusable=panel.unusable,
         failed=len(failures),
+        scores=panel.scores,
         nll=nll,
         progress=progress,
     )
@@ -101,4 +107,11 @@ def _warn(failures: Failures, panel: Panel, rows: int) -> None:
             len(failures), rows, first["id"], first["stage"], first["reason"],
         )  # fmt: skip
     for name, count in panel.unusable.items():
-        log.warning("refine: %d scores of judge %s were unusable and counted as 0", count, name)
+        if count:
+            log.warning("refine: %d scores of judge %s were unusable and counted as 0", count, name)
+    if panel.flagged:
+        row_id, words = next(iter(panel.flagged.items()))
+        log.warning(
+            'refine: %d rows have words that speak to a judge ("judge_flag" in fused.jsonl), the first: row %s: %s',
+            len(panel.flagged), row_id, words,
+        )  # fmt: skip

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from raft.engines import Engine
 
 
-def refine_run(plan: Plan, preview: int = 0) -> None:
+def refine_run(plan: Plan, preview: int = 0, *, retry_failed: bool = False) -> None:
     """Refines the plan's rows into `run.refine_dir`; with `preview` shows that many rows and writes nothing.
 
-    The settings go to config.yaml of the run. What an earlier refinement left there and still fits is used.
+    The settings go to config.yaml of the run. What an earlier refinement left there and still fits is used, failures
+    too, unless `retry_failed`: those that may pass, such as a lost connection, are not kept anyway.
     """
     config, run, rows = plan.config, plan.run, plan.rows
 
@@ -57,7 +58,7 @@ def refine_run(plan: Plan, preview: int = 0) -> None:
         save_config(config, run.config_path)
         for name in ("fused.jsonl", "diagnostics.json"):
             (run.refine_dir / name).unlink(missing_ok=True)
-        fused = refine(rows, models, run, settings, seed=config.seed, nll=nll)
+        fused = refine(rows, models, run, settings, seed=config.seed, nll=nll, retry_failed=retry_failed)
     finally:
         pool.close()
     kept = sum(row["kept"] for row in fused)

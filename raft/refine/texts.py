@@ -8,14 +8,14 @@ restart asks for the missing texts alone. The seed is part of the text's key.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from raft.chat import ChatModel, ChatRequest, Failure, Reply
 from raft.isolate import batches
 from raft.prompts import Message
 from raft.refine.context import RefineContext
 from raft.refine.lines import TextLine
-from raft.refine.store import Store, row_key
+from raft.refine.store import row_key
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,19 @@ def texts(
         for job in jobs
     }
     keys = {row_id: text_key(model.name, request) for row_id, request in requests.items()}
-    lines = {job.row_id: _stored(store, job.row_id, keys[job.row_id], settings.max_model_len) for job in jobs}
+    lines: dict[str, TextLine | None] = {}
+    retries: dict[str, int] = {}
+    for job in jobs:
+        line = lines[job.row_id] = store.get(job.row_id, keys[job.row_id])
+        if line is None or line["failed"] is None:
+            continue
+        if context.retry_failed:
+            retries[job.row_id] = line.get("retry", 0) + 1
+            seed = text_seed(context.seed, stage, job.row_id, job.round or 1, retries[job.row_id])
+            requests[job.row_id] = replace(requests[job.row_id], seed=seed)
+        # One that did not fit may fit into another context.
+        if context.retry_failed or line["max_model_len"] != settings.max_model_len:
+            lines[job.row_id] = None
     missing = [job for job in jobs if lines[job.row_id] is None]
     fresh = {job.row_id for job in missing}
     replies = model.replies([requests[job.row_id] for job in missing])
@@ -66,6 +78,8 @@ def texts(
             place, reply = next(replies)
             job = missing[place]
             line = _line(job, keys[job.row_id], reply, settings.max_model_len)
+            if job.row_id in retries:
+                line["retry"] = retries[job.row_id]
             if isinstance(reply, Reply) or reply.lasting:
                 store.add(line)
             lines[job.row_id] = line
@@ -79,9 +93,10 @@ def texts(
         )
 
 
-def text_seed(seed: int, stage: str, row_id: str, attempt: int) -> int:
-    """In [0, 2**63), the same in every process. seed: of the run; attempt: from 1 on."""
-    digest = hashlib.blake2b(json.dumps([seed, stage, row_id, attempt]).encode(), digest_size=8).digest()
+def text_seed(seed: int, stage: str, row_id: str, attempt: int, retry: int = 0) -> int:
+    """In [0, 2**63), the same in every process. seed: of the run; attempt: from 1 on; retry: after failures."""
+    parts = [seed, stage, row_id, attempt, *([retry] if retry else [])]
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -98,14 +113,6 @@ def text_key(model: str, request: ChatRequest) -> str:
         **request.options,
     }
     return row_key(model, parameters, request.messages)
-
-
-def _stored(store: Store[TextLine], row_id: str, key: str, max_model_len: int) -> TextLine | None:
-    line = store.get(row_id, key)
-    # A text stays valid in any context, but one that did not fit may fit into another.
-    if line is not None and line["failed"] and line["max_model_len"] != max_model_len:
-        return None
-    return line
 
 
 def _line(job: Job, key: str, reply: Reply | Failure, max_model_len: int) -> TextLine:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from raft.chat import ChatRequest, Failure, Reply
-from raft.judges import Candidate, ModelJudge, Score
+from raft.judges import Candidate, Score
+from raft.judges.model import ModelJudge
 from raft.judges.verdict import Verdict, judge_chat, read_verdict, speaks_to_judge
 
 CANDIDATE = Candidate("r1", "What is it?", "It is a test.", "This is a test.")

@@ -184,7 +184,8 @@ def test_lines_have_the_fields_of_their_types(tmp_path):
     chat = {"id": "chat", "messages": [{"role": role, "content": f"What is {role}?"} for role in roles]}
     likelihood = {"nll": lambda chats, answers: [1.0] * len(answers)}
     given = models(Talker(say), judges=[Picky()])
-    refine([*make_rows(2), chat], given, Run(tmp_path), settings(), progress=False, **likelihood)
+    for again in (False, True):
+        refine([*make_rows(2), chat], given, Run(tmp_path), settings(), progress=False, retry_failed=again, **likelihood)
     found = {Diagnostics: [read_json(tmp_path / "refine" / "diagnostics.json")]}
     found |= {TextLine: [*lines(tmp_path, "rewrite"), *lines(tmp_path, "fuse")]}
     kinds = {"filter": SimilarityLine, "judge": JudgeLine, "failed": FailedLine, "fused": FusedRow}
