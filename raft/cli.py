@@ -101,7 +101,8 @@ def refine(args: argparse.Namespace) -> None:
         open_run(run.path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=_inputs_of(config, args))
     from raft.refine.refinement import refine_run
 
-    refine_run(plan, preview=args.preview or 0, retry_failed=args.retry_failed)
+    workers = args.workers if args.executor == "ray" and not args.preview else 0
+    refine_run(plan, preview=args.preview or 0, retry_failed=args.retry_failed, ray_workers=workers)
 
 
 def plan_refinement(config: Config, run: Run) -> Plan:
@@ -292,6 +293,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--preview", metavar="N", type=_whole(1), help="show the refinement of N rows and stop")
     again = "ask again for texts that were cut, empty or refused (with --resume)"
     command.add_argument("--retry-failed", action="store_true", help=again)
+    where = "this process, or workers of a Ray cluster (RAY_ADDRESS, else one that is started here)"
+    command.add_argument("--executor", choices=("process", "ray"), default="process", help=where)
+    command.add_argument("--workers", metavar="N", type=_whole(1), default=2, help="with --executor ray (default: 2)")
     _continuation(command)
 
     command = _command(commands, "train", train, "stage 2: train with answer-conditioned on-policy distillation")

@@ -6,7 +6,7 @@ from typing import Any
 
 from raft.errors import InputError
 from raft.judges import check_judges
-from raft.refine.context import Models, open_context
+from raft.refine.context import Models, RefineContext, open_context
 from raft.refine.diagnostics import AnswerNLL, diagnose
 from raft.refine.filter import Assessment, filter_rewritings
 from raft.refine.fuse import Fusion, fuse
@@ -39,15 +39,11 @@ def refine(
     for rows that are not what was expected, and where all of them failed.
     """
     checked = normalize_rows(rows, source="rows to refine")
-    # An answer that calls tools stays as it is: there is no wording to change.
-    texts = [row for row in checked if not row.get("answer_turn", {}).get("tool_calls")]
+    texts = [row for row in checked if _has_wording(row)]
     check_judges(models.judges)
     folder = run.refine_dir
     with open_context(folder, settings, models, seed=seed, progress=progress, retry_failed=retry_failed) as context:
-        rewritten = rewrite(context, texts)
-        rewritings = filter_rewritings(context, texts, rewritten)
-        passed = [row for row in checked if row["id"] in rewritings and not rewritings[row["id"]].problems]
-        fusions = fuse(context, passed, rewritten)
+        rewritten, rewritings, fusions = do_stages(context, texts)
     fused = [
         _fused_row(row, rewritten.get(row["id"]), rewritings.get(row["id"]), fusions.get(row["id"], Fusion()))
         for row in checked
@@ -78,6 +74,22 @@ def refine(
             f"{first['reason']}; nothing is refined"
         )
     return fused
+
+
+def do_stages(
+    context: RefineContext, rows: Sequence[Row]
+) -> tuple[dict[str, str], dict[str, Assessment], dict[str, Fusion]]:
+    """Rewritings, what is known of them, and fusions, each by row id; on disk as they are made."""
+    texts = [row for row in rows if _has_wording(row)]
+    rewritten = rewrite(context, texts)
+    rewritings = filter_rewritings(context, texts, rewritten)
+    passed = [row for row in texts if row["id"] in rewritings and not rewritings[row["id"]].problems]
+    return rewritten, rewritings, fuse(context, passed, rewritten)
+
+
+def _has_wording(row: Row) -> bool:
+    """An answer that calls tools stays as it is: there is no wording to change."""
+    return not row.get("answer_turn", {}).get("tool_calls")
 
 
 def _fused_row(row: Row, rewritten: str | None, rewriting: Assessment | None, fusion: Fusion) -> FusedRow:

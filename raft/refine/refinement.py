@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,83 +13,47 @@ from raft.runs import Run, read_jsonl
 from raft.settings import Plan, RefineSettings, save_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from raft.engines import Engine
+    from transformers import PreTrainedTokenizerBase
 
 
-def refine_run(plan: Plan, preview: int = 0, *, retry_failed: bool = False) -> None:
+def refine_run(plan: Plan, preview: int = 0, *, retry_failed: bool = False, ray_workers: int = 0) -> None:
     """Refines the plan's rows into `run.refine_dir`; with `preview` shows that many rows and writes nothing.
 
     The settings go to config.yaml of the run. What an earlier refinement left there and still fits is used, failures
-    too, unless `retry_failed`: those that may pass, such as a lost connection, are not kept anyway.
+    too, unless `retry_failed`: those that may pass, such as a lost connection, are not kept anyway. ray_workers: worker
+    processes of a Ray cluster that do the work; 0: this process does.
     """
     config, run, rows = plan.config, plan.run, plan.rows
 
-    from raft.chat.pool import LOCAL, ChatPool
     from raft.models import load_tokenizer
-    from raft.refine.context import Models
-    from raft.refine.embed import load_embedder
     from raft.refine.pipeline import refine
+    from raft.refine.roles import Roles
 
     settings = config.refine
-    tokenizer = load_tokenizer(plan.model)
-    _check_template(rows, tokenizer, WORDINGS[settings.prompts], plan.data)
-    embedder = load_embedder(settings.embedding_model)
-    own = _OwnModel(plan.model, tokenizer, settings)
-    if LOCAL in (settings.rewriter, settings.fuser, *settings.judges):
-        own.model  # noqa: B018  # now, so that weights that cannot be loaded leave no run folder
-    pool = ChatPool(settings, plan.model, own.engine)
-    models = Models.named(settings, pool, embedder)
-
-    def nll(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float | None]:
-        pool.release()
-        return own.nll(prompts, answers)
-
+    _check_template(rows, load_tokenizer(plan.model), WORDINGS[settings.prompts], plan.data)
+    roles = Roles(settings, plan.model)
+    roles.load()
     try:
         if preview:
             with tempfile.TemporaryDirectory(prefix="raft-preview-") as folder:
                 shown = rows[:preview]
-                fused = refine(shown, models, Run(folder), settings, seed=config.seed, progress=False)
+                fused = refine(shown, roles.models, Run(folder), settings, seed=config.seed, progress=False)
                 print(preview_text(shown, fused, Path(folder), WORDINGS[settings.prompts]))
             return
         # Only now: a refused refinement leaves nothing behind, and one that is cut short no rows that others made.
         save_config(config, run.config_path)
         for name in ("fused.jsonl", "diagnostics.json"):
             (run.refine_dir / name).unlink(missing_ok=True)
-        fused = refine(rows, models, run, settings, seed=config.seed, nll=nll, retry_failed=retry_failed)
+        if ray_workers:
+            from raft.refine.scale import refine_on_ray
+
+            refine_on_ray(plan, ray_workers, retry_failed=retry_failed)
+            retry_failed = False  # the workers have
+        fused = refine(rows, roles.models, run, settings, seed=config.seed, nll=roles.nll, retry_failed=retry_failed)
     finally:
-        pool.close()
+        roles.close()
     kept = sum(row["kept"] for row in fused)
     print(f"refined {len(fused)} rows, kept {kept} ({100 * kept / len(fused):.1f} %): {run.refine_dir / 'fused.jsonl'}")
-
-
-class _OwnModel:
-    """The model that is refined for, loaded when it is first needed: all roles may be with servers."""
-
-    def __init__(self, path: str, tokenizer: "PreTrainedTokenizerBase", settings: RefineSettings):
-        self._path, self._tokenizer, self._settings = path, tokenizer, settings
-
-    @cached_property
-    def model(self) -> "PreTrainedModel":
-        import torch
-
-        from raft.models import load_model
-
-        return load_model(self._path).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-    def engine(self) -> "Engine":
-        from raft.engines import make_engine
-
-        settings = self._settings
-        return make_engine(settings.engine, self.model, self._tokenizer, max_model_len=settings.max_model_len)
-
-    def nll(self, prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float | None]:
-        """Mean negative log-likelihood a token of each answer under the model, in nats."""
-        from raft.evaluate.likelihood import log_likelihoods
-
-        found = log_likelihoods(self.model, self._tokenizer, prompts, answers)
-        return [None if value is None else -value for value in found]
 
 
 def _check_template(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", wording: Wording, path: str) -> None:
