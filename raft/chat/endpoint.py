@@ -130,7 +130,9 @@ class EndpointChat:
             try:
                 while (flying or place is not None) and not stop.is_set():
                     now = time.monotonic()
-                    if place is not None and len(flying) < limit.value and now >= next_at:
+                    # What was answered and not yet taken would be lost by a kill: it is held small.
+                    taken = found.qsize() < self._concurrency
+                    if place is not None and taken and len(flying) < limit.value and now >= next_at:
                         flying.add(asyncio.create_task(self._ask(client, place, requests[place])))
                         place, next_at = next(waiting, None), max(now, next_at) + self._pause
                         continue

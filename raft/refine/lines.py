@@ -116,6 +116,8 @@ class Diagnostics(TypedDict):
     """Stage (rewrite, fuse) -> "texts", "rejected", and for each key of `acceptance.REASONS` the texts that have it."""
     similarity: Summary
     """Cosine of answer and rewriting, of all rows that have one."""
+    tau: dict[str, dict[str, int]]
+    """tau from 0.5 to 0.95 -> rewritings that are "similar" enough, and those of them that "pass" the rest of the floor."""
     rounds: Summary
     """Of the rows with at least one round."""
     judges: dict[str, Summary]
