@@ -743,11 +743,11 @@ def test_a_kill_at_any_line_changes_nothing(tmp_path, monkeypatch):
             nonlocal written
             if written == deadly:
                 text = json.dumps(value)
-                self._file.write(text[: deadly * 7 % (len(text) + 1)])  # torn anywhere, at its start and its end too
+                self._file.write(text.encode()[: deadly * 7 % (len(text) + 1)])  # torn anywhere, at its start and its end too
                 self._file.flush()
                 raise Killed
             written += 1
-            whole(self, value)
+            return whole(self, value)
 
         path = tmp_path / str(deadly)
         with monkeypatch.context() as patch, pytest.raises(Killed):
