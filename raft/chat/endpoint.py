@@ -27,8 +27,8 @@ REPEATS = 5
 """How often a request is sent again that was refused for now, cut off, late, or answered with an error of the server.
 The client waits half a second before the first time, twice as long before each further one (8 s at most), or as long
 as the server's Retry-After says (two minutes at most)."""
-UNREADABLE = 2
-"""How often a request is sent again whose answer cannot be read."""
+UNREADABLE = 4
+"""How often a request is sent again, at once, whose answer cannot be read or holds nothing."""
 HOPELESS = 50
 """So many requests that fail in a row end the run: the server is not there, or is broken."""
 
@@ -165,6 +165,8 @@ class EndpointChat:
             arguments = self._arguments(request)
             try:
                 reply = result(await client.chat.completions.create(**arguments))
+                if isinstance(reply, Failure) and not reply.lasting and left:
+                    continue
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise EngineError(f"{self._place}: {_said(error)}") from None
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:

@@ -64,7 +64,7 @@ def reply(body: dict, n: int) -> Answer:
 
 def command(model: Path, data: Path, run: Path, *settings: str, options: tuple[str, ...] = ()) -> list[str]:
     given = ["--model", str(model), "--data", str(data), "--run", str(run), *options]
-    return [sys.executable, "-m", "raft.cli", "refine", *given, *settings]
+    return [sys.executable, "-m", "raft", "refine", *given, *settings]
 
 
 def environment() -> dict[str, str]:
