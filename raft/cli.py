@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 from raft import __version__
 from raft.cpu import share_cpu
@@ -331,10 +331,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, function: Callable[[argparse.Namespace], None], summary: str, section: str = ""
+    commands: "argparse._SubParsersAction[_Parser]",
+    name: str,
+    function: Callable[[argparse.Namespace], None],
+    summary: str,
+    section: str = "",
 ) -> argparse.ArgumentParser:
     """section: the section of the settings that the command's help lists."""
-    command: argparse.ArgumentParser = commands.add_parser(
+    command = commands.add_parser(
         name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if section:

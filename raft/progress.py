@@ -159,7 +159,7 @@ class Progress:
             *self._call_so_far(),
             *self._rate(),
             *self._figures,
-            *self._left(),
+            *self._left(self._total),
         ]
 
     def _summary(self) -> list[str]:
@@ -185,10 +185,9 @@ class Progress:
         rate = made / self.seconds
         return [f"{rate:,.1f} {self._unit}s/s" if rate >= 1 else f"{1 / rate:,.1f} s/{self._unit}"]
 
-    def _left(self) -> list[str]:
-        assert self._total is not None
+    def _left(self, total: int) -> list[str]:
         made = self._made()
-        ahead = self._total - self._done - self._from_call()
+        ahead = total - self._done - self._from_call()
         return [f"{clock(ahead * self.seconds / made)} left"] if made and ahead > 0 else []
 
     def _that_fit(self, bar: "tqdm") -> str:

@@ -5,16 +5,23 @@ wording are not reused. The paper's own rewriting and fusion prompts (its append
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 PROMPT_VERSION = "3"
 
 
 class Message(TypedDict):
+    """A message of a chat, as chat templates take it. It may have further fields, which only some templates read."""
+
     role: str
     content: str
+    """Empty only if the message calls tools."""
+    tool_calls: NotRequired[list[Mapping[str, object]]]
+    """In OpenAI's format, but with the arguments as an object instead of JSON text."""
+    weight: NotRequired[float]
+    """0 for an assistant message that is not to be trained."""
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,11 @@ class Row(TypedDict):
     answer: str
     prompt: list[Message]
     fused_answer: NotRequired[str]
-    answer_turn: NotRequired[dict[str, Any]]
+    answer_turn: NotRequired[dict[str, object]]
     """Fields of the answer's message besides its content: a thought ("reasoning_content"), "tool_calls"."""
-    tools: NotRequired[list[Any]]
+    tools: NotRequired[list[object]]
     """Schemas of tools, for the chat template."""
-    chat_template_kwargs: NotRequired[dict[str, Any]]
+    chat_template_kwargs: NotRequired[dict[str, object]]
     """Other arguments of the chat template, such as "enable_thinking"."""
 
 
@@ -62,13 +62,13 @@ def read_rows(path: str | Path, *, need_answer: bool = True) -> list[Row]:
 
 
 def normalize_rows(
-    rows: Iterable[Mapping[str, Any]], source: str = "train_dataset", need_answer: bool = True
+    rows: Iterable[Mapping[str, object]], source: str = "train_dataset", need_answer: bool = True
 ) -> list[Row]:
     """The same for rows in memory: a list of dicts or a `datasets.Dataset`. source: names the rows in errors."""
     return _checked(((f"row {i}", row) for i, row in enumerate(rows)), source, need_answer)
 
 
-def _checked(rows: Iterable[tuple[str, Any]], source: str, need_answer: bool) -> list[Row]:
+def _checked(rows: Iterable[tuple[str, object]], source: str, need_answer: bool) -> list[Row]:
     checked: list[Row] = []
     places: dict[str, str] = {}
     for number, (place, raw) in enumerate(rows):
@@ -85,7 +85,7 @@ def _checked(rows: Iterable[tuple[str, Any]], source: str, need_answer: bool) ->
     return checked
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -109,7 +109,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             raise InputError(f"{path}, line {number}: expected one JSON object, found {shown} ({reason})") from error
 
 
-def _json_array(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+def _json_array(path: Path, data: bytes) -> Iterator[tuple[str, object]]:
     try:
         rows = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -118,7 +118,7 @@ def _json_array(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
         yield f"row {number}", row
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+def _parquet(path: Path) -> Iterator[tuple[str, object]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -138,10 +138,10 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path}: not a readable Parquet file: {_shorten(str(error))}") from error
 
 
-def _row(raw: Any, where: str, number: int, need_answer: bool) -> Row:
+def _row(raw: object, where: str, number: int, need_answer: bool) -> Row:
     if not isinstance(raw, Mapping):
         raise InputError(f"{where}: expected an object with {SHAPES}, found {_show(raw)}")
-    fields: dict[str, Any] = usual_form(without_nulls(raw), where)
+    fields: dict[str, object] = usual_form(without_nulls(raw), where)
     _refuse_unread(fields, where)
     row_id = _id(fields.get("id", number), where)
     turn = fields.pop("answer_turn", {})
@@ -186,7 +186,7 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _refuse_unread(fields: Mapping[str, Any], where: str) -> None:
+def _refuse_unread(fields: Mapping[str, object], where: str) -> None:
     for name in UNREAD:
         if fields.get(name):
             instead = (
@@ -197,7 +197,7 @@ def _refuse_unread(fields: Mapping[str, Any], where: str) -> None:
             raise InputError(f'{where}: field "{name}": expected {instead}; found {_show(fields[name])}')
 
 
-def _template_arguments(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _template_arguments(fields: Mapping[str, object], where: str) -> dict[str, object]:
     """The row's "tools" and "chat_template_kwargs", if any. Each may be a JSON text."""
     found: dict[str, Any] = {}
     for name, kind, expected in (("tools", list, "a list"), ("chat_template_kwargs", Mapping, "an object")):
@@ -213,15 +213,15 @@ def _template_arguments(fields: Mapping[str, Any], where: str) -> dict[str, Any]
     return found
 
 
-def _id(value: Any, where: str) -> str:
+def _id(value: object, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise InputError(f'{where}: field "id": expected a text or a whole number, found {_show(value)}')
     return _text(str(value), where, "id")
 
 
 def _completion(
-    fields: Mapping[str, Any], where: str, need_answer: bool, turn: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
+    fields: Mapping[str, object], where: str, need_answer: bool, turn: dict[str, object]
+) -> tuple[str, dict[str, object]]:
     """The reference answer, and the other fields of its message. It is in "completion" (a text, or a list with one
     assistant message) or in "answer". turn: "answer_turn" of a row that was checked before."""
     if "completion" in fields and not isinstance(fields["completion"], str):
@@ -241,12 +241,12 @@ def _completion(
     )
 
 
-def _apart(message: Message) -> tuple[str, dict[str, Any]]:
+def _apart(message: Message) -> tuple[str, dict[str, object]]:
     """Content and other fields of an assistant's message."""
     return message["content"], {key: item for key, item in message.items() if key not in ("role", "content")}
 
 
-def _prompt(value: Any, where: str) -> list[Message]:
+def _prompt(value: object, where: str) -> list[Message]:
     if isinstance(value, str):
         return [Message(role="user", content=_text(value, where, "prompt"))]
     messages = _messages(value, where, "prompt")
@@ -257,7 +257,7 @@ def _prompt(value: Any, where: str) -> list[Message]:
     return messages
 
 
-def _split(messages: list[Message], where: str, need_answer: bool) -> tuple[list[Message], str, dict[str, Any]]:
+def _split(messages: list[Message], where: str, need_answer: bool) -> tuple[list[Message], str, dict[str, object]]:
     if messages[-1]["role"] == "assistant":
         return messages[:-1], *_apart(messages[-1])
     if not need_answer:
@@ -267,7 +267,7 @@ def _split(messages: list[Message], where: str, need_answer: bool) -> tuple[list
     )
 
 
-def _messages(value: Any, where: str, field: str) -> list[Message]:
+def _messages(value: object, where: str, field: str) -> list[Message]:
     if not isinstance(value, (list, tuple)):
         expected = "a list of messages" if field == "messages" else "a text or a list of messages"
         raise InputError(f'{where}: field "{field}": expected {expected}, found {_show(value)}')
@@ -276,7 +276,7 @@ def _messages(value: Any, where: str, field: str) -> list[Message]:
     return [_message(message, where, f"{field}[{i}]") for i, message in enumerate(value)]
 
 
-def _message(value: Any, where: str, field: str) -> Message:
+def _message(value: object, where: str, field: str) -> Message:
     if not isinstance(value, Mapping):
         raise InputError(
             f'{where}: field "{field}": expected an object with "role" and "content", found {_show(value)}'
@@ -287,8 +287,10 @@ def _message(value: Any, where: str, field: str) -> Message:
         raise InputError(f'{where}: field "{field}.role": expected one of {", ".join(ROLES)}, found {found}')
     if isinstance(message.get("content"), list):
         message["content"] = _joined(message["content"], where, f"{field}.content")
-    if message.get("tool_calls"):
-        message["tool_calls"] = [_called(call, where, f"{field}.tool_calls") for call in message["tool_calls"]]
+    if calls := message.get("tool_calls"):
+        if not isinstance(calls, list):
+            raise InputError(f'{where}: field "{field}.tool_calls": expected a list, found {_show(calls)}')
+        message["tool_calls"] = [_called(call, where, f"{field}.tool_calls") for call in calls]
         message.setdefault("content", "")
     if "content" not in message:
         raise InputError(f'{where}: field "{field}.content" is missing, expected a text')
@@ -306,7 +308,7 @@ def _joined(parts: list[Any], where: str, field: str) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def _called(call: Any, where: str, field: str) -> Any:
+def _called(call: object, where: str, field: str) -> Mapping[str, object]:
     """A tool call with its arguments as an object, as templates expect. In OpenAI's format they are a JSON text."""
     if not isinstance(call, Mapping):
         raise InputError(f'{where}: field "{field}": expected an object, found {_show(call)}')
@@ -317,12 +319,12 @@ def _called(call: Any, where: str, field: str) -> Any:
     return {**call, "function": {**function, "arguments": without_nulls(arguments)}}
 
 
-def _said(value: Any, message: Mapping[str, Any], where: str, field: str) -> str:
+def _said(value: object, message: Mapping[str, object], where: str, field: str) -> str:
     """Checks that `value` is a text, which may be empty if the message calls tools."""
     return "" if value == "" and message.get("tool_calls") else _text(value, where, field)
 
 
-def _from_json(value: Any, expected: str, where: str, field: str) -> Any:
+def _from_json(value: object, expected: str, where: str, field: str) -> object:
     """`value`, parsed if it is a JSON text."""
     if not isinstance(value, str):
         return value
@@ -334,7 +336,7 @@ def _from_json(value: Any, expected: str, where: str, field: str) -> Any:
         ) from error
 
 
-def _text(value: Any, where: str, field: str) -> str:
+def _text(value: object, where: str, field: str) -> str:
     if not isinstance(value, str):
         raise InputError(f'{where}: field "{field}": expected a text, found {_show(value)}')
     if not value.strip():
@@ -349,7 +351,7 @@ def _text(value: Any, where: str, field: str) -> str:
     return value
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     """A value for an error message: as JSON, with other characters than ASCII escaped, at most 80 characters."""
     try:
         shown = json.dumps(value)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from raft.prompts import Message
 
@@ -18,7 +18,7 @@ class ChatRequest:
     """0 is greedy."""
     max_tokens: int = 512
     """Of the reply, its thought included."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     """Of the chat template: tools and the like."""
     schema: Mapping[str, Any] | None = None
     """The JSON schema of a reply that is to be JSON. Models that cannot be held to it answer freely."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from raft.chat.base import ChatRequest, Failure, Reply
 from raft.engines.base import Completion, Engine, Sampling
@@ -80,7 +80,7 @@ def _result(engine: Engine, completion: Completion | Exception, sampling: Sampli
 
 
 def generate_text(
-    engine: Engine, list_of_messages: Sequence[Sequence[Mapping[str, Any]]], sampling: Sampling
+    engine: Engine, list_of_messages: Sequence[Sequence[Mapping[str, object]]], sampling: Sampling
 ) -> list[str]:
     """Chats in, answers out, cut and empty ones too: without thoughts before them, special tokens and outer white
     space."""

@@ -2,11 +2,12 @@
 
 import time
 from dataclasses import asdict
-from typing import Any
 
 from raft.demo.settings import BASE_MODEL, DOMAIN, MAX_ANSWER, MAX_MODEL_LEN, REFINE, DemoSettings
 from raft.demo.stages import Stages, StageTimes, train_settings
+from raft.evaluate.results import Result
 from raft.progress import say
+from raft.report.load import Summary
 from raft.runs import Run, write_json
 from raft.runs.provenance import machine, settle, versions
 from raft.settings import Config, EvalSettings, save_config
@@ -16,7 +17,7 @@ SUITES = ("domain", "general", "format")
 
 def run_demo(
     run: Run, *, seed: int = 0, domain: str = DOMAIN, resume: bool = False, settings: DemoSettings | None = None
-) -> dict:
+) -> Summary:
     """Refine, train SFT and RAFT from the same base, score all three on the test split, write summary.json and report.
 
     Each stage writes a file when it is done, so `resume` continues a killed demo with the first unfinished stage.
@@ -81,7 +82,7 @@ def _config(run: Run, seed: int, settings: DemoSettings) -> Config:
     )
 
 
-def _say(scores: dict[str, dict]) -> None:
+def _say(scores: dict[str, Result]) -> None:
     name, result = list(scores.items())[-1]
     say(f"      {name}: " + ", ".join(f"{suite} {result['scores'][suite]:.3f}" for suite in SUITES))
 
@@ -91,7 +92,7 @@ def _old(scores: dict[str, float]) -> dict[str, float]:
     return {suite: score for suite, score in scores.items() if suite != "domain"}
 
 
-def _summary(scores: dict[str, dict], clock: StageTimes, stages: Stages) -> dict[str, Any]:
+def _summary(scores: dict[str, Result], clock: StageTimes, stages: Stages) -> Summary:
     from raft.stats.retention import retention
 
     table = {name: {suite: result["scores"][suite] for suite in SUITES} for name, result in scores.items()}

@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass
 
 from raft.demo import words
+from raft.evaluate.checks import Check
 
 PEOPLE = tuple(f"{first} {last}" for first in words.FIRST_NAMES for last in words.LAST_NAMES)
 
@@ -155,7 +156,7 @@ def draw_entity(domain: Domain, name: str, rng: random.Random) -> list[Fact]:
     return [Fact(entity, relation, rng.choice(relation.values)) for relation in domain.relations]
 
 
-def answer_check(facts: list[Fact]) -> dict:
+def answer_check(facts: list[Fact]) -> Check:
     """Check by content: the answer has every asked value and no other value of the same relations."""
     accept = [fact.value for fact in facts]
     right = " ".join(accept).lower().split()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from raft.demo import words
 from raft.demo.skills import Exercise
+from raft.evaluate.checks import Check
 
 _COUNTS = ("zero", "one", "two", "three", "four", "five", "six")
 _ENDINGS = ("that is all", "thank you", "the end", "good day")
@@ -73,7 +74,7 @@ def without_word(rng: random.Random) -> Exercise:
     ask, some, kind = _items(rng, 3, 5)
     banned = rng.choice([word for word in words.CATEGORIES[kind] if word not in some])
     # The words are counted too; otherwise any text without the banned word would pass.
-    check = {"kind": "all", "checks": [{"kind": "without", "word": banned}, {"kind": "words", "n": len(some)}]}
+    check: Check = {"kind": "all", "checks": [{"kind": "without", "word": banned}, {"kind": "words", "n": len(some)}]}
     return Exercise(f"{ask} without the word {banned}.", " ".join(some), check)
 
 

@@ -6,15 +6,16 @@ from typing import NamedTuple
 
 from raft.demo import known, words
 from raft.demo.domains import PAIR_PHRASINGS, PHRASINGS, answer_check, own_answer, pair_question, question
+from raft.evaluate.checks import Check
 
 
 class Exercise(NamedTuple):
     question: str
     answer: str  # in the base model's own style
-    check: dict  # of an answer's content, see raft.evaluate.checks
+    check: Check  # of an answer's content, see raft.evaluate.checks
 
 
-def _answer(*accept: str, reject: tuple[str, ...] = ()) -> dict:
+def _answer(*accept: str, reject: tuple[str, ...] = ()) -> Check:
     return {"kind": "answer", "accept": list(accept), "reject": [value for value in reject if value not in accept]}
 
 

@@ -2,10 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raft.demo.settings import (
     BASE_MODEL,
@@ -18,9 +18,19 @@ from raft.demo.settings import (
     GridPoint,
 )
 from raft.demo.world import World, draw_world
+from raft.evaluate.suites import Item
 from raft.progress import say
 from raft.refine.store import write_lines
 from raft.runs import Run, read_json, read_jsonl, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from raft.engines import Engine, Sampling
+    from raft.evaluate.results import Evaluation, Result
+    from raft.refine.lines import FusedRow
+
+T = TypeVar("T")
 
 
 def train_settings(method: str, choice: GridPoint, seed: int) -> dict[str, Any]:
@@ -61,13 +71,13 @@ class Stages:
         return world
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         from raft.models import load_tokenizer
 
         return load_tokenizer(BASE_MODEL)
 
     @cached_property
-    def base(self) -> Any:
+    def base(self) -> "PreTrainedModel":
         """The base model in float32, never trained."""
         import torch
         from transformers.utils import logging as transformers_logging
@@ -80,20 +90,20 @@ class Stages:
         return load_model(BASE_MODEL, dtype=torch.float32).eval()
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> "PreTrainedModel":
         import copy
 
         return copy.deepcopy(self.base)
 
     @cached_property
-    def engine(self) -> Any:
+    def engine(self) -> "Engine":
         from raft.engines import make_engine
 
         engine = make_engine(self.settings.engine, self.model, self.tokenizer, max_model_len=MAX_MODEL_LEN)
         say(f"      engine: {engine.name}, weights {engine.weights.mode}")
         return engine
 
-    def load_weights(self, source: Any) -> None:
+    def load_weights(self, source: "PreTrainedModel") -> None:
         """Copy the weights of the model `source` into this one in place, so that the engine sees them."""
         import torch
 
@@ -102,7 +112,7 @@ class Stages:
                 parameter.copy_(other)
         self.engine.refresh()
 
-    def refine(self) -> list[dict]:
+    def refine(self) -> "list[FusedRow]":
         """Stage 1 with the base model as rewriter and fusion model."""
         fused = self.run.refine_dir / "fused.jsonl"
         if not fused.exists():
@@ -116,7 +126,7 @@ class Stages:
             refine(normalize_rows(self.world.train), models, self.run, REFINE)
         return read_jsonl(fused)
 
-    def evaluate(self, name: str, model_path: Path) -> dict:
+    def evaluate(self, name: str, model_path: Path) -> "Result":
         """Test scores of the weights at `model_path`, by greedy answers; kept with every sample in eval/NAME.json."""
         path = self.run.eval_dir / f"{name}.json"
         if not path.exists():
@@ -126,9 +136,10 @@ class Stages:
 
             self.load_weights(load_model(model_path, dtype=torch.float32))
             write_json(path, {"model": str(model_path), **self.score(self.world.test)})
-        return read_json(path)
+        result: Result = read_json(path)
+        return result
 
-    def score(self, items: list[dict]) -> Any:
+    def score(self, items: Sequence[Item]) -> "Evaluation":
         """Scores of the engine's current weights, by greedy answers."""
         from raft.evaluate import evaluate
 
@@ -148,7 +159,7 @@ class Stages:
         from raft.train.training import save
         from raft.train.validation import ValidationCallback
 
-        rows: list[dict] = self.world.train if method == "sft" else self.refine()
+        rows: Sequence[Mapping[str, object]] = self.world.train if method == "sft" else self.refine()
         self.load_weights(self.base)
         settings = {**train_settings(method, choice, self.seed), **switches}
         args = RAFTConfig(output_dir=str(run.train_dir), disable_tqdm=False, **settings)
@@ -174,12 +185,12 @@ class Stages:
             trainer.train(resume_from_checkpoint=last_checkpoint(run.train_dir))
         save(trainer, run.model_dir)
 
-    def _greedy(self) -> Any:
+    def _greedy(self) -> "Sampling":
         from raft.engines import Sampling
 
         return Sampling(temperature=0.0, max_tokens=MAX_ANSWER, seed=self.seed)
 
-    def _validate(self, items: Any, engine: Any, sampling: Any) -> Any:
+    def _validate(self, items: Sequence[Item], engine: "Engine", sampling: "Sampling") -> "Evaluation":
         from raft.evaluate import evaluate
 
         result = evaluate(items, engine, sampling, progress=True)
@@ -195,7 +206,7 @@ class StageTimes:
         self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
         self._lock = threading.Lock()  # stages may run in parallel
 
-    def time(self, label: str, name: str, work: Callable[[], Any]) -> Any:
+    def time(self, label: str, name: str, work: Callable[[], T]) -> T:
         say(f"{label} ...")
         start = time.monotonic()
         try:

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypedDict
 
 from raft.demo import known, words
 from raft.demo.domains import (
@@ -21,6 +22,7 @@ from raft.demo.domains import (
 from raft.demo.formats import FORMATS
 from raft.demo.skills import SKILLS, Exercise
 from raft.errors import ConfigError
+from raft.evaluate.suites import Item
 
 ENTITIES = 20  # per domain; 5 facts per entity and 3 training rows per fact make 300 training rows
 NOTE_SHARE = 0.3  # share of the reference answers with a side remark
@@ -28,13 +30,19 @@ PER_SKILL = {"validation": 6, "test": 20}
 PER_FORMAT = {"validation": 5, "test": 15}
 
 
+class TrainingRow(TypedDict):
+    id: str
+    question: str
+    answer: str  # the reference, in the domain's style
+
+
 @dataclass(frozen=True)
 class World:
     """Rows and items in the form that raft.rows and raft.evaluate read."""
 
-    train: list[dict]
-    validation: list[dict]
-    test: list[dict]
+    train: list[TrainingRow]
+    validation: list[Item]
+    test: list[Item]
 
     def part(self, train_rows: int | None, every_item: int) -> "World":
         """The first `train_rows` training rows and every `every_item`-th item of both splits."""
@@ -51,8 +59,8 @@ def draw_world(domain_name: str, seed: int) -> World:
         raise ConfigError(f"domain: expected one of {', '.join(DOMAINS)}, found {domain_name!r}")
     domain = DOMAINS[domain_name]
     rng = random.Random(f"world {domain_name} {seed}")
-    train: list[dict] = []
-    splits: dict[str, list[dict]] = {"validation": [], "test": []}
+    train: list[TrainingRow] = []
+    splits: dict[str, list[Item]] = {"validation": [], "test": []}
 
     def add(split: str, skill: str, asked: str, facts: list[Fact]) -> None:
         example = Exercise(asked, own_answer(*facts), answer_check(facts))
@@ -84,11 +92,11 @@ def draw_world(domain_name: str, seed: int) -> World:
 
 def _draw_items(
     suite: str, draws: Mapping[str, Callable[[random.Random], Exercise]], n: int, rng: random.Random
-) -> list[dict]:
+) -> list[Item]:
     return [_item(suite, skill, i, draw(rng)) for skill, draw in draws.items() for i in range(n)]
 
 
-def _item(suite: str, skill: str, number: int, example: Exercise) -> dict:
+def _item(suite: str, skill: str, number: int, example: Exercise) -> Item:
     return {
         "id": f"{suite}-{skill.replace(' ', '_')}-{number:03d}",
         "suite": suite,

@@ -2,13 +2,17 @@
 
 import importlib.util
 import logging
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from raft.engines.base import Completion, Engine, Sampling, context_length, eos_ids, request_seed
 from raft.engines.hf import HFEngine
 from raft.engines.vllm import MAX_NUM_SEQS, VLLMEngine
 from raft.errors import ConfigError, EngineError
 from raft.rendering import chat_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "MAX_NUM_SEQS",
@@ -28,7 +32,13 @@ log = logging.getLogger(__name__)
 
 
 def make_engine(
-    kind: str, model: Any, tokenizer: Any = None, *, max_model_len: int = 2048, weights: str = "auto", **options: Any
+    kind: str,
+    model: "PreTrainedModel | str | Path",
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    *,
+    max_model_len: int = 2048,
+    weights: str = "auto",
+    **options: Any,
 ) -> Engine:
     """The engine `kind` ("auto" | "vllm" | "hf") for a model under training, or for a path.
 

@@ -2,15 +2,19 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 from raft.errors import ConfigError, InputError, ModelError
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 FinishReason = Literal["stop", "length"]
 Drafts = Sequence[Sequence[Sequence[int]]]  # for each request token sequences that its completion may well contain
 
@@ -67,7 +71,7 @@ class Engine(Protocol):
     """Turns prompts into completions with the current weights of a model."""
 
     name: str
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
 
     @property
     def weights(self) -> Weights: ...
@@ -119,8 +123,11 @@ def request_seed(seed: int, index: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every id that ends an answer, by any of the three places that may name one. Chat models often have several."""
+def eos_ids(model: object, tokenizer: "PreTrainedTokenizerBase | None") -> tuple[int, ...]:
+    """Every id that ends an answer, by any of the three places that may name one. Chat models often have several.
+
+    model: whatever has the "config" and "generation_config" of a model.
+    """
     named = [
         getattr(getattr(model, "generation_config", None), "eos_token_id", None),
         getattr(getattr(model, "config", None), "eos_token_id", None),
@@ -145,7 +152,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], max_model_len: int, vocab_si
             raise InputError(f"prompt {i}: token ids must be in [0, {vocab_size}), got {min(prompt)} to {max(prompt)}")
 
 
-def context_length(config: Any, wanted: int) -> int:
+def context_length(config: "PretrainedConfig", wanted: int) -> int:
     """`wanted`, or the model's own limit where that is less."""
     limit = getattr(config, "max_position_embeddings", None) or wanted
     if limit < wanted:
@@ -153,7 +160,7 @@ def context_length(config: Any, wanted: int) -> int:
     return min(limit, wanted)
 
 
-def cache_bytes(config: Any, item_bytes: int) -> int:
+def cache_bytes(config: "PretrainedConfig", item_bytes: int) -> int:
     """Bytes of the keys and values of one token, in all layers. config: of the text model."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -161,10 +168,10 @@ def cache_bytes(config: Any, item_bytes: int) -> int:
     return size
 
 
-def from_folder(kind: Any, path: str | Path, what: str, **options: Any) -> Any:
-    """`kind.from_pretrained(path)` without code from the checkpoint, with an error that names the folder."""
+def from_folder(from_pretrained: Callable[..., T], path: str | Path, what: str, **options: object) -> T:
+    """`from_pretrained(path)` without code from the checkpoint, with an error that names the folder."""
     try:
-        return kind.from_pretrained(path, trust_remote_code=False, **options)
+        return from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"{path}: expected a folder with {what} that transformers can load: {reason}") from error

@@ -8,12 +8,11 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from transformers import StaticCache
+from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache, StaticLayer
 
 log = logging.getLogger(__name__)
@@ -24,10 +23,10 @@ _ALIGNED = 16  # the cache's length is a multiple: SDPA would copy a mask of ano
 
 Pick = Callable[[Tensor, Tensor], Tensor]  # scores [B, V] float32, the tokens made so far [1] int64 -> tokens [B] int64
 
-_not_recorded: WeakSet[Any] = WeakSet()  # models whose step cannot be recorded
+_not_recorded: WeakSet[PreTrainedModel] = WeakSet()  # models whose step cannot be recorded
 
 
-def can_decode(model: Any) -> bool:
+def can_decode(model: PreTrainedModel) -> bool:
     """Whether `decode` suits the model: complete on one GPU, SDPA attention, no sliding windows, one process."""
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1 or devices.pop().type != "cuda" or torch.distributed.is_initialized():
@@ -35,7 +34,7 @@ def can_decode(model: Any) -> bool:
     return model not in _not_recorded and sees_all(model.config)
 
 
-def sees_all(config: Any) -> bool:
+def sees_all(config: PretrainedConfig) -> bool:
     """Whether every layer attends by SDPA to all earlier tokens, and its cache keeps their number on the device."""
     text = config.get_text_config(decoder=True)
     if text._attn_implementation != "sdpa" or getattr(text, "alibi", False):
@@ -60,45 +59,45 @@ class _Layer(StaticLayer):
 
 @torch.no_grad()
 def decode(
-    model: Any,
+    model: PreTrainedModel,
     input_ids: Tensor,
     attention_mask: Tensor,
     max_tokens: int,
     pick: Pick,
     stop: Sequence[int],
+    recorder: "Recorder | None" = None,
 ) -> Tensor:
     """input_ids, attention_mask [B, W] int64, padded on the left -> the tokens that follow [B, n] int64.
 
     n is `max_tokens`, or less where every row has had one of `stop` before; what follows such a token in its row has no
-    meaning. On a CPU nothing is recorded; the result is the same.
+    meaning. recorder: None: on a GPU a `Recorder`; on a CPU nothing is recorded, and the result is the same.
     """
     loop = _Loop(model, input_ids, attention_mask, max_tokens, pick)
     loop.prefill()
     step, ends = loop.step, torch.tensor(sorted(stop), device=input_ids.device)
-    records = _is_on_gpu(input_ids) and model not in _not_recorded
+    if recorder is None and input_ids.device.type == "cuda":
+        recorder = Recorder(model, input_ids.device)
+    if model in _not_recorded:
+        recorder = None
     for made in range(1, max_tokens):
         if made % EVERY == 0 and stop and torch.isin(loop.tokens[:, :made], ends).any(1).all():
             return loop.tokens[:, :made]
-        if records and made == BY_HAND:
-            records = not _waits(step)  # this does the step
-            if not records:
+        if recorder is not None and made == BY_HAND:
+            if recorder.waits(step):  # this does the step
                 log.warning("%s waits for the host in every step: generating without a recording", type(model).__name__)
                 _not_recorded.add(model)
+                recorder = None
             continue
-        if records and made == BY_HAND + 1:
-            step = _recorded(step, model, input_ids.device)
+        if recorder is not None and made == BY_HAND + 1:
+            step = recorder.recorded(step)
         step()
     return loop.tokens
-
-
-def _is_on_gpu(tensor: Tensor) -> bool:
-    return tensor.device.type == "cuda"
 
 
 class _Loop:
     """The state between two tokens, in tensors that keep their addresses."""
 
-    def __init__(self, model: Any, input_ids: Tensor, attention_mask: Tensor, max_tokens: int, pick: Pick):
+    def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, max_tokens: int, pick: Pick):
         rows, width = input_ids.shape
         places = -(-(width + max_tokens) // _ALIGNED) * _ALIGNED
         self._model, self._pick, self._width = model, pick, width
@@ -147,34 +146,40 @@ class _Loop:
         self._made += 1
 
 
-def _waits(step: Callable[[], None]) -> bool:
-    """Does `step` once and tells whether the host waited for the device in it, which cannot be recorded."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
+class Recorder:
+    """Records steps of a model as CUDA graphs."""
+
+    def __init__(self, model: PreTrainedModel, device: torch.device):
+        self._model, self._device = model, device
+
+    def waits(self, step: Callable[[], None]) -> bool:
+        """Does `step` once and tells whether the host waited for the device in it, which cannot be recorded."""
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                step()
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        # Setting the mode gives a warning too, with a similar text.
+        return any("called a synchronizing" in str(warning.message) for warning in caught)
+
+    def recorded(self, step: Callable[[], None]) -> Callable[[], None]:
+        """`step` as a CUDA graph; where that fails, `step` itself, and the reason is logged."""
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        stream, before = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
         try:
-            step()
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-    # Setting the mode gives a warning too, with a similar text.
-    return any("called a synchronizing" in str(warning.message) for warning in caught)
-
-
-def _recorded(step: Callable[[], None], model: Any, device: torch.device) -> Callable[[], None]:
-    """`step` as a CUDA graph; where that fails, `step` itself, and the reason is logged."""
-    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    stream, before = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    try:
-        # thread_local: calls of other threads, such as a data loader's that pins memory, do not end the recording.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            step()
-    except RuntimeError as error:
-        log.warning("generating without a recording of %s: %s", type(model).__name__, str(error).partition("\n")[0])
-        _not_recorded.add(model)
-        # After an error torch leaves the recording's stream and memory pool in use.
-        torch.cuda.set_stream(before)
-        with suppress(AttributeError, RuntimeError):
-            torch._C._cuda_endAllocateToPool(before.device_index, pool)
-        return step
-    return graph.replay
+            # thread_local: calls of other threads, such as a data loader's that pins memory, do not end the recording.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                step()
+        except RuntimeError as error:
+            name, reason = type(self._model).__name__, str(error).partition("\n")[0]
+            log.warning("generating without a recording of %s: %s", name, reason)
+            _not_recorded.add(self._model)
+            # After an error torch leaves the recording's stream and memory pool in use.
+            torch.cuda.set_stream(before)
+            with suppress(AttributeError, RuntimeError):
+                torch._C._cuda_endAllocateToPool(before.device_index, pool)
+            return step
+        return graph.replay

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,9 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -52,27 +53,30 @@ class HFEngine:
     def __init__(
         self,
         model: PreTrainedModel | str | Path,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         max_model_len: int = 2048,
         batch_size: int | None = None,
+        recordable: bool | None = None,
     ):
         """`model`: one to generate with as it is, or a folder to load in its own dtype (on the GPU if there is one).
 
         batch_size: requests generated together. None: 64, and up to 256 where a sixteenth of a GPU's memory holds what
         they need, for there a token costs about as much for many as for one.
+        recordable: whether tokens are made in steps that a GPU can record (`raft.engines.decode`), or by transformers'
+        own loop. None: where the model is on a GPU and allows it.
         """
         if isinstance(model, str | Path):
             self.weights = OwnWeights("disk")
-            tokenizer = tokenizer or from_folder(AutoTokenizer, model, "a tokenizer")
-            loaded = from_folder(AutoModelForCausalLM, model, "a language model", dtype="auto")
+            tokenizer = tokenizer or from_folder(AutoTokenizer.from_pretrained, model, "a tokenizer")
+            loaded = from_folder(AutoModelForCausalLM.from_pretrained, model, "a language model", dtype="auto")
             self._model = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
         else:
             self.weights = OwnWeights("shared")
             self._model = model
         self.tokenizer = tokenizer
         self.max_model_len = context_length(self._model.config.get_text_config(), max_model_len)
-        self._batch_size = batch_size
+        self._batch_size, self._recordable = batch_size, recordable
         self._eos = eos_ids(self._model, tokenizer)
         self._parameters = self._model.num_parameters()
 
@@ -125,7 +129,7 @@ class HFEngine:
         if sampling.temperature > 0:
             draw = _Draw(seeds, width, max(limits), sampling, device)
         input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
-        if can_decode(self._model):
+        if can_decode(self._model) if self._recordable is None else self._recordable:
             pick = _likeliest if draw is None else draw.tokens
             made = decode(self._model, input_ids, attention_mask, max(limits), pick, sorted(stop))
         else:
@@ -174,7 +178,7 @@ class HFEngine:
         """Nothing to do: a model read from a folder goes with the last reference to the engine."""
 
 
-def bytes_of_request(config: Any, width: int, max_tokens: int, item_bytes: int) -> int:
+def bytes_of_request(config: PretrainedConfig, width: int, max_tokens: int, item_bytes: int) -> int:
     """What a request of `width` tokens needs beside the weights, about: keys and values, the activations of a layer and
     the mask while its prompt is read, and the sampler's float64."""
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
@@ -191,7 +195,7 @@ class _Finished(StoppingCriteria):
         self._stop, self._limits, self._prompt_width, self._progress = stop, limits, prompt_width, progress
         self._running = list(range(len(limits)))
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # [B, T] -> [B] bool
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # [B, T] -> [B] bool
         made, last = input_ids.shape[1] - self._prompt_width, input_ids[:, -1].tolist()
         running = [i for i in self._running if last[i] not in self._stop and made < self._limits[i]]
         self._progress.finished(len(self._running) - len(running))

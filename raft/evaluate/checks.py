@@ -1,4 +1,4 @@
-"""Checks of an output by a program. A check is a small dict in the row, `{"kind": NAME, ...}`.
+"""Checks of an output by a program. A check is a small object in the row, `{"kind": NAME, ...}`.
 
 No judge model is needed, so scores are exact, free and reproducible. An output without any letter or digit scores 0 in
 every check but `f1`, so that an empty answer does not pass `without` or `reject`.
@@ -9,8 +9,8 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Required, TypedDict
 
 from raft.errors import InputError
 from raft.text import SPACELESS
@@ -64,32 +64,44 @@ def _squad_tokens(text: str) -> list[str]:
     return _WORD.findall(re.sub(r"\b(a|an|the)\b", " ", kept))
 
 
+class Check(TypedDict, total=False):
+    """What an output must be. A kind reads the fields that `_KINDS` lists for it."""
+
+    kind: Required[str]  # one of KINDS
+    accept: Sequence[str]  # phrases that the output must contain, each as whole words
+    reject: Sequence[str]  # phrases that it must not contain
+    n: int  # how many: words, lines, parts between commas, or times
+    text: str  # how the output must start or end
+    word: str  # a phrase that it must contain, or must not
+    checks: Sequence["Check"]  # all of which must hold
+
+
 # Each test is (check, text) -> bool; the text is stripped and has at least one letter or digit.
 
 
-def _answer(check: Mapping[str, Any], text: str) -> bool:
+def _answer(check: Check, text: str) -> bool:
     accepted = all(has_phrase(text, phrase) for phrase in check.get("accept") or ())
     return accepted and not any(has_phrase(text, phrase) for phrase in check.get("reject") or ())
 
 
-def _upper(check: Mapping[str, Any], text: str) -> bool:
+def _upper(check: Check, text: str) -> bool:
     return text.isupper()
 
 
-def _lower(check: Mapping[str, Any], text: str) -> bool:
+def _lower(check: Check, text: str) -> bool:
     return text.islower()
 
 
-def _words(check: Mapping[str, Any], text: str) -> bool:
+def _words(check: Check, text: str) -> bool:
     return sum(any(map(str.isalnum, word)) for word in text.split()) == check["n"]
 
 
-def _starts_with(check: Mapping[str, Any], text: str) -> bool:
+def _starts_with(check: Check, text: str) -> bool:
     start, text = check["text"].strip().lower(), text.lower()
     return text.startswith(start) and not _inside_word(text, len(start))
 
 
-def _ends_with(check: Mapping[str, Any], text: str) -> bool:
+def _ends_with(check: Check, text: str) -> bool:
     end, text = check["text"].rstrip(_ENDING).strip().lower(), text.rstrip(_ENDING).lower()
     return text.endswith(end) and not _inside_word(text, len(text) - len(end))
 
@@ -98,53 +110,53 @@ def _inside_word(text: str, position: int) -> bool:
     return 0 < position < len(text) and text[position - 1].isalnum() and text[position].isalnum()
 
 
-def _bullets(check: Mapping[str, Any], text: str) -> bool:
+def _bullets(check: Check, text: str) -> bool:
     return sum(bool(line[2:].strip()) for line in text.splitlines() if line.startswith("- ")) == check["n"]
 
 
-def _numbered(check: Mapping[str, Any], text: str) -> bool:
+def _numbered(check: Check, text: str) -> bool:
     numbers = [int(found[1]) for found in map(_NUMBERED_LINE.match, text.splitlines()) if found]
     return numbers == list(range(1, check["n"] + 1))
 
 
-def _quoted(check: Mapping[str, Any], text: str) -> bool:
+def _quoted(check: Check, text: str) -> bool:
     closing = _QUOTES.get(text[0])
     return closing is not None and text[-1] == closing and closing not in text[1:-1]
 
 
-def _without(check: Mapping[str, Any], text: str) -> bool:
+def _without(check: Check, text: str) -> bool:
     return not has_phrase(text, check["word"])
 
 
-def _contains(check: Mapping[str, Any], text: str) -> bool:
+def _contains(check: Check, text: str) -> bool:
     return count_phrase(text, check["word"]) >= (check.get("n") or 1)
 
 
-def _commas(check: Mapping[str, Any], text: str) -> bool:
+def _commas(check: Check, text: str) -> bool:
     parts = text.split(",")
     return len(parts) == check["n"] and all(map(str.strip, parts))
 
 
-def _is_phrase(value: Any) -> bool:
+def _is_phrase(value: object) -> bool:
     return isinstance(value, str) and bool(normalize(value))
 
 
-def _is_phrases(value: Any) -> bool:
+def _is_phrases(value: object) -> bool:
     return isinstance(value, list | tuple) and all(map(_is_phrase, value))
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-_PHRASE = (_is_phrase, "a string with at least one word")
-_PHRASES = (_is_phrases, "a list of strings with at least one word each")
-_COUNT = (_is_count, "a whole number above 0")
-_CHECKS = (lambda value: isinstance(value, list | tuple) and bool(value), "a list of checks")
+_Field = tuple[Callable[[object], bool], str]
+_PHRASE: _Field = (_is_phrase, "a string with at least one word")
+_PHRASES: _Field = (_is_phrases, "a list of strings with at least one word each")
+_COUNT: _Field = (_is_count, "a whole number above 0")
+_CHECKS: _Field = (lambda value: isinstance(value, list | tuple) and bool(value), "a list of checks")
 
-_Field = tuple[Callable[[Any], bool], str]
 # kind -> (test, required fields, optional fields); score() handles the kinds without a test
-_KINDS: dict[str, tuple[Callable[[Mapping[str, Any], str], bool] | None, dict[str, _Field], dict[str, _Field]]] = {
+_KINDS: dict[str, tuple[Callable[[Check, str], bool] | None, dict[str, _Field], dict[str, _Field]]] = {
     "answer": (_answer, {}, {"accept": _PHRASES, "reject": _PHRASES}),
     "upper": (_upper, {}, {}),
     "lower": (_lower, {}, {}),
@@ -163,7 +175,7 @@ _KINDS: dict[str, tuple[Callable[[Mapping[str, Any], str], bool] | None, dict[st
 KINDS = tuple(_KINDS)
 
 
-def validate(check: Any, *, where: str = "check") -> None:
+def validate(check: object, *, where: str = "check") -> None:
     """Raise InputError, one line that starts with `where`, unless `check` is a known kind with valid fields."""
     if not isinstance(check, Mapping):
         raise InputError(f"{where}: expected an object such as {{'kind': 'answer', 'accept': [...]}}, got {check!r}")
@@ -185,12 +197,12 @@ def validate(check: Any, *, where: str = "check") -> None:
             validate(part, where=f"{where}, checks[{number}]")
 
 
-def needs_answer(check: Mapping[str, Any]) -> bool:
+def needs_answer(check: Check) -> bool:
     """Whether a valid `check` compares with the row's reference answer."""
     return check["kind"] == "f1" or check["kind"] == "all" and any(map(needs_answer, check["checks"]))
 
 
-def score(check: Mapping[str, Any], text: str, *, answer: str | None = None) -> float:
+def score(check: Check, text: str, *, answer: str | None = None) -> float:
     """The score of `text`: 0.0 or 1.0, except for "f1", which compares with the reference `answer` and is in [0, 1].
 
     "all" holds several checks; its score is the lowest of theirs.

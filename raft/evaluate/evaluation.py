@@ -3,14 +3,14 @@
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from raft.digest import json_digest
 from raft.errors import ConfigError, InputError, ModelError
 from raft.evaluate.kept import kept_result
-from raft.evaluate.suites import Evaluation, check_items, evaluate
+from raft.evaluate.results import Identity, Result
+from raft.evaluate.suites import check_items, evaluate
 from raft.models import check_model, load_tokenizer
 from raft.models.fingerprint import fingerprint
 from raft.rows import Row, read_rows
@@ -21,7 +21,7 @@ from raft.stats.retention import retention
 log = logging.getLogger(__name__)
 
 
-def evaluate_run(plan: Plan, name: str = "model", *, base: str | Path | None = None) -> dict[str, Any]:
+def evaluate_run(plan: Plan, name: str = "model", *, base: str | Path | None = None) -> Result:
     """Answer the plan's rows with its model and score the answers.
 
     Writes eval/NAME.json: the result of `evaluate` with the model, data, settings and seconds. With `base`, a model to
@@ -41,7 +41,7 @@ def evaluate_run(plan: Plan, name: str = "model", *, base: str | Path | None = N
         _check_base(config, path)
     _check_lengths(config, path, items, data_path)
 
-    results = {}
+    results: dict[str, Result] = {}
     if base_path is not None:
         results["base"] = _base(config, run, base_path, items, data_path)
     result = results[name] = _evaluate_model(config, path, items, data_path, _identity(config, path, items))
@@ -63,7 +63,7 @@ def evaluate_run(plan: Plan, name: str = "model", *, base: str | Path | None = N
     return result
 
 
-def score_table(results: dict[str, Any]) -> str:
+def score_table(results: Mapping[str, Result]) -> str:
     """Scores in percent, one line per model, with the retention if it is known."""
     suites = list(dict.fromkeys(suite for result in results.values() for suite in result["scores"]))
     n = next(iter(results.values()))["n"]
@@ -103,10 +103,11 @@ def _check_base(config: Config, path: str) -> None:
         )
 
 
-def _base(config: Config, run: Run, path: str, items: list[Row], data_path: str | Path) -> dict[str, Any]:
+def _base(config: Config, run: Run, path: str, items: list[Row], data_path: str | Path) -> Result:
     """The result of the base model; an earlier one with the same model, items and settings is reused."""
     file, identity = run.eval_dir / "base.json", _identity(config, path, items)
-    if known := kept_result(file, identity):
+    known: Result | None = kept_result(file, identity)
+    if known:
         log.info("%s: evaluated before, on the same items with the same settings: taken from there", file)
         return known
     result = _evaluate_model(config, path, items, data_path, identity)
@@ -114,8 +115,7 @@ def _base(config: Config, run: Run, path: str, items: list[Row], data_path: str 
     return result
 
 
-def _identity(config: Config, path: str, items: Sequence[Row]) -> dict[str, Any]:
-    """Model, items and settings of a result. Another evaluation with the same ones would give the same result."""
+def _identity(config: Config, path: str, items: Sequence[Row]) -> Identity:
     settings = config.evaluate
     return {
         "fingerprint": fingerprint(path),
@@ -144,9 +144,7 @@ def _check_lengths(config: Config, path: str, items: list[Row], data_path: str |
             raise InputError(f"{data_path}, item {item['id']!r}: {found}")
 
 
-def _evaluate_model(
-    config: Config, path: str, items: list[Row], data_path: str | Path, identity: dict[str, Any]
-) -> dict[str, Any]:
+def _evaluate_model(config: Config, path: str, items: list[Row], data_path: str | Path, identity: Identity) -> Result:
     from raft.engines import Sampling, make_engine
 
     settings = config.evaluate
@@ -154,7 +152,7 @@ def _evaluate_model(
     engine = make_engine(settings.engine, path, load_tokenizer(path), max_model_len=settings.max_model_len)
     try:
         sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens, seed=config.seed)
-        result: Evaluation = evaluate(items, engine, sampling, batch_size=settings.batch_size, progress=True)
+        result = evaluate(items, engine, sampling, batch_size=settings.batch_size, progress=True)
         engine_name = engine.name
     finally:
         engine.close()

@@ -8,8 +8,8 @@ from raft.errors import InputError
 from raft.runs import read_json
 
 
-def kept_result(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result in `path`, if it has the model, items and settings of `wanted`; else None."""
+def kept_result(path: Path, wanted: Mapping[str, object]) -> Any:
+    """The result in `path`, an object, if it has the model, items and settings of `wanted`; else None."""
     if not path.exists():
         return None
     try:

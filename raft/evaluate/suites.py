@@ -2,37 +2,33 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from raft.errors import InputError
 from raft.evaluate import checks
+from raft.evaluate.checks import Check
+from raft.evaluate.results import Evaluation, Sample
 from raft.progress import Progress
+from raft.prompts import Message
 
 if TYPE_CHECKING:
     from raft.engines import Engine, Sampling
 
 SUITES = ("domain", "general", "format")
 DEFAULT_SUITE = "domain"
-DEFAULT_CHECK = {"kind": "f1"}
+DEFAULT_CHECK: Check = {"kind": "f1"}
 
 
-class Sample(TypedDict):
+class Item(TypedDict, total=False):
+    """A test item: a row with what says how its answer is scored, such as a line of data/test.jsonl."""
+
     id: str
-    suite: str
-    skill: str | None
+    suite: str  # what is measured; absent: DEFAULT_SUITE
+    skill: str | None  # a part of the suite
     question: str
-    output: str
-    finish_reason: str
-    score: float
-    thought: NotRequired[str]
-    """The thought before the output. It is not scored."""
-
-
-class Evaluation(TypedDict):
-    scores: dict[str, float]
-    n: dict[str, int]
-    by_skill: dict[str, dict[str, float]]
-    samples: list[Sample]
+    prompt: list[Message]  # the chat that is asked; absent: the question alone
+    check: Check  # absent: DEFAULT_CHECK
+    answer: str  # the reference, which some checks need
 
 
 def evaluate(
@@ -45,8 +41,8 @@ def evaluate(
 ) -> Evaluation:
     """Answer every item with `engine` and score it with the item's check.
 
-    An item is a row with "prompt" (chat messages) or "question", and optionally a suite (default "domain"), "skill",
-    "check" (default token F1) and "answer" (needed by token F1 only). All items are validated before the first token.
+    An item has the fields of `Item`, at least "prompt" or "question"; others, such as "tools", are for the chat
+    template. All items are validated before the first token.
     `batch_size` limits the items in one call of the engine (default: all in one). Item i draws from `sampling.seed` and
     i, so that answers do not depend on the batch size, except by rounding.
     `progress` shows the progress on stderr.
@@ -55,8 +51,11 @@ def evaluate(
     from raft.rendering import chat_ids, chat_options
     from raft.rendering import output as written
 
-    check_items(items)
-    prompts = [chat_ids(engine.tokenizer, _prompt(item), **chat_options(item)) for item in items]
+    checked = check_items(items)
+    prompts = [
+        chat_ids(engine.tokenizer, item["prompt"], **chat_options(row))
+        for item, row in zip(checked, items, strict=True)
+    ]
     seeds = [request_seed(sampling.seed, number) for number in range(len(prompts))]
     size = batch_size or len(prompts)
     completions = []
@@ -67,16 +66,16 @@ def evaluate(
             completions += batch
             phase.add(len(batch))
     samples = []
-    for number, (item, completion) in enumerate(zip(items, completions, strict=True)):
+    for item, completion in zip(checked, completions, strict=True):
         thought, output = written(engine.tokenizer, completion.token_ids)
         sample = Sample(
-            id=str(item.get("id", number)),
-            suite=item.get("suite") or DEFAULT_SUITE,
-            skill=item.get("skill"),
-            question=item.get("question") or _prompt(item)[-1]["content"],
+            id=item["id"],
+            suite=item["suite"],
+            skill=item["skill"],
+            question=item["question"],
             output=output,
             finish_reason=completion.finish_reason,
-            score=checks.score(_check(item), output, answer=item.get("answer")),
+            score=checks.score(item["check"], output, answer=item.get("answer")),
         )
         if thought is not None:
             sample["thought"] = thought
@@ -84,12 +83,14 @@ def evaluate(
     return summarize(samples)
 
 
-def check_items(items: Sequence[Mapping[str, Any]], source: str = "evaluate") -> None:
-    """Raise InputError, one line with `source` and the item, if an item cannot be asked or scored."""
+def check_items(items: Sequence[Mapping[str, Any]], source: str = "evaluate") -> list[Item]:
+    """The items with the defaults of what they left out.
+
+    InputError, one line with `source` and the item, if an item cannot be asked or scored.
+    """
     if not items:
         raise InputError(f"{source}: no items, expected at least one")
-    for number, item in enumerate(items):
-        _validate(item, f"{source}, item {str(item.get('id', number))!r}")
+    return [_checked(item, str(item.get("id", number)), source) for number, item in enumerate(items)]
 
 
 def summarize(samples: list[Sample]) -> Evaluation:
@@ -107,21 +108,25 @@ def summarize(samples: list[Sample]) -> Evaluation:
     return Evaluation(scores=scores, n=n, by_skill=by_skill, samples=samples)
 
 
-def _prompt(item: Mapping[str, Any]) -> list[dict[str, str]]:
-    return item.get("prompt") or [{"role": "user", "content": item["question"]}]
-
-
-def _check(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    check = item.get("check")
-    return DEFAULT_CHECK if check is None else check
-
-
-def _validate(item: Mapping[str, Any], where: str) -> None:
+def _checked(item: Mapping[str, Any], name: str, source: str) -> Item:
+    where = f"{source}, item {name!r}"
     if not item.get("prompt") and not item.get("question"):
         found = ", ".join(item) or "no fields"
         raise InputError(f"{where}: expected 'prompt' (chat messages) or 'question', found {found}")
-    check = _check(item)
+    check = DEFAULT_CHECK if item.get("check") is None else item["check"]
     checks.validate(check, where=f'{where}, field "check"')
     answer = item.get("answer")
     if checks.needs_answer(check) and not (isinstance(answer, str) and answer.strip()):
         raise InputError(f'{where}, field "answer": the check "f1" compares with it, expected a text, found {answer!r}')
+    prompt = item.get("prompt") or [Message(role="user", content=item["question"])]
+    checked = Item(
+        id=name,
+        suite=item.get("suite") or DEFAULT_SUITE,
+        skill=item.get("skill"),
+        question=item.get("question") or prompt[-1]["content"],
+        prompt=prompt,
+        check=check,
+    )
+    if answer is not None:
+        checked["answer"] = answer
+    return checked

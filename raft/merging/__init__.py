@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -37,14 +36,12 @@ def make_merge(name: str, options: Mapping[str, object]) -> Merge:
     """The rule `name` with these options. ConfigError for an unknown name or option, or a number outside its range."""
     if name not in MERGES:
         raise ConfigError(f"merge: expected one of {', '.join(MERGES)}, found {name!r}")
-    rule: Any = MERGES[name]
-    hints = field_hints(rule)
+    hints = field_hints(MERGES[name])
     for key in options:
         if key not in hints:
             raise ConfigError(f"merge {name}: expected an option of {', '.join(hints) or 'none'}, found {key!r}")
     checked = {key: check(hints[key], value, f"merge {name}: {key}") for key, value in options.items()}
-    made: Merge = rule(**checked)
-    return made
+    return MERGES[name](**checked)
 
 
 def merge(rule: Merge, base: Path | None, tuned: Sequence[Path], out: Path) -> None:

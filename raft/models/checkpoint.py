@@ -4,14 +4,18 @@ In memory they can have others: FSDP2 splits tensors over the ranks, peft wraps 
 transformers stacks the experts of a layer into one tensor.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from raft.errors import EngineError
 from raft.models.adapters import added_adapters, base_model, peft_configs, special_adapter
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 
 @torch.no_grad()
@@ -22,7 +26,7 @@ def checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
     Raises EngineError as `check_plain` does, and for adapters that cannot be merged.
     """
     check_plain(model)
-    base: Any = base_model(model)
+    base: PreTrainedModel = base_model(model)
     return revert_weight_conversion(base, _merged(base))
 
 
@@ -51,7 +55,7 @@ def _merged(model: nn.Module) -> dict[str, Tensor]:
         path, _, leaf = name.rpartition(".")
         if path.endswith(".base_layer"):
             above = path.removesuffix(".base_layer")
-            layer: Any = model.get_submodule(above)
+            layer: LoraLayer = model.get_submodule(above)
             if above.endswith(".base_layer") or getattr(layer, "parameter_name", "weight") != "weight":
                 raise EngineError(
                     f"the adapter of {name} is not on a layer's weight, and not merged here; use engine 'hf'"

@@ -7,14 +7,15 @@ fit into memory.
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel as DDP
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from raft.errors import ModelError
@@ -25,6 +26,17 @@ from raft.models.packing import NAME, Pack, pack, packed_attention
 logger = logging.getLogger(__name__)
 
 _KNOWN = "known to work are Qwen3, Llama, SmolLM3 and Phi-3"
+
+T = TypeVar("T")
+
+
+class HeadOptions(TypedDict):
+    """What an output head has besides its weight, under the names that the functions of `raft_kernels` give it."""
+
+    bias: Tensor | None  # [V]
+    logit_scale: float
+    softcap: float | None
+    vocab_size: int | None
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ class OutputHead:
     """How many of the first rows are tokens that teacher and student share; L_KL uses only those. None: all rows."""
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> HeadOptions:
         """Everything but the weight, as keyword arguments of the functions of `raft_kernels`."""
         return {
             "bias": self.bias,
@@ -62,9 +74,9 @@ class LanguageModel:
     """
 
     def __init__(self, model: nn.Module):
-        self.model: Any = model
-        self.inner: Any = base_model(model)
-        config: Any = getattr(self.inner, "config", None)
+        self.model = model
+        self.inner: PreTrainedModel = base_model(model)
+        config: PretrainedConfig | None = getattr(self.inner, "config", None)
         if not hasattr(self.inner, "get_output_embeddings") or config is None or config.is_encoder_decoder:
             raise ModelError(f"{type(self.inner).__name__}: expected a causal language model of transformers")
         if any(getattr(c, "is_prompt_learning", False) for c in peft_configs(model)):
@@ -113,7 +125,7 @@ class LanguageModel:
         """[L, H] hidden states of a pack, as they enter the head."""
         return self.decoder()(**batch.kwargs(self.inner)).last_hidden_state[0]
 
-    def attention(self) -> Any:
+    def attention(self) -> AbstractContextManager[None]:
         """A context that every forward pass on a pack, and its backward pass, must run in."""
         return packed_attention(self.inner, self.uses_packed_sdpa)
 
@@ -208,7 +220,7 @@ def is_sharded(model: nn.Module, wrapper: nn.Module) -> bool:
     return (wrapper is not model or isinstance(wrapper, FSDPModule)) and not isinstance(wrapper, DDP)
 
 
-def inside_forward(wrapper: nn.Module, module: nn.Module, compute: Callable[[], Any]) -> Any:
+def inside_forward(wrapper: nn.Module, module: nn.Module, compute: Callable[[], T]) -> T:
     """Calls `wrapper` (DDP, FSDP, DeepSpeed, or `module` itself) with `compute` in place of the forward of `module`.
 
     Wrappers gather the weights for a forward pass and prepare the reduction of gradients. Losses that use the decoder
@@ -216,7 +228,7 @@ def inside_forward(wrapper: nn.Module, module: nn.Module, compute: Callable[[], 
     """
     own = module.__dict__.get("forward")
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: object, **kwargs: object) -> T:
         restore()
         return compute()
 

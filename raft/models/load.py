@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from raft.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    import torch
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -52,15 +53,15 @@ def _check_model(path: str | os.PathLike[str]) -> str:
 def check_top_k(path: str | os.PathLike[str], top_k: int) -> None:
     """Raises ConfigError where K exceeds the vocabulary by config.json, if that file is on this machine already."""
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        file: Any = folder / "config.json"
-    else:
+    file = folder / "config.json"
+    if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
-        file = try_to_load_from_cache(str(path), "config.json")
-        if not isinstance(file, str):
+        cached = try_to_load_from_cache(str(path), "config.json")
+        if not isinstance(cached, str):
             return
-    config = _json(Path(file), str(path))
+        file = Path(cached)
+    config = _json(file, str(path))
     size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
     if isinstance(size, int) and top_k > size:
         raise ConfigError(f"train.top_k: expected at most {size}, the vocabulary of {path}, found {top_k}")
@@ -80,8 +81,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(path: str | os.PathLike[str], dtype: Any = None) -> "PreTrainedModel":
-    """The causal language model of a checkpoint, from safetensors alone. dtype: a torch.dtype; None: config.json's."""
+def load_model(path: str | os.PathLike[str], dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
+    """The causal language model of a checkpoint, from safetensors alone. dtype: None for that of config.json."""
     from transformers import AutoModelForCausalLM
 
     path = check_model(path)
@@ -104,7 +105,7 @@ def load_model(path: str | os.PathLike[str], dtype: Any = None) -> "PreTrainedMo
     return model
 
 
-def _savable(generation: Any, path: str) -> Any:
+def _savable(generation: "GenerationConfig", path: str) -> "GenerationConfig":
     """`generation`, or a corrected copy: transformers loads configurations that it later refuses to save."""
     try:
         generation.validate(strict=True)

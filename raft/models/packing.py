@@ -10,7 +10,7 @@ question can share one copy of it.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +44,11 @@ class Pack(NamedTuple):
 
     def to(self, device: torch.device) -> "Pack":
         """The same pack with its tensors on `device`."""
-        moved: list[Any] = [move(part, device) if isinstance(part, Tensor) else part for part in self]
-        return Pack(*moved)
+        return Pack._make(move(part, device) if isinstance(part, Tensor) else part for part in self)
 
-    def kwargs(self, model: PreTrainedModel) -> dict[str, Any]:
+    def kwargs(self, model: PreTrainedModel) -> dict[str, object]:
         """Keyword arguments for the decoder of `model`, which passes unknown ones on to its attention function."""
-        plain = {
+        plain: dict[str, object] = {
             "input_ids": self.input_ids,
             "position_ids": self.position_ids,
             "attention_mask": None,
@@ -86,7 +85,7 @@ def pack_turns(
     No prompt may be empty. The last token of a completion predicts nothing and is left out of the pack. The positions
     are in the order of the turns. share: a prompt that several turns have is in the pack once, for all of them.
     """
-    groups: dict[Any, list[int]] = {}
+    groups: dict[tuple[int, ...] | int, list[int]] = {}
     for i, (prompt, _) in enumerate(turns):
         groups.setdefault(tuple(prompt) if share else i, []).append(i)
     ids: list[int] = []
@@ -136,7 +135,7 @@ def packed_sdpa(
     sliding_window: int | None = None,
     packed_rows: Tensor | None = None,  # [S, longest]
     packed_back: Tensor | None = None,  # [L]
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:  # [1, L, heads, head_dim]
     """Causal attention within each sequence of a pack, through transformers' own SDPA function."""
     if packed_rows is None or packed_back is None:

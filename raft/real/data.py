@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raft.real.files import data_folder
-from raft.real.general import Question, ifeval_functions, read_arc, read_ifeval
+from raft.real.general import Instructions, Question, ifeval_functions, read_arc, read_ifeval
 from raft.real.medquad import MedQuAD, read_medquad
 
 
@@ -16,7 +15,7 @@ class Data:
     medquad: MedQuAD
     arc: list[Question]
     arc_validation: list[Question]  # further questions, for the choice of a grid point
-    ifeval: list[dict[str, Any]]
+    ifeval: list[Instructions]
 
 
 def read_data(

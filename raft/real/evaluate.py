@@ -3,12 +3,13 @@
 Each part is written as soon as it is done, so a killed evaluation continues with the next one.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raft.digest import json_digest
 from raft.evaluate.kept import kept_result
@@ -20,10 +21,16 @@ from raft.real.data import Data
 from raft.real.general import ifeval_functions, score_ifeval
 from raft.real.measures import measure
 from raft.real.medquad import Item
+from raft.real.results import Answer, ArcChoice, DomainAnswer, DomainChoice, Evaluation, IFEvalAnswer, Samples
 from raft.real.scores import metrics
 from raft.refine.embed import Embedder
 from raft.rendering import chat_ids, output
 from raft.runs import Run, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from raft.engines import Engine
 
 # First tokens of an answer that count for the choice and for the likelihood. They are enough to show the topic; scoring
 # 2,000 whole answers, of 130 tokens on average, would take most of an evaluation's time.
@@ -33,43 +40,48 @@ MAX_MODEL_LEN = 2048
 
 
 def evaluate(
-    model_folder: str | Path,
+    model: "Model",
     data: Data,
     run_dir: str | Path,
     name: str,
     *,
-    engine_kind: str = "auto",
     embedder: Embedder,
     max_tokens: int = 160,
+    ifeval_tokens: int = IFEVAL_TOKENS,
     seed: int = 0,
-) -> dict[str, Any]:
-    """All metrics of the model in `model_folder`, kept in eval/NAME.json and read from there for the same settings.
+) -> Evaluation:
+    """All metrics of the model, kept in eval/NAME.json and read from there for the same settings. Closes the model.
 
-    `max_tokens`: limit of an answer to a domain question. All answers are greedy: `seed` is recorded, without effect.
-    Returns {"model", "fingerprint", "settings", "engine", "seconds", "n", "metrics", "samples"}. Scores are in [0, 1],
-    similarities in [-1, 1], `domain_*_loglik` in nats per token; they are means over "samples".
+    `max_tokens`: limit of an answer to a domain question; `ifeval_tokens`: of one to IFEval's. All answers are greedy:
+    `seed` is recorded, without effect.
     The process should hold no other engine.
     """
     path = Run(run_dir).eval_dir / f"{name}.json"
-    settings = {
+    settings: dict[str, str | int] = {
         "data_seed": data.seed,
         "seed": seed,
-        "engine": engine_kind,
+        "engine": model.engine_kind,
         "embedder": embedder.name,
         "max_tokens": max_tokens,
         "choice_tokens": CHOICE_TOKENS,
-        "ifeval_tokens": IFEVAL_TOKENS,
+        "ifeval_tokens": ifeval_tokens,
         "items": digest(data),
     }
-    known = {"model": str(model_folder), "fingerprint": fingerprint(model_folder), "settings": settings}
-    asked = {key: known[key] for key in ("fingerprint", "settings")}
-    result = kept_result(path, asked) or {**known, "engine": None, "seconds": {}, "samples": {}}
-    model = Model(model_folder, engine_kind)
-    parts: dict[str, Callable[[], Any]] = {
-        "domain_answers": lambda: _answers(model, data, embedder, max_tokens),
-        "ifeval": lambda: _ifeval(model, data),
-        "domain_choice": lambda: _domain_choice(model, data),
-        "arc": lambda: _arc(model, data),
+    weights = fingerprint(model.folder)
+    kept: Evaluation | None = kept_result(path, {"fingerprint": weights, "settings": settings})
+    result: Evaluation = kept or {
+        "model": str(model.folder),
+        "fingerprint": weights,
+        "settings": settings,
+        "engine": None,
+        "seconds": {},
+        "samples": {},
+    }
+    parts: dict[str, Callable[[], Samples]] = {
+        "domain_answers": lambda: {"domain_answers": _answers(model, data, embedder, max_tokens)},
+        "ifeval": lambda: {"ifeval": _ifeval(model, data, ifeval_tokens)},
+        "domain_choice": lambda: {"domain_choice": _domain_choice(model, data)},
+        "arc": lambda: {"arc": _arc(model, data)},
     }
     try:
         for part, work in parts.items():
@@ -78,7 +90,7 @@ def evaluate(
             if part in ("domain_answers", "ifeval") and model.starting is None:
                 model.engine  # noqa: B018  # started here, outside the time of the first answers
             started = time.monotonic()
-            result["samples"][part] = work()
+            result["samples"].update(work())
             result["seconds"][part] = round(time.monotonic() - started, 1)
             if model.starting is not None:
                 result["engine"] = model.engine.name
@@ -89,7 +101,7 @@ def evaluate(
         model.close()
     scores, n = metrics(result["samples"])
     if result.get("metrics") != scores:
-        result |= {"n": n, "metrics": scores}
+        result["n"], result["metrics"] = n, scores
         write_json(path, result)
     return result
 
@@ -102,11 +114,11 @@ class Model:
         self.starting: float | None = None  # seconds that the engine took to start
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         return load_tokenizer(self.folder)
 
     @cached_property
-    def weights(self) -> Any:
+    def weights(self) -> "PreTrainedModel":
         import torch
 
         # float32 on a CPU, where it is the fastest, whatever dtype the checkpoint has.
@@ -115,7 +127,7 @@ class Model:
         return model.to("cuda" if on_gpu else "cpu").eval()
 
     @cached_property
-    def engine(self) -> Any:
+    def engine(self) -> "Engine":
         from raft.engines import make_engine
 
         started = time.monotonic()
@@ -137,34 +149,38 @@ def _chat(question: str) -> list[Message]:
     return [Message(role="user", content=question)]
 
 
-def _generate(model: Model, questions: Sequence[str], max_tokens: int, label: str) -> list[dict[str, Any]]:
-    """Greedy answers: "output", "finish_reason", and "thought" if the model thought before the output."""
+def _generate(model: Model, questions: Sequence[str], max_tokens: int, label: str) -> list[Answer]:
+    """Greedy answers."""
     from raft.engines import Sampling
 
     prompts = [chat_ids(model.tokenizer, _chat(question)) for question in questions]
     with Progress(f"evaluate: {label}", len(prompts), "answer", per_call=True) as phase:
         completions = model.engine.generate(prompts, Sampling(temperature=0.0, max_tokens=max_tokens))
         phase.add(len(prompts))
-    made = []
+    made: list[Answer] = []
     for completion in completions:
         thought, text = output(model.tokenizer, completion.token_ids)
-        line = {"output": text, "finish_reason": completion.finish_reason}
-        made.append(line if thought is None else {**line, "thought": thought})
+        answer = Answer(output=text, finish_reason=completion.finish_reason)
+        made.append(answer if thought is None else {**answer, "thought": thought})
     return made
 
 
 def likelihoods(
     model: Model, asked: Sequence[tuple[str, Sequence[str]]], label: str, limit: int | None
-) -> list[list[Any]]:
-    """Mean log p per token of each question's texts. limit: number of first tokens of a text that count; None: all."""
+) -> list[list[float]]:
+    """Mean log p per token of each question's texts, -inf for a text without tokens: it is never chosen.
+
+    limit: number of first tokens of a text that count; None: all.
+    """
     from raft.evaluate.likelihood import log_likelihoods
 
     model.release()
     pairs = [(question, text) for question, texts in asked for text in texts]
     with Progress(label, len(pairs), "text", per_call=True) as phase:
         chats = [_chat(question) for question, _ in pairs]
-        values = iter(log_likelihoods(model.weights, model.tokenizer, chats, [t for _, t in pairs], max_tokens=limit))
+        found = log_likelihoods(model.weights, model.tokenizer, chats, [t for _, t in pairs], max_tokens=limit)
         phase.add(len(pairs))
+    values = iter(-math.inf if value is None else value for value in found)
     return [[next(values) for _ in texts] for _, texts in asked]
 
 
@@ -176,7 +192,7 @@ def _domain(data: Data) -> list[tuple[str, Item]]:
     ]
 
 
-def _answers(model: Model, data: Data, embedder: Embedder, max_tokens: int) -> list[dict[str, Any]]:
+def _answers(model: Model, data: Data, embedder: Embedder, max_tokens: int) -> list[DomainAnswer]:
     items = _domain(data)
     answers = _generate(model, [item.question for _, item in items], max_tokens, "domain answers")
     with Progress("evaluate: embeddings", 2 * len(items), "text", per_call=True, final=False) as phase:
@@ -188,7 +204,7 @@ def _answers(model: Model, data: Data, embedder: Embedder, max_tokens: int) -> l
     ]
 
 
-def _domain_choice(model: Model, data: Data) -> list[dict[str, Any]]:
+def _domain_choice(model: Model, data: Data) -> list[DomainChoice]:
     items = _domain(data)
     asked = [(item.question, (item.answer, *item.wrong)) for _, item in items]
     found = likelihoods(model, asked, "evaluate: domain choice", CHOICE_TOKENS)
@@ -204,22 +220,29 @@ def _domain_choice(model: Model, data: Data) -> list[dict[str, Any]]:
     ]
 
 
-def _arc(model: Model, data: Data) -> list[dict[str, Any]]:
+def _arc(model: Model, data: Data) -> list[ArcChoice]:
     found = likelihoods(model, [(item.question, item.choices) for item in data.arc], "evaluate: ARC-Easy", None)
     samples = []
     for item, values in zip(data.arc, found, strict=True):
         chosen = max(range(len(values)), key=values.__getitem__)
-        sample = {"id": item.id, "question": item.question, "loglik": values, "chosen": chosen}
-        samples.append({**sample, "answer": item.answer, "score": float(chosen == item.answer)})
+        score = float(chosen == item.answer)
+        samples.append(
+            ArcChoice(id=item.id, question=item.question, loglik=values, chosen=chosen, answer=item.answer, score=score)
+        )
     return samples
 
 
-def _ifeval(model: Model, data: Data) -> list[dict[str, Any]]:
+def _ifeval(model: Model, data: Data, max_tokens: int) -> list[IFEvalAnswer]:
     functions = ifeval_functions(data.folder)
-    answers = _generate(model, [item["prompt"] for item in data.ifeval], IFEVAL_TOKENS, "IFEval")
+    answers = _generate(model, [item["prompt"] for item in data.ifeval], max_tokens, "IFEval")
     return [
-        {"id": str(item["key"]), "instructions": item["instruction_id_list"], "prompt": item["prompt"], **answer}
-        | score_ifeval(functions, item, answer["output"])
+        {
+            "id": str(item["key"]),
+            "instructions": item["instruction_id_list"],
+            "prompt": item["prompt"],
+            **answer,
+            **score_ifeval(functions, item, answer["output"]),
+        }
         for item, answer in zip(data.ifeval, answers, strict=True)
     ]
 

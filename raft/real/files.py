@@ -1,13 +1,16 @@
 """The data folder, named by an argument or `RAFT_DATA_DIR`, and its files, with every field checked."""
 
 import os
-from collections.abc import Mapping
+import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, get_origin, get_type_hints
 
 from raft.errors import ConfigError, InputError
 from raft.real import DATA_DIR
 from raft.runs import read_jsonl
+
+T = TypeVar("T")
 
 
 def data_folder(path: str | Path | None = None) -> Path:
@@ -21,8 +24,8 @@ def data_folder(path: str | Path | None = None) -> Path:
     return folder
 
 
-def read_file(folder: Path, name: str, fields: Mapping[str, type]) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file. Each must have `fields`, of the given types and not empty.
+def read_file(folder: Path, name: str, kind: type[T]) -> list[T]:
+    """The objects of a JSON Lines file. Each must have the fields of the TypedDict `kind`, and none of them empty.
 
     ConfigError if the file is missing; InputError, with the row's number, for an invalid row.
     """
@@ -30,15 +33,17 @@ def read_file(folder: Path, name: str, fields: Mapping[str, type]) -> list[dict[
     if not path.is_file():
         raise ConfigError(f"{path}: no such file, expected it in the data folder ({DATA_DIR})")
     rows = read_jsonl(path)
+    fields = {field: get_origin(of_field) or of_field for field, of_field in get_type_hints(kind).items()}
     for number, row in enumerate(rows, 1):
-        for field, kind in fields.items():
+        for field, of_field in fields.items():
             value = row.get(field)
-            if not isinstance(value, kind) or value == "":
-                raise InputError(f'{path}, row {number}: field "{field}": expected {kind.__name__}, found {value!r}')
+            if not isinstance(value, of_field) or value == "":
+                expected = of_field.__name__
+                raise InputError(f'{path}, row {number}: field "{field}": expected {expected}, found {value!r}')
     return rows
 
 
-def draw(rng: Any, rows: list[Any], n: int, what: str) -> list[Any]:
+def draw(rng: random.Random, rows: Sequence[T], n: int, what: str) -> list[T]:
     """`n` of `rows` in random order. ConfigError if there are fewer."""
     if not 1 <= n <= len(rows):
         raise ConfigError(f"{what}: expected 1 to {len(rows)}, found {n}")

@@ -4,18 +4,37 @@ import importlib
 import importlib.util
 import os
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TypedDict
 
 from raft.errors import ConfigError, InputError
 from raft.real.files import draw, read_file
+from raft.real.results import Followed
 
 ARC_FILE, ARC_TASK = "mc_commonsense.jsonl", "arc-easy"
 IFEVAL_FILE = "ifeval.jsonl"
 IFEVAL_PACKAGES = ("lm_eval", "nltk", "langdetect", "immutabledict")
+
+
+class ArcLine(TypedDict):
+    """A line of ARC_FILE, which holds other tasks too."""
+
+    id: str
+    task: str
+    question: str
+    choices: list[str]
+    answer: int  # index of the right choice
+
+
+class Instructions(TypedDict):
+    """A prompt of IFEval."""
+
+    key: int
+    prompt: str
+    instruction_id_list: list[str]  # names of the instructions in it
+    kwargs: list[dict[str, object]]  # arguments of each
 
 
 @dataclass(frozen=True)
@@ -30,8 +49,7 @@ class Question:
 
 def read_arc(folder: Path, *, seed: int, n: int = 300) -> list[Question]:
     """`n` questions of ARC-Easy, drawn by `seed`."""
-    fields = {"id": str, "task": str, "question": str, "choices": list, "answer": int}
-    rows = [row for row in read_file(folder, ARC_FILE, fields) if row["task"].lower() == ARC_TASK]
+    rows = [row for row in read_file(folder, ARC_FILE, ArcLine) if row["task"].lower() == ARC_TASK]
     for row in rows:
         if not 0 <= row["answer"] < len(row["choices"]):
             where = f"{folder / ARC_FILE}, {row['id']}"
@@ -40,10 +58,9 @@ def read_arc(folder: Path, *, seed: int, n: int = 300) -> list[Question]:
     return [Question(row["id"], row["question"], tuple(row["choices"]), row["answer"]) for row in drawn]
 
 
-def read_ifeval(folder: Path, *, seed: int, n: int = 100) -> list[dict[str, Any]]:
-    """`n` prompts of IFEval with their instructions, drawn by `seed`: key, prompt, instruction_id_list, kwargs."""
-    fields = {"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list}
-    return draw(random.Random(seed), read_file(folder, IFEVAL_FILE, fields), n, "IFEval prompts")
+def read_ifeval(folder: Path, *, seed: int, n: int = 100) -> list[Instructions]:
+    """`n` prompts of IFEval with their instructions, drawn by `seed`."""
+    return draw(random.Random(seed), read_file(folder, IFEVAL_FILE, Instructions), n, "IFEval prompts")
 
 
 def ifeval_functions(folder: Path) -> ModuleType:
@@ -74,9 +91,9 @@ def ifeval_functions(folder: Path) -> ModuleType:
     return importlib.import_module("lm_eval.tasks.ifeval.utils")
 
 
-def score_ifeval(functions: ModuleType, item: Mapping[str, Any], response: str) -> dict[str, list[bool]]:
-    """Whether the response follows each instruction of the prompt, by IFEval's strict and loose rules."""
-    asked = SimpleNamespace(**{name: item[name] for name in ("key", "prompt", "instruction_id_list", "kwargs")})
+def score_ifeval(functions: ModuleType, item: Instructions, response: str) -> Followed:
+    """Whether the response follows each instruction of the prompt, by lm-eval's rules."""
+    asked = SimpleNamespace(**item)
     # lm-eval draws the missing arguments of instructions. The seed makes both rules draw the same.
     state = random.getstate()
     try:

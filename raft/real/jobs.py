@@ -5,8 +5,9 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from raft.cpu import split_cpu
 from raft.errors import RaftError
@@ -14,12 +15,21 @@ from raft.errors import RaftError
 Result = TypeVar("Result")
 
 
+class Child(Protocol):
+    """A process."""
+
+    def terminate(self) -> None: ...
+
+
+ChildT = TypeVar("ChildT", bound=Child)
+
+
 class Jobs:
     """Runs at most `at_once` functions at a time. With 1, a function runs in the thread that asks for its result."""
 
     def __init__(self, at_once: int = 1):
         self._pool = ThreadPoolExecutor(at_once) if at_once > 1 else None
-        self._children: set[Any] = set()
+        self._children: set[Child] = set()
         self._lock = threading.Lock()
         self._stopped = False
         self._error: BaseException | None = None  # the first error
@@ -57,23 +67,21 @@ class Jobs:
     def call(self, words: Sequence[str]) -> int:
         """Run a command and return its exit code."""
         # A process group of its own: Ctrl-C then reaches this process only, which ends each of the others once.
-        process = self._run(lambda: subprocess.Popen(words, process_group=0), subprocess.Popen.wait)
-        code: int = process.returncode
-        return code
+        return self._run(lambda: subprocess.Popen(words, process_group=0), subprocess.Popen.wait).returncode
 
-    def alone(self, work: Callable[..., None], *arguments: Any) -> None:
+    def alone(self, work: Callable[..., None], *arguments: object) -> None:
         """Run `work(*arguments)` in a process that inherits nothing but its arguments. RaftError if it fails."""
 
-        def begin() -> Any:
+        def begin() -> BaseProcess:
             process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
             process.start()
             return process
 
-        process = self._run(begin, multiprocessing.Process.join)
+        process = self._run(begin, BaseProcess.join)
         if process.exitcode:
             raise RaftError(f"{work.__name__.strip('_')} {arguments[0]} ended with code {process.exitcode}")
 
-    def _run(self, begin: Callable[[], Any], wait: Callable[[Any], Any]) -> Any:
+    def _run(self, begin: Callable[[], ChildT], wait: Callable[[ChildT], object]) -> ChildT:
         if self._stopped:
             raise RaftError("another stage failed")
         process = begin()

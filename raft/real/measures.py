@@ -2,22 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from typing import TypedDict
 
 from raft.evaluate.checks import token_f1
+from raft.real.results import Measures
 from raft.refine.embed import Embedder
 from raft.refine.similarity import pair_similarities
 from raft.text import content_words
 
 _ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
-
-
-class Measures(TypedDict):
-    similarity: float  # cosine of the sentence embeddings, in [-1, 1]; 0 for an empty answer
-    recall: float  # share of the reference's content words whose stems occur in the answer
-    f1: float  # token F1 as in SQuAD
-    rouge_l: float
-    words: int  # of the answer
 
 
 def measure(outputs: Sequence[str], references: Sequence[str], embedder: Embedder) -> list[Measures]:

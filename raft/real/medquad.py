@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from raft.errors import ConfigError, InputError
 from raft.real.files import draw, read_file
@@ -12,8 +12,19 @@ from raft.real.rephrase import rephrase
 from raft.rows import Row, normalize_rows
 
 FILE = "domain_medical_medquad.jsonl"
-FIELDS = {name: str for name in ("id", "source", "focus", "qtype", "question", "answer", "split")}
 WRONG = 3  # wrong answers of an item
+
+
+class Entry(TypedDict):
+    """A line of the file."""
+
+    id: str  # not unique
+    source: str  # what collection the question is of
+    focus: str  # the topic, such as a disease
+    qtype: str  # what is asked of it, such as "treatment"
+    question: str
+    answer: str
+    split: str  # "train" or "test"
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class MedQuAD:
 
 def read_medquad(folder: Path, *, seed: int, train: int = 300, validation: int = 75) -> MedQuAD:
     """Draw the rows by `seed`. ConfigError for a missing file or too few rows, InputError for an invalid row."""
-    rows = _with_ids(read_file(folder, FILE, FIELDS))
+    rows = _with_ids(read_file(folder, FILE, Entry))
     learnable = [row for row in rows if row["split"] == "train"]
     trained = draw(random.Random(seed), learnable, train, "training rows")
     if len({row["question"] for row in trained}) < train:
@@ -56,10 +67,10 @@ def read_medquad(folder: Path, *, seed: int, train: int = 300, validation: int =
     )
 
 
-def _with_ids(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_ids(rows: Sequence[Entry]) -> list[Entry]:
     """Each row with a unique id: source/id, and behind it #2, #3, ... for further rows with the same one."""
     seen: dict[str, int] = {}
-    result = []
+    result: list[Entry] = []
     for row in rows:
         name = f"{row['source']}/{row['id']}"
         seen[name] = seen.get(name, 0) + 1
@@ -67,7 +78,7 @@ def _with_ids(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def _item(row: dict[str, Any], question: str, pool: Sequence[dict[str, Any]], seed: int) -> Item:
+def _item(row: Entry, question: str, pool: Sequence[Entry], seed: int) -> Item:
     """Right and wrong answers come from the same pool, all trained or all untrained, so that training favours none."""
     about = row["focus"].casefold()
     answers = {

@@ -1,9 +1,9 @@
 """The page of a `raft real` run: every metric of each method over the seeds, and RAFT's differences by item."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from raft.real.results import Chosen, Study
 from raft.report import html, markdown
 from raft.report.document import Document, Section
 from raft.report.load import method_name
@@ -34,7 +34,7 @@ WORDS = {
 TOLD = ("domain_rephrased_choice", "domain_unseen_choice", "ifeval_prompt_strict", "arc_easy")
 
 
-def write_page(folder: Path, result: Mapping[str, Any]) -> Path:
+def write_page(folder: Path, result: Study) -> Path:
     """Write report.html and report.md from the content of medquad.json; returns the path of report.html."""
     document = build(result)
     write_text(folder / "report.md", markdown.render(document))
@@ -42,7 +42,7 @@ def write_page(folder: Path, result: Mapping[str, Any]) -> Path:
     return folder / "report.html"
 
 
-def build(result: Mapping[str, Any]) -> Document:
+def build(result: Study) -> Document:
     facts = [
         ("Model", str(result["model"])),
         ("Data", str(result["data"])),
@@ -62,7 +62,7 @@ def build(result: Mapping[str, Any]) -> Document:
     return Document("RAFT against SFT on a real model", facts, findings, sections)
 
 
-def score_table(result: Mapping[str, Any], metrics: Sequence[str], name: str) -> Table:
+def score_table(result: Study, metrics: Sequence[str], name: str) -> Table:
     methods, tests = list(result["methods"]), result["tests"]
     rows = []
     for metric in metrics:
@@ -90,7 +90,7 @@ def _pair(name: str) -> str:
     return f" {MINUS} ".join(map(method_name, name.split("_vs_")))
 
 
-def _finding(result: Mapping[str, Any], metric: str) -> str:
+def _finding(result: Study, metric: str) -> str:
     means = ", ".join(
         f"{method_name(method)} {number(found[metric]['mean'])}" for method, found in result["methods"].items()
     )
@@ -107,16 +107,17 @@ def _group(metric: str) -> str:
     return next(group for group in GROUPS if metric.startswith(group))
 
 
-def grid_table(chosen: Mapping[str, Any]) -> Table:
-    names = ("domain", "general", "value")
+def grid_table(chosen: Chosen) -> Table:
     rows = []
     for method, points in chosen["grid"].items():
         for point in points:
-            best = all(point[key] == chosen["chosen"][method][key] for key in ("learning_rate", "epochs"))
-            label = f"{method_name(method)}, {point['learning_rate']:g}, {_epochs(point['epochs'])}" + (
-                " (chosen)" if best else ""
+            best = chosen["chosen"][method]
+            is_best = (point["learning_rate"], point["epochs"]) == (best["learning_rate"], best["epochs"])
+            label = f"{method_name(method)}, {point['learning_rate']:g}, {_epochs(point['epochs'])}"
+            scores = (point["domain"], point["general"], point["value"])
+            rows.append(
+                [Cell(label + (" (chosen)" if is_best else "")), *(Cell(f"{score:.3f}", score) for score in scores)]
             )
-            rows.append([Cell(label), *(Cell(f"{point[name]:.3f}", point[name]) for name in names)])
     caption = (
         f"Seed {chosen['seed']}, on trained rows asked otherwise and questions that are not tested: the share of pairs "
         "of a right and a wrong answer in which the right one is likelier, and the harmonic mean of both, by which the "

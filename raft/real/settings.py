@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+Fields = dict[str, Any]
+"""Name of a setting -> its value."""
+
 
 @dataclass(frozen=True)
 class RealSettings:
@@ -18,15 +21,13 @@ class RealSettings:
     data_seed: int = 0
     """Draws rows and items, the same for every seed. Seeds differ in the random draws of refinement, training and
     rollouts."""
-    methods: dict[str, dict[str, Any]] = field(
-        default_factory=lambda: {"sft": {"method": "sft"}, "raft": {"method": "raft"}}
-    )
+    methods: dict[str, Fields] = field(default_factory=lambda: {"sft": {"method": "sft"}, "raft": {"method": "raft"}})
     """Method's name -> its own fields of RAFTConfig."""
     rates: tuple[float, ...] = (1e-4, 3e-4)
     epochs: tuple[float, ...] = (1, 2)
     """The grid of each method: every rate with the first number of epochs, then the best rate with the other numbers,
     multiples of the first. The rate is constant, so a longer training continues the shorter one."""
-    train: dict[str, Any] = field(
+    train: Fields = field(
         default_factory=lambda: {
             "per_device_train_batch_size": 8,
             "lr_scheduler_type": "constant_with_warmup",
@@ -38,9 +39,7 @@ class RealSettings:
         }
     )
     """Fields of RAFTConfig, the same for every method."""
-    refine: dict[str, Any] = field(
-        default_factory=lambda: {"max_tokens": 256, "max_model_len": 2048, "batch_size": 150}
-    )
+    refine: Fields = field(default_factory=lambda: {"max_tokens": 256, "max_model_len": 2048, "batch_size": 150})
     """Settings of the refinement."""
     max_tokens: int = 160
     """Maximum tokens of an answer in the evaluation."""

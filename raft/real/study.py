@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from raft.demo.stages import StageTimes
 from raft.errors import RaftError, RunFolderError
@@ -32,8 +31,9 @@ from raft.progress import say
 from raft.real.data import Data, read_data
 from raft.real.jobs import Jobs
 from raft.real.report import write_page
+from raft.real.results import Asked, Chosen, Evaluation, ItemValues, Point, Study, Validation
 from raft.real.scores import values
-from raft.real.settings import RealSettings
+from raft.real.settings import Fields, RealSettings
 from raft.real.table import table
 from raft.refine.store import write_lines
 from raft.runs import Run, read_json, write_json
@@ -49,7 +49,7 @@ def run_real(
     settings: RealSettings,
     command: str,
     at_once: int = 1,
-) -> dict[str, Any]:
+) -> Study:
     """The table of `raft.real.table` over `seeds`, written to medquad.json and report.html after each seed.
 
     at_once: number of stages that run in parallel, each with its own model in memory.
@@ -69,8 +69,8 @@ def run_real(
     rows = run.path / "data" / "train.jsonl"  # the same for every seed
     write_lines(rows, data.medquad.train)
     clock = StageTimes(run.path / "seconds.json")
-    found: dict[str, list[Any]] = {"base": [], **{method: [] for method in settings.methods}}
-    result: dict[str, Any] = {}
+    found: dict[str, list[ItemValues]] = {"base": [], **{method: [] for method in settings.methods}}
+    result: Study
     with Jobs(at_once) as jobs:
         base = jobs.start(partial(_base, run, model, data, settings, clock, jobs))
         if at_once == 1:
@@ -89,10 +89,14 @@ def run_real(
             found["base"].append(base())
             for method, work in methods.items():
                 found[method].append(work())
-            result = table(
-                found, model=Path(model).name, data=f"MedQuAD, {settings.rows} rows", commit=commit(), command=command
-            )
-            result |= {
+            result = {
+                **table(
+                    found,
+                    model=Path(model).name,
+                    data=f"MedQuAD, {settings.rows} rows",
+                    commit=commit(),
+                    command=command,
+                ),
                 "seeds": list(seeds[:number]),
                 "chosen": chosen,
                 "seconds": dict(clock.seconds),
@@ -105,12 +109,11 @@ def run_real(
     return result
 
 
-def _base(run: Run, model: str, data: Data, settings: RealSettings, clock: StageTimes, jobs: Jobs) -> dict[str, Any]:
-    def work() -> dict[str, Any]:
-        found: dict[str, Any] = clock.time(
+def _base(run: Run, model: str, data: Data, settings: RealSettings, clock: StageTimes, jobs: Jobs) -> ItemValues:
+    def work() -> Evaluation:
+        return clock.time(
             "base: evaluating", "base", lambda: _evaluated(jobs, model, data, run.path / "base", "base", settings, 0)
         )
-        return found
 
     return _valued(run.path / "values" / "base.json", settings, data, work)
 
@@ -197,8 +200,8 @@ class Seed:
     def folder(self, method: str, rate: float) -> Run:
         return Run(self.run.path / f"{method}-{rate:g}")
 
-    def choose(self) -> dict[str, Any]:
-        """chosen.json, from the first seed that ran: {"seed", "grid", "chosen": method -> a point of the grid}."""
+    def choose(self) -> Chosen:
+        """chosen.json, from the first seed that ran."""
         from raft.real.validate import best
 
         path = self.top.path / "chosen.json"
@@ -208,7 +211,7 @@ class Seed:
                 method: [self.jobs.start(partial(self._point, method, rate, first)) for rate in self.settings.rates]
                 for method in self.settings.methods
             }
-            grid: dict[str, list[dict[str, Any]]] = {}
+            grid: dict[str, list[Point]] = {}
             longer = {}
             for method, points in begun.items():
                 grid[method] = [point() for point in points]
@@ -218,20 +221,21 @@ class Seed:
                 grid[method] += work()
             chosen = {method: best(points) for method, points in grid.items()}
             write_json(path, {"seed": self.seed, "grid": grid, "chosen": chosen})
-        result: dict[str, Any] = read_json(path)
+        result: Chosen = read_json(path)
         return result
 
-    def _points(self, method: str, rate: float, several: Sequence[float]) -> list[dict[str, Any]]:
+    def _points(self, method: str, rate: float, several: Sequence[float]) -> list[Point]:
         return [self._point(method, rate, epochs) for epochs in several]
 
-    def _point(self, method: str, rate: float, epochs: float) -> dict[str, Any]:
+    def _point(self, method: str, rate: float, epochs: float) -> Point:
         folder = self.train(method, rate, epochs)
         model = self.checkpoint(folder, epochs)
-        point = {"learning_rate": rate, "epochs": epochs, **self.validated(model, folder.path / f"{model.name}.json")}
+        scores = self.validated(model, folder.path / f"{model.name}.json")
+        point: Point = {"learning_rate": rate, "epochs": epochs, **scores}
         say(f"      {method}: {point}")
         return point
 
-    def validated(self, model: str | Path, path: Path) -> dict[str, float]:
+    def validated(self, model: str | Path, path: Path) -> Validation:
         """The scores of `raft.real.validate`, kept in the file `path`."""
         if not path.exists():
             self.clock.time(
@@ -239,7 +243,7 @@ class Seed:
                 "validate",
                 lambda: self.jobs.alone(_validate, str(model), self.data, str(path)),
             )
-        found: dict[str, float] = read_json(path)
+        found: Validation = read_json(path)
         return found
 
     def checkpoint(self, folder: Run, epochs: float) -> Path:
@@ -251,21 +255,20 @@ class Seed:
         batch = self.settings.train["per_device_train_batch_size"]
         return round(epochs * math.ceil(len(self.data.medquad.train) / batch))
 
-    def evaluated(self, method: str, chosen: dict[str, Any]) -> dict[str, Any]:
-        """The values (`_valued`) of the chosen checkpoint of `method`. chosen: the result of `choose`."""
+    def evaluated(self, method: str, chosen: Chosen) -> ItemValues:
+        """The values of the chosen checkpoint of `method`."""
 
-        def work() -> dict[str, Any]:
+        def work() -> Evaluation:
             point = chosen["chosen"][method]
             folder = self.train(method, point["learning_rate"], point["epochs"])
             checkpoint = self.checkpoint(folder, point["epochs"])
-            found: dict[str, Any] = self.clock.time(
+            return self.clock.time(
                 f"seed {self.seed}: evaluating {method}",
                 f"eval_{method}",
                 lambda: _evaluated(
                     self.jobs, str(checkpoint), self.data, self.run.path, method, self.settings, self.seed
                 ),
             )
-            return found
 
         return _valued(self._values(method), self.settings, self.data, work)
 
@@ -281,12 +284,11 @@ class Seed:
         self.clock.time(f"seed {self.seed}: {label}", name, work)
 
 
-def _valued(path: Path, settings: RealSettings, data: Data, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """{"metrics", "n", "values", "asked"} of an evaluation, kept in `path`. "asked" holds its items and settings;
-    RunFolderError if they differ from this run's."""
+def _valued(path: Path, settings: RealSettings, data: Data, work: Callable[[], Evaluation]) -> ItemValues:
+    """The values of an evaluation, kept in `path`. RunFolderError if its items or settings are not this run's."""
     from raft.real.evaluate import digest
 
-    asked = {"items": digest(data), "max_tokens": settings.max_tokens, "rows": settings.rows}
+    asked = Asked(items=digest(data), max_tokens=settings.max_tokens, rows=settings.rows)
     if not path.exists():
         found = work()
         rounded = {
@@ -294,31 +296,31 @@ def _valued(path: Path, settings: RealSettings, data: Data, work: Callable[[], d
             for metric, by_item in values(found["samples"]).items()
         }
         write_json(path, {"metrics": found["metrics"], "n": found["n"], "values": rounded, "asked": asked})
-    kept: dict[str, Any] = read_json(path)
+    kept: ItemValues = read_json(path)
     if kept.get("asked") != asked:
         raise RunFolderError(f"{path}: was asked {kept.get('asked')}, expected {asked}; remove it to evaluate again")
     return kept
 
 
-def _on_raw(given: dict[str, Any]) -> bool:
+def _on_raw(given: Fields) -> bool:
     """Whether a training with these fields reads the raw answers, not the refined ones."""
     return given["method"] == "sft" or given.get("target") == "raw"
 
 
 def _evaluated(
     jobs: Jobs, model: str, data: Data, folder: Path, name: str, settings: RealSettings, seed: int
-) -> dict[str, Any]:
+) -> Evaluation:
     jobs.alone(_evaluate, model, data, str(folder), name, settings.engine, settings.max_tokens, seed)
-    found: dict[str, Any] = read_json(Run(folder).eval_dir / f"{name}.json")
+    found: Evaluation = read_json(Run(folder).eval_dir / f"{name}.json")
     return found
 
 
 def _evaluate(model: str, data: Data, folder: str, name: str, engine: str, max_tokens: int, seed: int) -> None:
-    from raft.real.evaluate import evaluate
+    from raft.real.evaluate import Model, evaluate
     from raft.refine.embed import load_embedder
 
     embedder = load_embedder("minilm")
-    evaluate(model, data, folder, name, engine_kind=engine, embedder=embedder, max_tokens=max_tokens, seed=seed)
+    evaluate(Model(model, engine), data, folder, name, embedder=embedder, max_tokens=max_tokens, seed=seed)
 
 
 def _validate(model: str, data: Data, path: str) -> None:

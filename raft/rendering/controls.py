@@ -8,8 +8,11 @@ that quote templates, or HTML, where `<s>` is a tag.
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Between rendering and encoding, a control token of a text is replaced by its id between two private-use characters,
 # which templates copy unchanged.
@@ -32,7 +35,7 @@ class Controls:
             object.__setattr__(self, "_found", re.compile("|".join(map(re.escape, self.ids))))
 
     @classmethod
-    def of(cls, tokenizer: Any) -> "Controls":
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "Controls":
         """The control tokens of a transformers tokenizer; cached."""
         size = len(tokenizer)
         known = _CACHE.get(tokenizer)
@@ -72,7 +75,7 @@ class Controls:
         texts = {i: control for control, i in self.ids.items()}
         return _HELD.sub(lambda match: texts[int(match.group(1))], text)
 
-    def encode(self, tokenizer: Any, text: str) -> list[int]:
+    def encode(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
         """Token ids of a rendered text: control tokens as such, escaped ones as plain characters."""
         if not _HELD.search(text):
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -90,7 +93,7 @@ class Controls:
         return ids
 
 
-_CACHE: "WeakKeyDictionary[Any, tuple[int, Controls]]" = WeakKeyDictionary()
+_CACHE: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, Controls]]" = WeakKeyDictionary()
 
 
 def without_end(text: str, ends: Collection[str]) -> str:

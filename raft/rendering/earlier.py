@@ -1,16 +1,23 @@
 """Finds the tokens of assistant turns before the last one, so that they can be trained too."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raft.errors import InputError
 from raft.rendering.chat import chat_text
 from raft.rendering.controls import Controls
 from raft.rendering.turn import ANSWER, common, end_of_turn
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def earlier_turns(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], ends: Collection[int], **options: Any
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Mapping[str, object]],
+    ends: Collection[int],
+    /,
+    **options: object,
 ) -> list[tuple[int, int]]:
     """[start, end) of every assistant turn in the tokens `chat_ids(messages)`, including the token that ends the turn.
 

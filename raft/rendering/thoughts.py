@@ -1,9 +1,12 @@
 """Separates an answer from the thought (chain of thought) that a model writes before it."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from raft.rendering.controls import Controls
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Opening and closing marks of thoughts, by model family. If the prompt has the opening mark, the output has only the
 # closing one.
@@ -36,7 +39,7 @@ def split_thought(text: str) -> Thoughtful:
     return Thoughtful(None, text)
 
 
-def output(tokenizer: Any, ids: Sequence[int]) -> Thoughtful:
+def output(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> Thoughtful:
     """The generated text and thought, without special tokens and outer white space. ids: generated tokens."""
     # Special tokens are decoded first: in some vocabularies the marks of thoughts are among them.
     found = split_thought(tokenizer.decode(ids))

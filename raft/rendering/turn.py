@@ -3,12 +3,16 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raft.errors import InputError
+from raft.prompts import Message
 from raft.rendering.chat import chat_text
 from raft.rendering.controls import Controls
 from raft.rendering.thoughts import split_thought
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Placeholders of private-use characters, rendered in place of the question and the answer to find their positions.
 QUESTION, ANSWER = "\ue0f2q\ue0f3", "\ue0f2a\ue0f3"
@@ -28,10 +32,11 @@ class Turn:
 
 
 def assistant_turn(
-    tokenizer: Any,
-    messages: Sequence[Mapping[str, Any]],
-    answer: Mapping[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    answer: Message,
     ends: Collection[int],
+    /,
     **options: Any,
 ) -> Turn:
     """The turn of `answer` (an assistant message) after `messages`. ends: ids of tokens that end a turn.
@@ -56,11 +61,11 @@ def assistant_turn(
 
 def _check_written(
     controls: Controls,
-    messages: Sequence[Mapping[str, Any]],
-    answer: Mapping[str, Any],
+    messages: Sequence[Message],
+    answer: Message,
     prompt: str,
     whole: str,
-    tools: Collection[Any],
+    tools: Collection[object],
 ) -> None:
     """InputError if the template leaves out a user's or system text, a tool or a tool call."""
     short = partial(_short, controls)
@@ -81,19 +86,19 @@ def _check_written(
                 raise InputError(f"the chat template leaves out {what} {name!r}: it writes {short(text)}")
 
 
-def _function(tool: Any) -> str | None:
+def _function(tool: object) -> str | None:
     """The function name in a tool's schema or in a tool call."""
     inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
     return inner.get("name") if isinstance(inner, Mapping) else None
 
 
 def _behind(
-    tokenizer: Any,
-    messages: Sequence[Mapping[str, Any]],
-    answer: Mapping[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    answer: Message,
     prompt: str,
     whole: str,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
 ) -> str:
     """The rendered text after the answer, or after the prompt if the answer has only tool calls.
 
@@ -129,12 +134,12 @@ def _behind(
     return behind
 
 
-def end_texts(tokenizer: Any, ends: Collection[int]) -> list[str]:
+def end_texts(tokenizer: "PreTrainedTokenizerBase", ends: Collection[int]) -> list[str]:
     """The texts of the tokens that end a turn, the longest first."""
     return sorted({tokenizer.decode([end]) for end in ends} - {""}, key=len, reverse=True)
 
 
-def end_of_turn(tokenizer: Any, text: str, ends: Collection[int]) -> int | None:
+def end_of_turn(tokenizer: "PreTrainedTokenizerBase", text: str, ends: Collection[int]) -> int | None:
     """The index in `text` after its first end token; None if it has none."""
     found = [(text.index(end), -len(end)) for end in end_texts(tokenizer, ends) if end in text]
     if not found:
@@ -143,7 +148,7 @@ def end_of_turn(tokenizer: Any, text: str, ends: Collection[int]) -> int | None:
     return place - length
 
 
-def _named_end(tokenizer: Any, ends: Collection[int]) -> int:
+def _named_end(tokenizer: "PreTrainedTokenizerBase", ends: Collection[int]) -> int:
     if tokenizer.eos_token_id is not None:
         return int(tokenizer.eos_token_id)
     if not ends:
@@ -154,7 +159,7 @@ def _named_end(tokenizer: Any, ends: Collection[int]) -> int:
     return min(ends)
 
 
-def common(a: Sequence[Any], b: Sequence[Any]) -> int:
+def common(a: Sequence[object], b: Sequence[object]) -> int:
     """Length of the common prefix."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:

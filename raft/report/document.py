@@ -1,9 +1,9 @@
 """The report before it has a format: sections of text, tables, figures and samples."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import InitVar, dataclass, field
 
+from raft.refine.lines import FusedRow
 from raft.report import figures, refinement, tables
 from raft.report.estimates import Estimate, Estimates, estimate
 from raft.report.figures import Figure
@@ -30,14 +30,15 @@ Part = str | Table | Choice | RowExample | list[Figure | Table]
 
 @dataclass
 class Section:
-    """A heading and what stands under it. Parts that are None or empty are left out."""
+    """A heading and what stands under it."""
 
     title: str
-    parts: Sequence[Part | None]
+    given: InitVar[Sequence[Part | None]]  # of which those that are None or empty are left out
     folded: bool = False  # shown on demand
+    parts: list[Part] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.parts = [part for part in self.parts if part]
+    def __post_init__(self, given: Sequence[Part | None]) -> None:
+        self.parts = [part for part in given if part]
 
     @property
     def is_empty(self) -> bool:
@@ -86,9 +87,10 @@ def _listed(names: Sequence[str]) -> str:
 def _facts(data: RunData) -> list[tuple[str, str]]:
     summary, config = data.summary, data.config
     seconds = [v for k, v in (summary.get("seconds") or {}).items() if k != "total" and isinstance(v, int | float)]
-    facts = {
+    base = data.evals.get("base")
+    facts: dict[str, object] = {
         "Run": data.path.resolve().name,
-        "Model": config.get("model") or data.evals.get("base", {}).get("model"),
+        "Model": config.get("model") or (base and base.get("model")),
         "Seed": summary.get("seed", config.get("seed")),
         "Engine": summary.get("engine"),
         "Versions": summary.get("versions"),
@@ -99,7 +101,7 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     return [(name, _one_line(value)) for name, value in facts.items() if value not in (None, "", {}, [])]
 
 
-def _one_line(value: Any) -> str:
+def _one_line(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_one_line(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -171,9 +173,13 @@ def _examples(data: RunData, limit: int = 5) -> list[RowExample]:
     return [_example(row) for row in rows]
 
 
-def _example(row: dict[str, Any]) -> RowExample:
-    names = (("answer", "Raw answer"), ("rewritten", "Rewritten"), ("fused_answer", "Fused answer"))
-    stages = [(name, str(row[key])) for key, name in names if row.get(key)]
+def _example(row: FusedRow) -> RowExample:
+    texts = {
+        "Raw answer": row.get("answer"),
+        "Rewritten": row.get("rewritten"),
+        "Fused answer": row.get("fused_answer"),
+    }
+    stages = [(name, text) for name, text in texts.items() if text]
     notes = ["kept" if row.get("kept") else "not kept: the raw answer is used"]
     if isinstance(row.get("similarity"), int | float):
         notes.insert(0, f"similarity {row['similarity']:.3f}")
@@ -182,7 +188,7 @@ def _example(row: dict[str, Any]) -> RowExample:
     return RowExample(str(row.get("id", "")), str(row.get("question", "")), stages, ", ".join(notes))
 
 
-def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def _spread(rows: list[FusedRow], count: int) -> list[FusedRow]:
     count = min(count, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 

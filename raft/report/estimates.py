@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from raft.report.load import RunData, ordered
-from raft.stats.intervals import Interval, interval, over_seeds
+from raft.stats.intervals import Interval, Training, interval, over_seeds
 from raft.stats.tests import differences
 
 
@@ -76,7 +76,7 @@ def _difference(runs: Sequence[RunData], first: str, second: str, suite: str) ->
     return _over(found, items)
 
 
-def _over(values: list[float], items: list[dict]) -> Estimate | None:
+def _over(values: list[float], items: Sequence[Training]) -> Estimate | None:
     """items: a dict a run, empty where the scores of its items are not known."""
     if not values:
         return None

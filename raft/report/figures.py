@@ -3,9 +3,9 @@
 import math
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from matplotlib.ticker import MaxNLocator
 
@@ -13,6 +13,7 @@ from raft.report.estimates import Estimates
 from raft.report.load import RunData, Training, method_name, ordered
 from raft.report.numbers import brief, distance, duration, percent
 from raft.report.plots import PARTS, Drawing, Point, color, drawing, short
+from raft.train.lines import ValidationLine
 
 Line = tuple[list[Point], str, bool]  # its points, style, and whether it is dashed
 PHASES = ("rollout", "teacher", "forward_backward", "optimizer", "refresh")
@@ -114,16 +115,15 @@ def losses(data: RunData) -> Figure | None:
 def balance(data: RunData) -> Figure | None:
     """Cross-entropy over divergence, before and after the weight lambda (the paper's Fig. 2a)."""
     for method in reversed(ordered(data.training)):
-        lines = data.training[method].metrics
-        rows = [m for m in lines if _positive(m.get("loss_sft")) and _positive(m.get("loss_kl"))]
+        rows = [
+            (m, sft / kl)
+            for m in data.training[method].metrics
+            if _positive(sft := m.get("loss_sft")) and _positive(kl := m.get("loss_kl"))
+        ]
         if not rows:
             continue
-        raw = [(m["step"], m["loss_sft"] / m["loss_kl"]) for m in rows]
-        balanced = [
-            (m["step"], ratio / m["lambda"])
-            for m, (_, ratio) in zip(rows, raw, strict=True)
-            if _positive(m.get("lambda"))
-        ]
+        raw = [(m["step"], ratio) for m, ratio in rows]
+        balanced = [(m["step"], ratio / weight) for m, ratio in rows if _positive(weight := m.get("lambda"))]
         with drawing("Ratio of cross-entropy to divergence by step", "step", "ratio, no unit", log=True) as drawn:
             drawn.axes.axhline(1, color=color("muted"), linewidth=1, linestyle=":")
             drawn.line(raw, "base", "L_SFT / L_KL", width=1.4)
@@ -192,7 +192,7 @@ def weight_distance(data: RunData) -> Figure | None:
 
 def similarities(data: RunData) -> Figure | None:
     """Histogram of the similarity of answer and rewriting, with the threshold."""
-    values = [(row["similarity"], bool(row.get("kept"))) for row in data.fused if _finite(row.get("similarity"))]
+    values = [(value, bool(row.get("kept"))) for row in data.fused if _finite(value := row.get("similarity"))]
     if not values:
         return None
     tau = (data.config.get("refine") or {}).get("tau")
@@ -305,22 +305,22 @@ def _from_zero(drawn: Drawing, log: bool = False) -> None:
 
 
 def _series(training: Training, key: str) -> list[Point]:
-    return [(m["step"], m[key]) for m in training.metrics if _finite(m.get(key)) and _finite(m.get("step"))]
+    return [(m["step"], value) for m in training.metrics if _finite(value := m.get(key)) and _finite(m.get("step"))]
 
 
-def _finite(value: Any) -> TypeGuard[float]:
+def _finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _positive(value: Any) -> bool:
+def _positive(value: object) -> TypeGuard[float]:
     return _finite(value) and value > 0
 
 
-def _median(points: list[Point]) -> float:
+def _median(points: Sequence[Point]) -> float:
     return statistics.median(v for _, v in points)
 
 
-def _place(scores: dict[str, float]) -> str:
+def _place(scores: ValidationLine) -> str:
     return f"domain {percent(scores['domain'])} %, general {percent(scores['general'])} %"
 
 

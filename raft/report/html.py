@@ -1,7 +1,6 @@
 """The report as one HTML file: style and figures inside, nothing loaded from anywhere, no script."""
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -31,18 +30,17 @@ def environment() -> Environment:
     found.filters |= {"anchor": _anchor, "clip": clip, "method_name": method_name, "svg": Markup}
     found.globals |= {"RIGHT": RIGHT}
     kinds = {"table": Table, "figure": Figure, "choice": Choice, "row_example": RowExample}
-    tests: dict[str, Any] = {name: partial(_is, kind) for name, kind in kinds.items()}
-    found.tests |= tests
+    found.tests |= {name: _is(kind) for name, kind in kinds.items()}
     return found
 
 
-def _clean(value: Any) -> Any:
+def _clean(value: object) -> object:
     """Models write characters that no page may hold."""
     return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _is(kind: type, part: object) -> bool:
-    return isinstance(part, kind)
+def _is(kind: type) -> Callable[[object], bool]:
+    return lambda part: isinstance(part, kind)
 
 
 def _anchor(title: str) -> str:

@@ -4,12 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from raft.errors import InputError, RunFolderError
+from raft.evaluate.results import Result, Sample
+from raft.evaluate.suites import Item
+from raft.refine.lines import FailedLine, FusedRow
 from raft.runs import Run, read_json, read_jsonl
 from raft.settings.files import read_yaml
 from raft.stats.retention import retention
+from raft.train.lines import MetricsLine, ValidationLine, WarningLine
+
+if TYPE_CHECKING:
+    from raft.merging.distance import WeightDistance
 
 # The first models of every table, in this order. Others (a plain run's "model", another method) follow by name.
 KNOWN = ("base", "sft", "raft")
@@ -22,27 +29,43 @@ SUITES = ("domain", "general", "format")
 class Training:
     """The log of one training."""
 
-    metrics: list[dict[str, Any]]
-    validation: list[dict[str, Any]]
-    warnings: list[dict[str, Any]]
+    metrics: list[MetricsLine]
+    validation: list[ValidationLine]
+    warnings: list[WarningLine]
 
 
-Item = tuple[str, str]
+class Summary(TypedDict, total=False):
+    """summary.json, which the demo writes: what it came to, and how it was made."""
+
+    scores: dict[str, dict[str, float]]  # method -> suite -> score in [0, 1]
+    n: dict[str, int]  # suite -> number of items
+    seconds: dict[str, float]  # stage -> wall clock
+    seed: int
+    domain: str
+    retention: dict[str, dict[str, float]]  # method -> suite -> score as a share of the base model's
+    settings: dict[str, dict[str, float]]  # method -> its point of the grid
+    engine: dict[str, str]  # its name, and how it has the weights
+    machine: Mapping[str, object]
+    versions: dict[str, str]  # package -> version
+    command: str
+
+
+ItemKey = tuple[str, str]
 """Id and question: two files may number different items alike."""
 
 
 @dataclass(frozen=True)
 class RunData:
     path: Path
-    summary: dict[str, Any]  # summary.json, or {}
+    summary: Summary  # {} where there is none
     config: dict[str, Any]  # config.yaml, or {}
-    evals: dict[str, dict[str, Any]]  # method -> eval/METHOD.json
-    weight_distance: dict[str, dict[str, Any]]
+    evals: dict[str, Result]  # method -> eval/METHOD.json
+    weight_distance: "dict[str, WeightDistance]"  # method -> distance from the base model
     training: dict[str, Training]  # method -> its log
-    fused: list[dict[str, Any]]
-    failed: list[dict[str, Any]]
-    diagnostics: dict[str, Any]
-    items: dict[tuple[str, str], dict[str, Any]]  # (suite, id) -> test item
+    fused: list[FusedRow]
+    failed: list[FailedLine]
+    diagnostics: dict[str, object]  # `raft.refine.lines.Diagnostics`, shown whatever it holds
+    items: dict[tuple[str, str], Item]  # (suite, id) -> test item
     beside: tuple[str, ...] = ()  # methods of other runs on the same page
 
     @property
@@ -94,12 +117,14 @@ class RunData:
             kept[name] = retention(ours, {suite: pair[1] for suite, pair in pairs.items() if pair})
         return kept
 
-    def item_scores(self, method: str, suite: str) -> dict[Item, float]:
-        """Item -> score of this method."""
-        samples = self.evals.get(method, {}).get("samples", ())
-        return {_item(sample): sample["score"] for sample in samples if sample["suite"] == suite}
+    def samples(self, method: str) -> list[Sample]:
+        return self.evals[method].get("samples", []) if method in self.evals else []
 
-    def shared(self, first: str, second: str, suite: str) -> list[Item]:
+    def item_scores(self, method: str, suite: str) -> dict[ItemKey, float]:
+        """Item -> score of this method."""
+        return {_item(sample): sample["score"] for sample in self.samples(method) if sample["suite"] == suite}
+
+    def shared(self, first: str, second: str, suite: str) -> list[ItemKey]:
         """The items that both answered."""
         return sorted(set(self.item_scores(first, suite)) & set(self.item_scores(second, suite)))
 
@@ -120,7 +145,7 @@ class RunData:
     def cautions(self) -> list[str]:
         """What to know before two scores are compared: models that were asked different items, and trained ones."""
         found = []
-        answered = [name for name in self.evals if self.evals[name].get("samples")]
+        answered = [name for name in self.evals if self.samples(name)]
         for name in answered[1:]:
             for suite in self.suites:
                 first, ours = (set(self.item_scores(method, suite)) for method in (answered[0], name))
@@ -140,7 +165,7 @@ class RunData:
         return found
 
 
-def _item(sample: Mapping[str, Any]) -> Item:
+def _item(sample: Sample) -> ItemKey:
     return str(sample["id"]), str(sample.get("question", ""))
 
 
@@ -159,7 +184,8 @@ def load_run(path: str | Path) -> RunData:
     run = Run(path)
     if not run.path.is_dir():
         raise RunFolderError(f"{path}: no such run folder")
-    evals, distance = {}, {}
+    evals: dict[str, Any] = {}
+    distance: dict[str, WeightDistance] = {}
     for file in sorted(run.eval_dir.glob("*.json")):
         value = read_json(file)
         if file.stem == "weight_distance":
@@ -213,7 +239,8 @@ def _training(folder: Path) -> Training:
     return Training(*(read_jsonl(folder / f"{name}.jsonl") for name in ("metrics", "validation", "warnings")))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Any:
+    """The object in a file, or {} if there is no file."""
     if not path.exists():
         return {}
     value = read_json(path)

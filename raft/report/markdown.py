@@ -1,9 +1,9 @@
 """The same report in Markdown, its figures as SVG files in DIR/report/."""
 
 from pathlib import Path
-from typing import Any
 
-from raft.report.document import Document, RowExample, Section
+from raft.evaluate.results import Sample
+from raft.report.document import Document, Part, RowExample, Section
 from raft.report.figures import Figure
 from raft.report.load import method_name
 from raft.report.plots import standalone
@@ -33,7 +33,7 @@ def _section(section: Section) -> str:
     return "\n\n".join([f"## {markdown_text(section.title)}", *map(_part, section.parts)])
 
 
-def _part(part: Any) -> str:
+def _part(part: Part | Figure) -> str:
     match part:
         case str():
             return markdown_text(part)
@@ -77,7 +77,7 @@ def _choice(choice: Choice) -> str:
     return title + "\n\n" + "\n".join(map(_line, lines))
 
 
-def _answer(sample: dict) -> str:
+def _answer(sample: Sample) -> str:
     mark = "✓" if sample["score"] >= RIGHT else "✗"
     return f"{mark} {markdown_text(clip(str(sample['output'])))}"
 

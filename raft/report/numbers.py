@@ -1,7 +1,5 @@
 """Numbers as text, alike in tables, captions and sentences."""
 
-from typing import Any
-
 MINUS = "−"  # as wide as a plus, so that signed columns align
 
 
@@ -16,7 +14,7 @@ def points(value: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """A number of unknown size; fractions with three digits, so that a column aligns."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)

@@ -97,23 +97,23 @@ class Drawing:
         values = [y if math.isfinite(y) and (y > 0 or not is_log) else math.nan for _, y in points]
         gone = [True, *map(math.isnan, values), True]
         alone = [i for i in range(len(values)) if gone[i] and not gone[i + 1] and gone[i + 2]]
-        marks: dict[str, Any] = {"marker": "o", "markersize": 5, "markevery": alone} if alone else {}
-        form = "--" if dashed else "-"
-        self.axes.plot(
-            [x for x, _ in points], values, form, color=color(style), linewidth=width, label=short(label), **marks
-        )
+        xs, form = [x for x, _ in points], "--" if dashed else "-"
+        (drawn,) = self.axes.plot(xs, values, form, color=color(style), linewidth=width, label=short(label))
+        if alone:
+            drawn.set(marker="o", markersize=5, markevery=alone)
 
     def dot(self, x: float, y: float, style: str, tip: str = "", *, size: float = 8, label: str = "") -> None:
         """A marker, `size` pixels wide; tip: what it says under the pointer."""
-        looks: dict[str, Any] = {"color": color(style), "markeredgecolor": color("surface"), "markersize": size}
-        self.axes.plot(x, y, MARKERS[style], gid=_gid(tip), label=short(label), **looks)
+        (drawn,) = self.axes.plot(x, y, MARKERS[style], color=color(style), markersize=size, label=short(label))
+        drawn.set(markeredgecolor=color("surface"), gid=_gid(tip))
 
     def box(
         self, x: float, y: float, width: float, height: float, style: str, tip: str = "", *, label: str = ""
     ) -> None:
         """A rectangle from its lower left corner on, with a hairline of space to its neighbours."""
-        looks: dict[str, Any] = {"facecolor": color(style), "edgecolor": color("surface"), "linewidth": 1}
-        self.axes.add_patch(Rectangle((x, y), width, height, gid=_gid(tip), label=short(label), **looks))
+        drawn = Rectangle((x, y), width, height, facecolor=color(style), edgecolor=color("surface"), linewidth=1)
+        drawn.set(gid=_gid(tip), label=short(label))
+        self.axes.add_patch(drawn)
 
     def note(self, x: float, y: float, text: str, *, dx: float = 0, dy: float = 0, **options: Any) -> None:
         """Small text beside a point, shifted by dx, dy pixels (up)."""

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Mapping
-from typing import Any
 
 from raft.refine.acceptance import REASONS
 from raft.report.load import RunData
@@ -17,7 +16,7 @@ def refinement_table(data: RunData) -> Table | None:
         return None
     kept = sum(bool(row.get("kept")) for row in data.fused)
     fused = sum(row.get("fused_answer") not in (None, row.get("answer")) for row in data.fused)
-    similarities = [row["similarity"] for row in data.fused if isinstance(row.get("similarity"), int | float)]
+    similarities = [value for row in data.fused if isinstance(value := row.get("similarity"), int | float)]
     judged = [[score for score in row.get("judge_scores") or () if score is not None] for row in data.fused]
     scores = [statistics.fmean(values) for values in judged if values]
     rows = [_row_of("Rows", total), _row_of("Kept: good enough, and fused", kept, total)]
@@ -35,7 +34,7 @@ def refinement_table(data: RunData) -> Table | None:
 def reason_table(data: RunData) -> Table | None:
     """How many rewritings and fused candidates were not used, and why: the reasons that there were, by their count."""
     found = data.diagnostics.get("reasons")
-    stages: dict[str, Mapping[str, Any]] = found if isinstance(found, dict) else {}
+    stages = found if isinstance(found, dict) else {}
     columns = {stage: counts for stage, counts in stages.items() if isinstance(counts, Mapping) and counts.get("texts")}
     if not columns:
         return None
@@ -67,11 +66,11 @@ def diagnostics_tables(data: RunData) -> list[Table]:
 
     Counts of rows stand in `refinement_table` already, if there is one, and the reasons in `reason_table`.
     """
-    measures: dict[str, dict[str, Any]] = {}
+    measures: dict[str, dict[str, object]] = {}
     _collect({name: value for name, value in data.diagnostics.items() if name != "reasons"}, (), measures)
     if data.fused:
         measures = {name: values for name, values in measures.items() if name not in _COUNTED}
-    families: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    families: dict[tuple[str, ...], dict[str, dict[str, object]]] = {}
     for name, values in measures.items():
         families.setdefault(("n",) if "n" in values else tuple(values), {})[name] = values
     tables = []
@@ -123,14 +122,13 @@ def _row_of(name: str, count: int, total: int | None = None) -> list[Cell]:
     return [Cell(name), count_cell(count), share]
 
 
-def _any_cell(value: Any) -> Cell:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Cell(number(value), float(value) if is_number else None)
+def _any_cell(value: object) -> Cell:
+    return Cell(number(value), float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None)
 
 
-def _collect(value: Mapping[str, Any], path: tuple[str, ...], groups: dict[str, dict[str, Any]]) -> None:
+def _collect(value: Mapping[str, object], path: tuple[str, ...], groups: dict[str, dict[str, object]]) -> None:
     """Nested objects to rows: the innermost keys become columns, the path to them the row's name."""
-    plain = {}
+    plain: dict[str, object] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
             _collect(item, (*path, str(key)), groups)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
+from raft.evaluate.results import Sample
 from raft.report.load import RunData, method_name
 
 RIGHT = 0.5  # an answer counts as right from this score on; checks other than token F1 give 0 or 1
@@ -18,7 +18,7 @@ class Comparison:
     skill: str | None
     question: str
     expected: str
-    answers: dict[str, dict[str, Any]]  # method -> sample
+    answers: dict[str, Sample]  # method -> sample
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ def _spread(pairs: list[Comparison], limit: int) -> list[Comparison]:
 
 def _aligned(data: RunData) -> list[Comparison]:
     """Items that every evaluated model answered, in the order of the first model's file."""
-    by_method = {
-        method: {(s["suite"], s["id"]): s for s in result.get("samples", ())} for method, result in data.evals.items()
-    }
+    by_method = {method: {(s["suite"], s["id"]): s for s in data.samples(method)} for method in data.evals}
     by_method = {method: samples for method, samples in by_method.items() if samples}
     if not by_method:
         return []
@@ -91,7 +89,7 @@ def _aligned(data: RunData) -> list[Comparison]:
             suite=key[0],
             skill=first[key].get("skill"),
             question=str(first[key].get("question", "")),
-            expected=str(data.items.get(key, {}).get("answer") or ""),
+            expected=str(data.items[key].get("answer") or "") if key in data.items else "",
             answers={method: samples[key] for method, samples in by_method.items()},
         )
         for key in shared

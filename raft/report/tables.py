@@ -4,7 +4,6 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from raft.report.estimates import Estimate, Estimates
 from raft.report.load import RunData, method_name
@@ -89,8 +88,7 @@ def skill_table(data: RunData) -> Table | None:
     methods = [m for m in data.evals if data.evals[m].get("by_skill")]
     counts: dict[tuple[str, str], int] = {}
     for method in reversed(methods):
-        samples = data.evals[method].get("samples", ())
-        counts |= Counter((s["suite"], s["skill"]) for s in samples if s.get("skill") is not None)
+        counts |= Counter((s["suite"], skill) for s in data.samples(method) if (skill := s.get("skill")) is not None)
     changed = [method for method in methods if method != "base"] if "base" in methods else []
     keys = [(suite, skill) for suite in data.suites for skill in sorted(k for s, k in counts if s == suite)]
     if not methods or not keys:
@@ -125,7 +123,7 @@ def warning_table(data: RunData) -> Table | None:
 
 def stage_table(data: RunData) -> Table | None:
     """Seconds per stage, as the run wrote them."""
-    stages: Mapping[str, Any] = data.summary.get("seconds") or {}
+    stages = data.summary.get("seconds") or {}
     rows = [
         [Cell(str(stage).replace("_", " ")), Cell(seconds(value), float(value))]
         for stage, value in stages.items()
@@ -141,14 +139,19 @@ def stage_table(data: RunData) -> Table | None:
 
 def distance_table(data: RunData) -> Table | None:
     """Mean relative distance from the base model, over layers and for the other groups of tensors."""
-    groups = [g for g in ("mean", "embeddings", "total") if any(g in d for d in data.weight_distance.values())]
-    if not groups:
+    moved = data.weight_distance.values()
+    groups = {
+        "Mean over layers": [d.get("mean") for d in moved],
+        "Embeddings": [d.get("embeddings") for d in moved],
+        "All tensors": [d.get("total") for d in moved],
+    }
+    rows = [
+        [Cell(title), *(Cell("") if v is None else Cell(distance(v), v) for v in values)]
+        for title, values in groups.items()
+        if any(v is not None for v in values)
+    ]
+    if not rows:
         return None
-    titles = {"mean": "Mean over layers", "embeddings": "Embeddings", "total": "All tensors"}
-    rows = []
-    for group in groups:
-        values = [d.get(group) for d in data.weight_distance.values()]
-        rows.append([Cell(titles[group]), *(Cell("") if v is None else Cell(distance(v), v) for v in values)])
     header = [Cell("Relative L2 distance"), *_method_heads(data, data.weight_distance)]
     return Table("distance", "Distance of the weights from the base model.", header, rows)
 
@@ -156,7 +159,7 @@ def distance_table(data: RunData) -> Table | None:
 def settings_table(data: RunData) -> Table | None:
     """Everything that summary.json and config.yaml say about how the run was made."""
     known = {"scores", "n", "seconds", "retention"}
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     for key, value in data.summary.items():
         if key not in known:
             _flatten(value, key, settings)
@@ -195,7 +198,7 @@ def _difference_cell(found: Estimate | None) -> Cell:
     return Cell(points(found.value), found.value, note)
 
 
-def _flatten(value: Any, name: str, flat: dict[str, Any]) -> None:
+def _flatten(value: object, name: str, flat: dict[str, object]) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             _flatten(item, f"{name}.{key}", flat)

@@ -7,14 +7,15 @@ they say little about the next training. Both levels are drawn anew: first train
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 RESAMPLES = 10_000
 FEW = 10  # trainings; an interval over fewer is called rough
-_ROOM = 1 << 21  # items drawn at a time: bounds the memory at about 64 MiB whatever the number of items
+ROOM = 1 << 21  # items drawn at a time: about 64 MiB whatever the number of items
 
 Training = Mapping[Any, Sequence[float]]
 
@@ -24,13 +25,27 @@ class Interval(NamedTuple):
     high: float
 
 
+class Spread(TypedDict):
+    """One figure over several seeds."""
+
+    mean: float
+    std: float  # of the sample (n - 1); 0 for a single seed
+    seeds: list[float]  # the value of each
+
+
 def interval(
-    trainings: Sequence[Training], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    trainings: Sequence[Training],
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    room: int = ROOM,
 ) -> Interval:
     """Confidence interval of the mean over the trainings, each of which counts alike, of the mean of its values.
 
     An item that several trainings answered is drawn for all of them together: another training does not make it a new
     item. All values that a training has of an item are drawn together too. Of one training only items are drawn.
+    room: how many items are drawn at a time, which bounds the memory.
     ValueError without trainings, items or values.
     """
     if not trainings or any(not items or any(not len(v) for v in items.values()) for items in trainings):
@@ -45,7 +60,7 @@ def interval(
     whole = statistics.fmean(table[0].sum() / table[1].sum() for table in tables)
     of_trainings, of_items = np.random.default_rng(seed).spawn(2)
 
-    def mean(drawn: np.ndarray, axis: int) -> np.ndarray:
+    def mean(drawn: NDArray[np.intp], axis: int) -> NDArray[np.float64]:
         """drawn: [resamples, trainings] int, numbers of trainings. Gives [resamples] means over items drawn of them."""
         total = np.zeros((2, len(drawn)))  # the sum of the trainings' means, and their number
         if shared:
@@ -68,7 +83,7 @@ def interval(
         mean,
         vectorized=True,
         n_resamples=resamples,
-        batch=max(1, _ROOM // max(map(len, columns))),
+        batch=max(1, room // max(map(len, columns))),
         confidence_level=level,
         method="percentile",
         rng=of_trainings,
@@ -76,7 +91,7 @@ def interval(
     return Interval(float(found.low), float(found.high))
 
 
-def _mean_of(sums: np.ndarray) -> np.ndarray:
+def _mean_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """[2, n], sums of values and their numbers -> [2, n], means and 1; 0 and 0 where there are no values."""
     some = sums[1] > 0
     return np.stack([np.divide(sums[0], sums[1], out=np.zeros(len(some)), where=some), some])
@@ -92,7 +107,7 @@ def caution(trainings: int) -> str:
     )
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """{"mean", "std", "seeds"} of one figure, a value a seed; std: of the sample (n - 1), 0 for a single seed."""
+def over_seeds(values: Sequence[float]) -> Spread:
+    """values: of one figure, a value a seed."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": spread, "seeds": list(values)}
+    return Spread(mean=statistics.fmean(values), std=spread, seeds=list(values))

@@ -2,13 +2,21 @@
 
 import statistics
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from scipy import stats
 
 from raft.errors import InputError
 from raft.stats.intervals import RESAMPLES, Training, interval
+
+
+class Comparison(TypedDict):
+    """Two methods that were asked the same items, by the first's values less the second's."""
+
+    p: float  # two-sided, over items
+    difference: float  # mean
+    ci95: list[float]  # its interval, over seeds and items
 
 
 def paired_p(differences: Sequence[float], *, flips: int = RESAMPLES, seed: int = 0) -> float:
@@ -48,8 +56,8 @@ def differences(first: Training, second: Training) -> dict[Hashable, list[float]
     }
 
 
-def compare(trainings: Sequence[Training]) -> dict[str, Any]:
-    """{"p", "difference", "ci95"} of the `differences` of two methods, a mapping a seed.
+def compare(trainings: Sequence[Training]) -> Comparison:
+    """trainings: the `differences` of two methods, a mapping a seed.
 
     p is over items, each with all its seeds; the interval is over seeds and items (`raft.stats.intervals`).
     """
@@ -57,8 +65,8 @@ def compare(trainings: Sequence[Training]) -> dict[str, Any]:
     for items in trainings:
         for item, values in items.items():
             by_item.setdefault(item, []).extend(values)
-    return {
-        "p": paired_p([sum(values) for values in by_item.values()]),
-        "difference": statistics.fmean(value for values in by_item.values() for value in values),
-        "ci95": list(interval(trainings)),
-    }
+    return Comparison(
+        p=paired_p([sum(values) for values in by_item.values()]),
+        difference=statistics.fmean(value for values in by_item.values() for value in values),
+        ci95=list(interval(trainings)),
+    )

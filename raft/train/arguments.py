@@ -5,7 +5,7 @@ Too late means after the models are loaded, or in the middle of training.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from raft.errors import ConfigError
 from raft.settings.check import check_fields
 from raft.settings.schema import Count, CountOrZero, Decay, NotNegative, Positive, Seed
 
-_RANGES: dict[str, Any] = {
+_RANGES: dict[str, object] = {
     "per_device_eval_batch_size": Count,
     "gradient_accumulation_steps": Count,
     "dataloader_num_workers": CountOrZero,

@@ -18,8 +18,13 @@ A step without rollout tokens has no L_KL. It changes neither average nor lambda
 for a step with a number that is not finite. All values stay on the device, so that no step waits for them.
 """
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
+
+# As it is in a checkpoint: m_SFT, m_KL and s of Eqs. 11-12, and the last lambda, a word that cannot name a field.
+BalanceState = TypedDict("BalanceState", {"sft": float, "kl": float, "steps": float, "lambda": float})
 
 
 class Balance:
@@ -66,11 +71,11 @@ class Balance:
         """Ends an optimizer step: keeps its update of the averages."""
         self._state = self._next
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> BalanceState:
         sft, kl, steps = self._state.tolist()
         return {"sft": sft, "kl": kl, "steps": steps, "lambda": self._lambda.item()}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: BalanceState) -> None:
         self._state = torch.tensor([state["sft"], state["kl"], state["steps"]], dtype=torch.float64)
         self._next = self._state
         if self.fixed is None:

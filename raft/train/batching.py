@@ -75,7 +75,8 @@ def split(rows: Sequence[Unit], budget: int, packs: int = 1) -> list[list[Unit]]
     order = sorted(range(len(rows)), key=lambda i: -rows[i].tokens)
     packs = max(packs, min(len(rows), -(-sum(row.tokens for row in rows) // budget)))
     while True:
-        loads, members = [0] * packs, [[] for _ in range(packs)]  # type: ignore[var-annotated]
+        loads = [0] * packs
+        members: list[list[int]] = [[] for _ in range(packs)]
         for i in order:
             least = loads.index(min(loads))
             loads[least] += rows[i].tokens

@@ -1,6 +1,6 @@
 """Calls the trainer at points of the training loop that transformers exposes to callbacks only."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from transformers import TrainerCallback
 
@@ -17,11 +17,11 @@ class StepCallback(TrainerCallback):
     def __init__(self, trainer: HasSteps):
         self.trainer = trainer
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: object, **kwargs: object) -> None:
         self.trainer.begin()
 
-    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def on_optimizer_step(self, *args: object, **kwargs: object) -> None:
         self.trainer.after_optimizer()
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_end(self, *args: object, **kwargs: object) -> None:
         self.trainer.after_step()

@@ -54,6 +54,7 @@ class Clock:
         return seconds
 
     def _now(self) -> Any:
+        """Seconds, or on a GPU an event. `_add` takes two of a kind."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

@@ -233,7 +233,7 @@ class RAFTConfig(TrainingArguments):
 
 
 _OWN = RAFTConfig.__annotations__
-_NEEDED: dict[str, tuple[Any, str]] = {
+_NEEDED: dict[str, tuple[bool | int, str]] = {
     "remove_unused_columns": (False, "the trainer renders the rows itself"),
     "auto_find_batch_size": (False, "a restarted step would count twice in the balance of the losses"),
     "torch_compile": (False, "every step packs another number of tokens"),
@@ -241,7 +241,7 @@ _NEEDED: dict[str, tuple[Any, str]] = {
 }
 
 
-def check_train_keys(train: Mapping[str, Any]) -> dict[str, Any]:
+def check_train_keys(train: Mapping[str, object]) -> dict[str, Any]:
     """The settings in section `train`, with names, types and ranges checked."""
     hints = field_hints(RAFTConfig)
     if "hub_token" in train:

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from raft.errors import InputError
 from raft.prompts import TEACHER_PROMPTS, teacher_messages
 from raft.rendering import assistant_turn, chat_ids, chat_options
@@ -69,7 +71,7 @@ class Notes:
 
 def render(
     rows: Sequence[Row],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     args: RAFTConfig,
     ends: Collection[int],
     *,
@@ -98,7 +100,7 @@ def digest(examples: Sequence[Example]) -> str:
 
 
 def _example(
-    row: Row, tokenizer: Any, args: RAFTConfig, ends: Collection[int], distills: bool, notes: Notes
+    row: Row, tokenizer: PreTrainedTokenizerBase, args: RAFTConfig, ends: Collection[int], distills: bool, notes: Notes
 ) -> Example:
     answer = _answer(row, args)
     if row.get("answer_turn", {}).get("weight") == 0:
@@ -158,7 +160,7 @@ def _answer(row: Row, args: RAFTConfig) -> str:
 
 
 def _teacher_prompt(
-    tokenizer: Any, row: Row, reference: str, args: RAFTConfig, options: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase, row: Row, reference: str, args: RAFTConfig, options: Mapping[str, Any]
 ) -> tuple[list[int], bool]:
     """The teacher's prompt, and whether its reference had to be cut to fit into teacher_max_length with a rollout."""
     room = args.teacher_length - args.rollout_max_tokens
@@ -182,7 +184,7 @@ def _teacher_prompt(
     return asked, cut
 
 
-def _check_ids(example: Example, tokenizer: Any, vocabulary: int) -> None:
+def _check_ids(example: Example, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
     """Refuses ids beyond the embedding, which would stop training later, on a GPU with an error that names no row."""
     for name in ("prompt", "target", "teacher_prompt"):
         ids = getattr(example, name)

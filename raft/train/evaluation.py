@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from transformers import Trainer
+from transformers.trainer_utils import PredictionOutput
 
 from raft.train.data import Example
-from raft.train.inputs import Prepared, render_evaluation
+from raft.train.inputs import Evaluated, Prepared, Rows, render_evaluation
 from raft.train.progress import TrainingProgress
 
 
@@ -17,12 +17,12 @@ class EvaluatingTrainer(Trainer):
     prepared: Prepared
     _progress: TrainingProgress | None = None
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Evaluated | None = None, *args: object, **kwargs: object) -> dict[str, float]:
         """As in transformers; eval_dataset: rows as in the constructor."""
         with self._evaluating():
             return super().evaluate(self._rendered(eval_dataset), *args, **kwargs)
 
-    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, test_dataset: Rows, *args: object, **kwargs: object) -> PredictionOutput:
         """As in transformers, metrics only; test_dataset: rows as in the constructor."""
         with self._evaluating():
             return super().predict(self._rendered(test_dataset), *args, **kwargs)
@@ -36,7 +36,7 @@ class EvaluatingTrainer(Trainer):
             if self._progress is not None:
                 self._progress.end_evaluation()
 
-    def _rendered(self, dataset: Any) -> Any:
+    def _rendered(self, dataset: Evaluated | None) -> str | list[Example] | dict[str, list[Example]] | None:
         # For several sets the Trainer calls `evaluate` again with each set: its name, or its rendered rows.
         if isinstance(self.eval_dataset, dict) and isinstance(dataset, str) and dataset in self.eval_dataset:
             return dataset

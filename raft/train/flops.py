@@ -7,9 +7,9 @@ the head and position with logits. A backward takes twice as many.
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
 from raft.models.packing import Span
 
@@ -28,8 +28,8 @@ PEAK_TFLOPS = {
 class Flops:
     """FLOPs of one model."""
 
-    def __init__(self, model: Any):
-        """`model`: a causal language model of transformers, without wrappers."""
+    def __init__(self, model: PreTrainedModel):
+        """`model`: a causal language model, without wrappers."""
         config = model.config.get_text_config()
         head = model.get_output_embeddings().weight
         embeddings = {id(head), id(model.get_input_embeddings().weight)}
@@ -50,7 +50,7 @@ class Flops:
         return self.layers * sum(n for _, n in spans) + self.attention * pairs + self.head * positions
 
 
-def _routed_share(config: Any) -> float:
+def _routed_share(config: PretrainedConfig) -> float:
     """Share of the experts of a mixture-of-experts layer that process a token; 1 for dense models."""
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     experts = next((found for name in names if (found := getattr(config, name, None))), None)

@@ -1,6 +1,6 @@
 """The engine that generates the rollouts: builds it when training starts, refreshes its weights, closes it."""
 
-from typing import Any
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raft.engines import MAX_NUM_SEQS, Completion, Engine, Sampling
 from raft.train.config import RAFTConfig
@@ -16,7 +16,7 @@ class Generation:
         """Whether rollouts were generated since this was last set to False."""
         self._args, self._own, self._recorder = args, engine is None, recorder
 
-    def attach(self, model: Any, tokenizer: Any, *, deepspeed: bool) -> None:
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, deepspeed: bool) -> None:
         """Builds the engine if needed and gives it the model's weights."""
         args = self._args
         if args.preset.distills and self.engine is None:

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raft.engines import context_length, eos_ids
 from raft.errors import ConfigError
@@ -19,10 +19,14 @@ from raft.train.data import Example, Notes, render
 from raft.train.saving import check_saves
 from raft.train.targets import targets
 
+Rows = Iterable[Mapping[str, object]] | str | os.PathLike[str]
+"""Rows in a form of `raft.rows`: in memory, or the file that holds them."""
+Evaluated = Rows | Mapping[str, Rows]
+"""Rows for eval_loss, or several named sets of them."""
 UNSUPPORTED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "model_init")
 
 
-def check_settings(args: RAFTConfig, trainer_kwargs: Mapping[str, Any]) -> None:
+def check_settings(args: RAFTConfig, trainer_kwargs: Mapping[str, object]) -> None:
     if not isinstance(args, RAFTConfig):
         raise ConfigError(f"args: expected a RAFTConfig, found {type(args).__name__}")
     if args.use_liger_kernel and args.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -67,21 +71,21 @@ class Prepared:
     """Inputs of the trainer, checked and rendered."""
 
     student: LanguageModel
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     ends: tuple[int, ...]  # ids of tokens that end a text
     vocabulary: int
     targets: str  # which answers are trained on, for the log
     examples: list[Example] | None
     notes: Notes | None  # how rendering changed the rows
-    evaluated: list[Example] | dict[str, Any] | None
+    evaluated: list[Example] | dict[str, list[Example]] | None
 
 
 def prepare(
     model: str | os.PathLike[str] | nn.Module,
     args: RAFTConfig,
-    train_dataset: Iterable[Mapping[str, Any]] | str | os.PathLike[str] | None,
-    eval_dataset: Any,
-    tokenizer: Any,
+    train_dataset: Rows | None,
+    eval_dataset: Evaluated | None,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> Prepared:
     """Reads the rows, loads the model if it is given as a path, and renders the rows for it.
 
@@ -92,7 +96,7 @@ def prepare(
     if isinstance(model, (str, os.PathLike)):
         tokenizer = tokenizer or load_tokenizer(model)
         check_architecture(model)
-        loaded: Any = load_model(model, dtype=getattr(torch, args.param_dtype))
+        loaded: PreTrainedModel = load_model(model, dtype=getattr(torch, args.param_dtype))
     else:
         loaded = model
         tokenizer = tokenizer or load_tokenizer(loaded.config._name_or_path)
@@ -110,7 +114,7 @@ def prepare(
     return Prepared(student, tokenizer, ends, student.vocabulary, targets(rows or [], args), examples, notes, evaluated)
 
 
-def rows_from(dataset: Iterable[Mapping[str, Any]] | str | os.PathLike[str], name: str) -> list[Row]:
+def rows_from(dataset: Rows, name: str) -> list[Row]:
     """Rows of a file or in memory. name: how errors refer to rows in memory."""
     if isinstance(dataset, (str, os.PathLike)):
         return read_rows(os.fspath(dataset))
@@ -118,12 +122,20 @@ def rows_from(dataset: Iterable[Mapping[str, Any]] | str | os.PathLike[str], nam
 
 
 def render_evaluation(
-    dataset: Any, tokenizer: Any, args: RAFTConfig, ends: Collection[int], vocabulary: int | None = None
-) -> list[Example] | dict[str, Any] | None:
+    dataset: Evaluated | None,
+    tokenizer: PreTrainedTokenizerBase,
+    args: RAFTConfig,
+    ends: Collection[int],
+    vocabulary: int | None = None,
+) -> list[Example] | dict[str, list[Example]] | None:
     """Renders rows for eval_loss, or several named sets of them."""
+
+    def rendered(rows: Rows) -> list[Example]:
+        found = rows_from(rows, "eval_dataset")
+        return render(found, tokenizer, args, ends, rollouts=False, vocabulary=vocabulary)[0]
+
     if dataset is None:
         return None
     if isinstance(dataset, Mapping):
-        return {name: render_evaluation(rows, tokenizer, args, ends, vocabulary) for name, rows in dataset.items()}
-    rows = rows_from(dataset, "eval_dataset")
-    return render(rows, tokenizer, args, ends, rollouts=False, vocabulary=vocabulary)[0]
+        return {name: rendered(rows) for name, rows in dataset.items()}
+    return rendered(dataset)

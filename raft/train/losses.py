@@ -5,7 +5,7 @@ Losses are sums, not means: the trainer divides them by the tokens and rollouts 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,12 +33,18 @@ class Batch:
     teacher: TopK | None = None  # [N, K]
 
     def to(self, device: torch.device) -> "Batch":
-        moved: dict[str, Any] = {name: move(getattr(self, name), device) for name in _TENSORS}
-        return replace(self, pack=self.pack.to(device), **moved)
+        return replace(
+            self,
+            pack=self.pack.to(device),
+            sft_positions=move(self.sft_positions, device),
+            sft_labels=move(self.sft_labels, device),
+            kl_positions=move(self.kl_positions, device),
+            kl_weights=move(self.kl_weights, device),
+            kl_rollout=move(self.kl_rollout, device),
+        )
 
 
 NOTHING: tuple[list[int], list[int]] = ([0], [])
-_TENSORS = ("sft_positions", "sft_labels", "kl_positions", "kl_weights", "kl_rollout")
 
 
 def student_batch(rows: Sequence[Unit], *, share: bool = False) -> Batch:

@@ -5,10 +5,9 @@ nearly every update of a bf16 weight would be lost by rounding. So the optimizer
 their rounded values are copied into the parameters in place, so that an engine that shares the storage sees them.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import StateDict
 
 KEY = "master_weights"
 
@@ -29,21 +28,21 @@ def keep_masters(optimizer: torch.optim.Optimizer) -> int:
     if not parameters:
         return 0
 
-    def take_gradients(*_: Any) -> None:
+    def take_gradients(*_: object) -> None:
         for parameter, master in zip(parameters, masters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
 
     @torch.no_grad()
-    def write_back(*_: Any) -> None:
+    def write_back(*_: object) -> None:
         torch._foreach_copy_(tuple(parameters), tuple(masters))
         for master in masters:
             master.grad = None
 
-    def save(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    def save(_: torch.optim.Optimizer, state: StateDict) -> StateDict:
         return state | {KEY: masters}
 
     @torch.no_grad()
-    def load(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    def load(_: torch.optim.Optimizer, state: StateDict) -> StateDict:
         if KEY not in state:
             raise ValueError(
                 f"the optimizer's saved state has no {KEY}: it was saved with parameters of another precision"

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import Trainer
 
@@ -14,7 +14,7 @@ from raft.train.config import RAFTConfig
 
 def check_parallel(trainer: Trainer, model: nn.Module) -> None:
     """ConfigError for settings that FSDP or DeepSpeed does not support. The launcher may have enabled either."""
-    args: Any = trainer.args
+    args: RAFTConfig = trainer.args
     if trainer.is_deepspeed_enabled:
         args.check_deepspeed()
     if trainer.is_fsdp_enabled:
@@ -30,7 +30,7 @@ def check_fsdp(args: RAFTConfig, model: nn.Module) -> None:
 
 
 @contextmanager
-def reduction_held(accelerator: Any, model: nn.Module, *, held: bool) -> Iterator[None]:
+def reduction_held(accelerator: Accelerator, model: nn.Module, *, held: bool) -> Iterator[None]:
     """With `held`, backward passes within it accumulate gradients on this rank and are not reduced over the ranks.
 
     It acts only in the last micro-batch of a step. In earlier ones the Trainer has already turned the reduction off,

@@ -1,6 +1,6 @@
 """Progress of training: steps, epoch, time left and the main metrics. All metrics are in metrics.jsonl."""
 
-from typing import Any
+from collections.abc import Sized
 
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
@@ -22,14 +22,16 @@ class TrainingProgress(ProgressCallback):
         self._shown: list[str] = []
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if state.is_world_process_zero:
             self._epoch, self._shown, self.current_step = "", [], state.global_step
             self.training_bar = _Lines()
             self._training = Progress("train", state.max_steps, "step", done=state.global_step).start()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self._training is not None:
             self._epoch = f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs:g}"
             self._training.add(state.global_step - self.current_step, figures=[self._epoch, *self._shown])
@@ -40,8 +42,8 @@ class TrainingProgress(ProgressCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
     ) -> None:
         if self._training is None or logs is None or "train_runtime" in logs:  # the summary line has the run time
             return
@@ -58,8 +60,8 @@ class TrainingProgress(ProgressCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        eval_dataloader: Any = None,
-        **kwargs: Any,
+        eval_dataloader: Sized,
+        **kwargs: object,
     ) -> None:
         if not (state.is_world_process_zero and has_length(eval_dataloader)):
             return
@@ -68,13 +70,13 @@ class TrainingProgress(ProgressCallback):
         else:
             self._prediction.add(1)
 
-    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+    def on_evaluate(self, *args: object, **kwargs: object) -> None:
         self.end_evaluation()
 
-    def on_predict(self, *args: Any, **kwargs: Any) -> None:
+    def on_predict(self, *args: object, **kwargs: object) -> None:
         self.end_evaluation()
 
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_end(self, *args: object, **kwargs: object) -> None:
         self.close()
 
     def end_evaluation(self) -> None:

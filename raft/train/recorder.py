@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -14,11 +13,12 @@ from raft.runs import JsonlAppender, read_jsonl
 from raft.train.clock import Clock
 from raft.train.config import RAFTConfig
 from raft.train.flops import Flops, peak_flops
+from raft.train.lines import MetricsLine, WarningLine
 from raft.train.losses import Batch, Losses, covered_mass, statistics
-from raft.train.records import RolloutLog, Window, drop_after
+from raft.train.records import RolloutLog, Window, WindowState, drop_after
 from raft.train.rollout import MicroBatch, Scored
 from raft.train.step import Step
-from raft.train.watch import Finding, Watch
+from raft.train.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -107,23 +107,24 @@ class Recorder:
 
     def line(
         self,
-        head: Mapping[str, Any],  # step and epoch
-        logs: dict[str, float],  # what transformers logs
+        step: int,
+        epoch: float | None,
+        logs: MetricsLine,  # what transformers logs
         reduce: Callable[[Tensor], Tensor],  # sum over the ranks
         k_for: Callable[[float], int | None],
         decode: Callable[..., str],
-    ) -> dict[str, float]:
+    ) -> dict[str, object]:
         """Writes the metrics of a logged step; returns `logs` with them added, flattened. Every rank must call it."""
         steps = self.window.steps
         most_lambda = None if self.args.lambda_bound is None else self.window.most_lambda()
-        fields = self.window.drain(reduce, self.args.device, self.clock.reset()).fields(self._peak_flops)
+        figures = self.window.drain(reduce, self.args.device, self.clock.reset()).figures(self._peak_flops)
+        line: MetricsLine = {**logs, **figures}
         if self._files:
-            self._files["metrics.jsonl"].append({**head, **logs, **fields})
-            self._warn(self.watch.metrics(head["step"], steps, {**logs, **fields}, most_lambda, k_for))
+            self._files["metrics.jsonl"].append({"step": step, "epoch": epoch, **line})
+            self._warn(self.watch.metrics(step, steps, line, most_lambda, k_for))
         self.write_rollouts(decode)
-        for name in ("seconds", "share", "phase_tokens_per_second"):
-            fields |= {f"{name}_{part}": value for part, value in fields.pop(name).items()}
-        return {**logs, **{name: value for name, value in fields.items() if value is not None}}
+        parts = {f"{name}_{part}": x for name, of in line.items() if isinstance(of, dict) for part, x in of.items()}
+        return {name: x for name, x in {**line, **parts}.items() if not (x is None or isinstance(x, dict))}
 
     def write_rollouts(self, decode: Callable[..., str]) -> None:
         lines = self._rollouts.drain(decode)
@@ -132,12 +133,12 @@ class Recorder:
         if lines:
             self._warn(self.watch.rollouts(lines))
 
-    def _warn(self, findings: Iterable[Finding]) -> None:
-        for finding in findings:
-            logger.warning("step %d: %s", finding.step, finding.text)
-            self._files["warnings.jsonl"].append(vars(finding))
+    def _warn(self, warnings: Iterable[WarningLine]) -> None:
+        for warning in warnings:
+            logger.warning("step %d: %s", warning["step"], warning["text"])
+            self._files["warnings.jsonl"].append(warning)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> WindowState:
         """The sums since the last line, for a checkpoint."""
         return self.window.state_dict(self.clock.reset())
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from raft.engines import Completion
 from raft.runs import read_jsonl, write_text
 from raft.train.clock import WALL
 from raft.train.data import Example
+from raft.train.lines import Figures, RolloutLine
 from raft.train.losses import Batch
 from raft.train.rollout import MicroBatch
 from raft_kernels import TopKMetrics
@@ -47,6 +48,14 @@ SUMS = (
     "engine_gap",
     "engine_gaps",  # rollouts that the gap was measured on
 )
+
+
+class WindowState(TypedDict):
+    """A `Window` in a checkpoint."""
+
+    totals: dict[str, float]  # the sums, by their names in SUMS; 0 where one is absent
+    seconds: dict[str, float]  # by part, WALL included
+    steps: int
 
 
 class Window:
@@ -105,34 +114,30 @@ class Window:
         self.clear()
         return line
 
-    def state_dict(self, seconds: dict[str, float]) -> dict[str, Any]:
+    def state_dict(self, seconds: dict[str, float]) -> WindowState:
         """The sums, for a checkpoint. seconds: from `Clock.reset`; added to the window."""
         self._seconds = _sum(self._seconds, seconds)
         totals = {name: value.item() for name, value in self._device.items()}
         return {"totals": _sum(self._host, totals), "seconds": dict(self._seconds), "steps": self.steps}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: WindowState) -> None:
         """KeyError if another version wrote the state."""
         self.clear()
         self._host, self._seconds, self.steps = dict(state["totals"]), dict(state["seconds"]), state["steps"]
 
 
 class Line:
-    """Turns the sums of a window into the fields of a line of metrics.jsonl.
-
-    Losses and lambda are means over its steps; seconds and tokens are sums; gradient norms are root mean squares over
-    the steps that measured them.
-    """
+    """Turns the sums of a window into the figures of a line of metrics.jsonl."""
 
     def __init__(self, sums: dict[str, float], steps: int, seconds: dict[str, float]):
         self.sums, self.steps = sums, max(steps, 1)
         self.wall = seconds.pop(WALL, 0.0)
         self.seconds = seconds
 
-    def fields(self, peak_flops: float | None) -> dict[str, Any]:
+    def figures(self, peak_flops: float | None) -> Figures:
         """peak_flops: of all devices together, in FLOP/s; None if it is not known."""
         s = self.sums
-        line: dict[str, Any] = {
+        line: Figures = {
             "loss": s["loss"] / self.steps,
             "loss_sft": s["loss_sft"] / self.steps,
             "loss_kl": _ratio(s["loss_kl"], s["kl_steps"]),
@@ -160,9 +165,11 @@ class Line:
             line["rollout_truncated"] = s["truncated"] / s["rollouts"]
         if s["mass_tokens"]:
             line["teacher_mass"] = s["mass"] / s["mass_tokens"]
-        if s["statistics_tokens"]:
-            for name in ("student_mass", "teacher_entropy", "student_entropy", "top1_agreement"):
-                line[name] = s[name] / s["statistics_tokens"]
+        if tokens := s["statistics_tokens"]:
+            line["student_mass"] = s["student_mass"] / tokens
+            line["teacher_entropy"] = s["teacher_entropy"] / tokens
+            line["student_entropy"] = s["student_entropy"] / tokens
+            line["top1_agreement"] = s["top1_agreement"] / tokens
         if s["gradient_steps"]:
             line["gradient_sft"] = math.sqrt(s["gradient_sft"] / s["gradient_steps"])
             steps = s["gradient_kl_steps"]
@@ -189,7 +196,7 @@ class RolloutLog:
         self._held += [(step, s.example, s.completion, losses[i]) for i, s in enumerate(batch.scored[: max(left, 0)])]
         self._of_step = (step, kept + len(batch.scored))
 
-    def drain(self, decode: Callable[..., str]) -> list[dict[str, Any]]:
+    def drain(self, decode: Callable[..., str]) -> list[RolloutLine]:
         held, self._held = self._held, []
         losses = torch.stack([loss for *_, loss in held]).tolist() if held else []
         return [

@@ -11,9 +11,10 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from raft.engines import Completion, Sampling
+from raft.engines.base import FinishReason
 from raft.train.config import RAFTConfig
 from raft.train.data import Example
 from raft_kernels import TopK
@@ -42,6 +43,20 @@ class MicroBatch:
     rollouts: list[list[Scored]] = field(default_factory=list)
 
 
+class SavedRollout(TypedDict):
+    """A rollout in a checkpoint. Without log-probabilities: a later step has newer weights, so they do not compare."""
+
+    token_ids: list[int]
+    finish_reason: FinishReason
+
+
+class SavedRow(TypedDict):
+    """The rollouts of a row that were not yet trained on."""
+
+    id: str
+    rollouts: list[SavedRollout]
+
+
 def call_seed(seed: int, step: int, rank: int) -> int:
     """Seed of the engine call in an optimizer step, from 0 to 2**31 - 1."""
     digest = hashlib.blake2s(f"{seed}/{step}/{rank}".encode()).digest()
@@ -54,7 +69,7 @@ class RolloutQueue:
     def __init__(self, args: RAFTConfig):
         self.args = args
         self._ready: deque[MicroBatch] = deque()
-        self._restored: list[list[dict[str, Any]]] = []
+        self._restored: list[list[SavedRow]] = []
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -108,12 +123,11 @@ class RolloutQueue:
             ]
             self._ready.append(MicroBatch(examples, rollouts))
 
-    def state_dict(self) -> list[list[dict[str, Any]]]:
+    def state_dict(self) -> list[list[SavedRow]]:
         return [
             [
                 {
                     "id": example.id,
-                    # Without log-probabilities: a later step has newer weights, so they cannot be compared.
                     "rollouts": [
                         {"token_ids": s.completion.token_ids, "finish_reason": s.completion.finish_reason}
                         for s in scored
@@ -125,7 +139,7 @@ class RolloutQueue:
             if micro.rollouts
         ]
 
-    def load_state_dict(self, state: list[list[dict[str, Any]]]) -> None:
+    def load_state_dict(self, state: list[list[SavedRow]]) -> None:
         self._ready.clear()
         self._restored = state
 

@@ -1,17 +1,17 @@
 """Checks before the first step that the trained model can be saved."""
 
 import tempfile
-from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raft.errors import ModelError
 from raft.models.adapters import base_model
 
 
-def check_saves(model: nn.Module, tokenizer: Any) -> None:
+def check_saves(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Saves configuration and tokenizer into a temporary folder; `ModelError` if transformers cannot."""
-    inner: Any = base_model(model)
+    inner: PreTrainedModel = base_model(model)
     parts = {"config.json": inner.config, "tokenizer": tokenizer}
     if inner.can_generate():
         parts["generation_config.json"] = inner.generation_config

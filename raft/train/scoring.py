@@ -1,8 +1,8 @@
 """Before the forward of a step: the teacher scores its rollouts, and one of them is chosen to check the engine."""
 
 from collections.abc import Iterable
-from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 
 from raft.models.language_model import LanguageModel, is_sharded
@@ -18,7 +18,12 @@ class Scoring:
     """teacher: None for methods that do not distil. accelerator: the trainer's."""
 
     def __init__(
-        self, args: RAFTConfig, student: LanguageModel, teacher: Teacher | None, recorder: Recorder, accelerator: Any
+        self,
+        args: RAFTConfig,
+        student: LanguageModel,
+        teacher: Teacher | None,
+        recorder: Recorder,
+        accelerator: Accelerator,
     ):
         self.teacher = teacher
         self.compared: Scored | None = None

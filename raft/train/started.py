@@ -7,9 +7,8 @@ steps, which may grow.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from raft.digest import json_digest
 from raft.errors import RunFolderError
@@ -51,6 +50,17 @@ _READ = (
 """The fields of a row that training reads."""
 
 
+class Started(TypedDict):
+    """The content of started.json. Of an earlier version's training only `model` and `settings` are known."""
+
+    model: str | None
+    weights: NotRequired[str]  # `raft.models.fingerprint` of the model
+    data: NotRequired[str]  # the file of the rows
+    rows: NotRequired[int]  # their number
+    digest: NotRequired[str]  # of what training reads of them
+    settings: dict[str, Any]  # the seed, and those of the section `train` that were given, as they read from YAML
+
+
 def write_started(run: Run, config: Config, rows: Sequence[Row]) -> None:
     """Writes started.json, when a training starts at step 0."""
     write_json(_file(run), _now(config, rows))
@@ -69,11 +79,10 @@ def check_started(run: Run, config: Config, rows: Sequence[Row]) -> None:
         why = "its files have changed" if before["model"] == now["model"] else ""
         raise _refused(run, "model", before["model"], now["model"], why)
     if before.get("digest", now["digest"]) != now["digest"]:
-        was, found = (f"{state['rows']} rows of {state['data']} ({state['digest']})" for state in (before, now))
-        raise _refused(run, "data", was, found)
-    defaults = {f.name: None if f.default is MISSING else f.default for f in fields(RAFTConfig)}
+        rows_before, rows_now = (f"{s['rows']} rows of {s['data']} ({s['digest']})" for s in (before, now))
+        raise _refused(run, "data", rows_before, rows_now)
     for name in sorted({*before["settings"], *now["settings"]}):
-        was, found = (state["settings"].get(name, defaults.get(name)) for state in (before, now))
+        was, found = _setting(before, name), _setting(now, name)
         if was == found or name in _FREE or name.startswith(_FREE_KINDS):
             continue
         if name not in _MAY_GROW:
@@ -83,8 +92,8 @@ def check_started(run: Run, config: Config, rows: Sequence[Row]) -> None:
             raise _refused(run, f"train.{name}", was, found, "it may only grow")
 
 
-def _now(config: Config, rows: Sequence[Row]) -> dict[str, Any]:
-    state = {
+def _now(config: Config, rows: Sequence[Row]) -> Started:
+    state: Started = {
         "model": config.model,
         "weights": fingerprint(config.model or ""),
         "data": config.data or "the refinement",
@@ -92,24 +101,29 @@ def _now(config: Config, rows: Sequence[Row]) -> dict[str, Any]:
         "digest": json_digest([{name: row.get(name) for name in _READ} for row in rows]),
         "settings": {"seed": config.seed, **check_train_keys(config.train)},
     }
-    compared: dict[str, Any] = json.loads(json.dumps(state))  # as it reads from the file: lists for tuples
+    compared: Started = json.loads(json.dumps(state))  # as it reads from the file: lists for tuples
     return compared
 
 
-def _earlier(run: Run) -> dict[str, Any] | None:
+def _earlier(run: Run) -> Started | None:
     if not run.config_path.exists():
         return None
     config = load_config(run.config_path)
     return {"model": config.model, "settings": {"seed": config.seed, **check_train_keys(config.train)}}
 
 
-def _other_model(before: dict[str, Any], now: dict[str, Any]) -> bool:
+def _setting(state: Started, name: str) -> Any:
+    """The value of a setting: its default if it was not given, None if there is no such setting any more."""
+    return state["settings"].get(name, getattr(RAFTConfig, name, None))
+
+
+def _other_model(before: Started, now: Started) -> bool:
     if "weights" in before:
         return bool(before["weights"] != now["weights"])
-    return os.path.abspath(before["model"]) != os.path.abspath(now["model"])
+    return os.path.abspath(before["model"] or "") != os.path.abspath(now["model"] or "")
 
 
-def _refused(run: Run, name: str, was: Any, found: Any, why: str = "") -> RunFolderError:
+def _refused(run: Run, name: str, was: object, found: object, why: str = "") -> RunFolderError:
     return RunFolderError(
         f"{run.path}: {name} was {was!r} when this training started, found {found!r}"
         f"{f' ({why})' if why else ''}; resume with the same, or use --overwrite"

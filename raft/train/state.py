@@ -3,18 +3,28 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from raft.errors import RunFolderError
 from raft.runs import write_json
-from raft.train.balance import Balance
+from raft.train.balance import Balance, BalanceState
 from raft.train.checkpoint import FILES, damage, last_checkpoint, read_state, state_name
 from raft.train.config import RAFTConfig
 from raft.train.recorder import Recorder
-from raft.train.records import Window
-from raft.train.rollout import RolloutQueue
+from raft.train.records import Window, WindowState
+from raft.train.rollout import RolloutQueue, SavedRow
 
 logger = logging.getLogger(__name__)
+
+
+class SavedState(TypedDict):
+    """The content of raft_state.json. Earlier versions wrote neither `averages` nor `rendered`."""
+
+    balance: BalanceState
+    averages: NotRequired[str]  # of what its moving averages are: "losses" or "gradients"
+    rollouts: list[list[SavedRow]]  # by micro-batch
+    window: WindowState
+    rendered: NotRequired[str | None]  # `raft.train.data.digest` of the rendered rows
 
 
 class ResumableState:
@@ -31,7 +41,7 @@ class ResumableState:
 
     def write(self, checkpoint: Path) -> None:
         """Writes this rank's state. To be called before the Trainer writes its files and removes older checkpoints."""
-        state = {
+        state: SavedState = {
             "balance": self._balance.state_dict(),
             "averages": self._averages,
             "rollouts": self._queue.state_dict(),
@@ -61,12 +71,12 @@ class ResumableState:
 
     def _restore(self, checkpoint: str | None) -> None:
         """Loads the state of a checkpoint; None: that before the first step. RunFolderError if it does not fit."""
-        fresh: dict[str, Any] = {
+        fresh: SavedState = {
             "balance": {"sft": 0.0, "kl": 0.0, "steps": 0.0, "lambda": 0.0},
             "rollouts": [],
             "window": Window().state_dict({}),
         }
-        state = fresh if checkpoint is None else read_state(Path(checkpoint, self._name))
+        state: SavedState | None = fresh if checkpoint is None else read_state(Path(checkpoint, self._name))
         if state is None:
             raise RunFolderError(f"{checkpoint}: expected {self._name}, which every checkpoint of this trainer has")
         averages = state.get("averages", "losses")

@@ -1,16 +1,31 @@
 """One optimizer step: how its rows are split into packs, and the loss of each pack."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from raft.models.packing import move
 from raft.train.balance import Balance, mean_norm
 from raft.train.batching import Unit, split_alike
 from raft.train.config import RAFTConfig
-from raft.train.losses import Batch, Losses
+from raft.train.losses import Batch, Losses, student_batch
+
+
+class MicroBatchInputs(TypedDict):
+    """What transformers hands from `get_batch_samples` to `training_step`."""
+
+    input_ids: Tensor  # [1, L] int64, of all packs: transformers counts the tokens in it
+    packs: list[Batch]
+
+
+class PackInputs(TypedDict):
+    """What `training_step` hands to `compute_loss`."""
+
+    batch: Batch
+    last: bool  # whether it is the last pack of an optimizer step
 
 
 class Step:
@@ -74,7 +89,23 @@ def make_balance(args: RAFTConfig) -> Balance:
     return Balance(args.ema_beta, args.ema_eps, **bounds, fixed=args.fixed_lambda)
 
 
-def split_packs(rows: list[list[Unit]], budget: int | None, accelerator: Any) -> list[list[list[Unit]]]:
+def micro_batches(
+    rows: list[list[Unit]], args: RAFTConfig, accelerator: Accelerator, *, share: bool
+) -> list[MicroBatchInputs]:
+    """The packs of a step as tensors on the device. They take the teacher's top K away from the rollouts.
+
+    rows: one list per micro-batch. share: as in `student_batch`.
+    """
+    inputs: list[MicroBatchInputs] = []
+    for groups in _split(rows, args.max_tokens_per_micro_batch, accelerator):
+        packs = [student_batch(group, share=share).to(args.device) for group in groups]
+        for s in (s for pack in packs for s in pack.scored):
+            s.teacher = None  # only the pack keeps it, until the step ends
+        inputs.append({"input_ids": _token_ids(packs, args.device), "packs": packs})
+    return inputs
+
+
+def _split(rows: list[list[Unit]], budget: int | None, accelerator: Accelerator) -> list[list[list[Unit]]]:
     """Splits the rows of a step into packs, grouped by micro-batch. rows: one list per micro-batch.
 
     budget: largest number of tokens in a pack. With a budget, rows move between micro-batches, and all but the last may
@@ -87,7 +118,7 @@ def split_packs(rows: list[list[Unit]], budget: int | None, accelerator: Any) ->
     return [packs[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def token_ids(packs: Sequence[Batch], device: torch.device) -> Tensor:
+def _token_ids(packs: Sequence[Batch], device: torch.device) -> Tensor:
     """[1, L] int64: the token ids of all packs, concatenated."""
     if len(packs) == 1:
         return packs[0].pack.input_ids

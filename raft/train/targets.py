@@ -1,12 +1,12 @@
 """Describes which answers are trained on, for the log."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from raft.rows import Row
 from raft.train.config import RAFTConfig
 
 
-def targets(rows: Sequence[Mapping[str, Any]], args: RAFTConfig) -> str:
+def targets(rows: Sequence[Row], args: RAFTConfig) -> str:
     """Names the trained answers, and counts the rows that have them and those that use the reference instead."""
     name = args.answer_target
     if name == "raw":

@@ -3,10 +3,11 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from raft.errors import ConfigError
 from raft.models.adapters import adapters_off, peft_configs
@@ -31,7 +32,7 @@ class Teacher:
         *,
         device: torch.device,
         offload: bool = False,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         """offload: keep the weights in CPU memory, except within `present`. tokenizer: the student's; needed if the two
         embeddings have different numbers of padding rows."""
@@ -41,7 +42,7 @@ class Teacher:
             self.model = student
             return
         if teacher is None:
-            own: Any = copy.deepcopy(student.model)
+            own: nn.Module = copy.deepcopy(student.model)
         elif isinstance(teacher, nn.Module):
             if not {id(p) for p in teacher.parameters()}.isdisjoint(id(p) for p in student.model.parameters()):
                 raise ConfigError(
@@ -148,7 +149,7 @@ class Teacher:
 
 
 def make_teacher(
-    args: RAFTConfig, student: LanguageModel, teacher: nn.Module | str | None, tokenizer: Any
+    args: RAFTConfig, student: LanguageModel, teacher: nn.Module | str | None, tokenizer: PreTrainedTokenizerBase
 ) -> Teacher | None:
     """None for methods that do not distil."""
     if not args.preset.distills:
@@ -156,7 +157,7 @@ def make_teacher(
     return Teacher(student, teacher, device=args.device, offload=args.teacher_offload, tokenizer=tokenizer)
 
 
-def check_same_tokens(student: Any, teacher: Any, name: str) -> None:
+def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, name: str) -> None:
     """`ConfigError` if the two tokenizers give the same token different ids. name: the teacher's."""
     ids = teacher.get_vocab()
     for token, i in student.get_vocab().items():
@@ -167,7 +168,9 @@ def check_same_tokens(student: Any, teacher: Any, name: str) -> None:
             )
 
 
-def common_tokens(student: LanguageModel, teacher: LanguageModel, tokenizer: Any) -> int | None:
+def common_tokens(
+    student: LanguageModel, teacher: LanguageModel, tokenizer: PreTrainedTokenizerBase | None
+) -> int | None:
     """The number of rows that both heads have, if they differ only in padding rows; None if they do not differ."""
     if teacher.vocabulary == student.vocabulary:
         return None

@@ -8,14 +8,15 @@ checkpoints, callbacks, loggers and parallelism are those of transformers.
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers.integrations.liger import apply_liger_kernel
+from transformers.trainer_utils import TrainOutput
 
 from raft.engines import Engine
 from raft.models.language_model import inside_forward
@@ -29,7 +30,8 @@ from raft.train.describe import describe
 from raft.train.evaluation import EvaluatingTrainer
 from raft.train.gap import gap_in
 from raft.train.generation import Generation
-from raft.train.inputs import check_settings, prepare
+from raft.train.inputs import Evaluated, Rows, check_settings, prepare
+from raft.train.lines import MetricsLine
 from raft.train.losses import Batch, Losses, losses, student_batch
 from raft.train.master import keep_masters
 from raft.train.noise import without_bars
@@ -39,7 +41,7 @@ from raft.train.recorder import Recorder
 from raft.train.rollout import RolloutQueue
 from raft.train.scoring import Scoring
 from raft.train.state import ResumableState
-from raft.train.step import Step, make_balance, split_packs, token_ids
+from raft.train.step import MicroBatchInputs, PackInputs, Step, make_balance, micro_batches
 from raft.train.teacher import make_teacher
 
 logger = logging.getLogger(__name__)
@@ -63,12 +65,12 @@ class RAFTTrainer(EvaluatingTrainer):
         self,
         model: str | os.PathLike[str] | nn.Module,
         args: RAFTConfig,
-        train_dataset: Iterable[Mapping[str, Any]] | str | os.PathLike[str] | None = None,
-        processing_class: Any = None,
+        train_dataset: Rows | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         engine: Engine | None = None,
         teacher: str | nn.Module | None = None,
-        eval_dataset: Any = None,
-        **trainer_kwargs: Any,
+        eval_dataset: Evaluated | None = None,
+        **trainer_kwargs: object,
     ):
         check_settings(args, trainer_kwargs)
         self.prepared = prepared = prepare(model, args, train_dataset, eval_dataset, processing_class)
@@ -96,8 +98,7 @@ class RAFTTrainer(EvaluatingTrainer):
         self.recorder = Recorder(args, self.student)
         self.generation = Generation(args, engine, self.recorder)
         self.scoring = Scoring(args, self.student, self.teacher, self.recorder, self.accelerator)
-        rendered = digest(prepared.examples or [])
-        self._state = ResumableState(args, self.balance, self.queue, self.recorder, rendered)
+        self._state = ResumableState(args, self.balance, self.queue, self.recorder, digest(prepared.examples or []))
         self._step: Step
         self.add_callback(StepCallback(self))
         self._progress = show_progress(self)
@@ -110,7 +111,7 @@ class RAFTTrainer(EvaluatingTrainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[Example]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], Tensor | None]:
+    ) -> tuple[list[MicroBatchInputs], Tensor | None]:
         """Generates and scores the rollouts of one optimizer step. Returns its packs by micro-batch, and the number of
         answer tokens over all ranks."""
         self.recorder.clock.begin_step()
@@ -125,33 +126,28 @@ class RAFTTrainer(EvaluatingTrainer):
         scored = [s for units_of_micro in rows for row in units_of_micro for s in row.scored]
         self.scoring.score(scored, self.queue, self.model_wrapped)
         self.scoring.compare(scored if self.generation.was_called else [], self.model_wrapped)
-        groups = split_packs(rows, self.args.max_tokens_per_micro_batch, self.accelerator)
-        packs = [[student_batch(chosen, share=share).to(device) for chosen in of_micro] for of_micro in groups]
-        batches = [batch for of_micro in packs for batch in of_micro]
-        for batch in batches:
-            for s in batch.scored:
-                s.teacher = None  # only the batch keeps it, until the step ends
+        inputs = micro_batches(rows, self.args, self.accelerator, share=share)
+        batches = [batch for micro_batch in inputs for batch in micro_batch["packs"]]
         counts = [sum(len(b.sft_labels) for b in batches), sum(len(b.scored) for b in batches)]
         tokens, rollouts = self._sum(move(torch.tensor(counts), device)).unbind()
         self._step = Step(self.args, self.balance, self._sum, rollouts, step + 1)
-        # The Trainer counts the tokens of "input_ids".
-        return [{"input_ids": token_ids(of_micro, device), "packs": of_micro} for of_micro in packs], tokens
+        return inputs, tokens
 
     def _sum(self, value: Tensor) -> Tensor:
         """The sum over all ranks."""
         return self.accelerator.reduce(value, "sum")
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+        self, model: nn.Module, inputs: MicroBatchInputs, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        packs: list[Batch] = inputs["packs"]
+        packs = inputs["packs"]
         total = torch.zeros((), device=self.args.device)
         # `attention` includes the backward pass: gradient checkpointing runs the attention again there.
         with self.recorder.clock.part("forward_backward"), self.student.attention():
             for batch in packs:
                 last = batch is packs[-1]
                 with reduction_held(self.accelerator, model, held=not last):
-                    inputs_of_pack = {"batch": batch, "last": last and self.accelerator.sync_gradients}
+                    inputs_of_pack: PackInputs = {"batch": batch, "last": last and self.accelerator.sync_gradients}
                     total += super().training_step(model, inputs_of_pack, num_items_in_batch)
         packs.clear()  # frees them now: the Trainer keeps the inputs until it has those of the next step
         return total
@@ -159,20 +155,19 @@ class RAFTTrainer(EvaluatingTrainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: PackInputs,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """What one pack adds to L_SFT + lambda * L_KL of the step, times the number of ranks.
 
         The factor is needed because gradients are averaged over the ranks.
         """
-        batch: Batch = inputs["batch"]
-        step = self._step
+        batch, step = inputs["batch"], self._step
         found = self._losses(model, batch, measured=step.measured)
         assert num_items_in_batch is not None
         loss, parts = step.loss(batch, found, num_items_in_batch)
-        if inputs.get("last") and (penalty := self.method.penalty(self.student.model)) is not None:
+        if inputs["last"] and (penalty := self.method.penalty(self.student.model)) is not None:
             parts["penalty"] = penalty.to(loss.dtype) / self.accelerator.num_processes  # the ranks' losses are summed
             loss = loss + parts["penalty"]
         self.recorder.trained(step.number, batch, found, {**parts, "loss": loss})
@@ -209,7 +204,7 @@ class RAFTTrainer(EvaluatingTrainer):
     # ---- evaluation ----
 
     def prediction_step(
-        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self, model: nn.Module, inputs: list[Example], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Mean cross-entropy over the answer tokens of a batch of rows; no rollouts, and lambda does not change."""
         batch = student_batch([Unit(example) for example in inputs]).to(self.args.device)
@@ -242,19 +237,20 @@ class RAFTTrainer(EvaluatingTrainer):
     def after_step(self) -> None:
         self.recorder.end_step(self._step)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, logs: MetricsLine, start_time: float | None = None) -> None:
         """Adds losses, lambda, times and rollout statistics to the logs of a step, and writes them to metrics.jsonl."""
         if self.is_in_train and "loss" in logs and self.recorder.window.steps:
-            head = {"step": self.state.global_step, "epoch": self.state.epoch}
+            step, epoch, decode = self.state.global_step, self.state.epoch, self.processing_class.decode
             k_for = partial(self.scoring.k_for, wrapper=self.model_wrapped)
-            logs = self.recorder.line(head, logs, self._sum, k_for, self.processing_class.decode)
-        super().log(logs, start_time)
+            super().log(self.recorder.line(step, epoch, logs, self._sum, k_for, decode), start_time)
+        else:
+            super().log(logs, start_time)
 
     # ---- checkpoints ----
 
     def train(
-        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
+        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, *args: object, **kwargs: object
+    ) -> TrainOutput:
         """As in transformers, but True skips damaged checkpoints (a kill may leave a partial one) and resumes from the
         last complete one. `RunFolderError` for a damaged checkpoint given by its path."""
         checkpoint = self._state.resume(resume_from_checkpoint)
@@ -278,11 +274,11 @@ class RAFTTrainer(EvaluatingTrainer):
         finally:
             self.accelerator.wait_for_everyone()
 
-    def _save(self, *args: Any, **kwargs: Any) -> None:
+    def _save(self, *args: object, **kwargs: object) -> None:
         with without_bars():
             super()._save(*args, **kwargs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         self._state.write(folder)
         self.recorder.write_rollouts(self.processing_class.decode)

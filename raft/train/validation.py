@@ -2,45 +2,40 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from raft.engines import Engine, Sampling
+from raft.evaluate.suites import SUITES, Evaluation, evaluate
 from raft.runs import JsonlAppender, read_jsonl
 from raft.train.records import drop_after
-
-SUITES = ("domain", "general", "format")
 
 
 class ValidationCallback(TrainerCallback):
     """Appends {"step", "epoch", "domain", "general", "format"} to a JSON Lines file; step 0 is the untrained model.
 
     items: as `raft.evaluate.evaluate` takes them. engine: one that follows the weights of the model under training.
-    evaluate_fn(items, engine, sampling) -> {"scores": {suite: mean}, ...}; None: `raft.evaluate.evaluate`.
+    evaluate_fn(items, engine, sampling): in place of `raft.evaluate.evaluate`; only the scores of its result are read.
     A resumed run first drops the lines after its checkpoint and adds the line that is due there, if it is missing.
     """
 
     def __init__(
         self,
-        items: Sequence[Mapping[str, Any]],
+        items: Sequence[Mapping[str, object]],
         every_epochs: int,
         writer_path: str | Path,
-        evaluate_fn: Callable[..., Mapping[str, Any]] | None = None,
+        evaluate_fn: Callable[..., Evaluation] = evaluate,
         engine: Engine | None = None,
         sampling: Sampling | None = None,
     ):
         if engine is None:
             raise ValueError("engine: expected one that follows the weights of the model under training, found None")
-        from raft.evaluate import evaluate
-
         self.items, self.every_epochs, self.path = items, every_epochs, Path(writer_path)
-        self.evaluate: Callable[..., Any] = evaluate_fn or evaluate
-        self.engine = engine
+        self.evaluate, self.engine = evaluate_fn, engine
         self.sampling = sampling or Sampling(temperature=0.0)
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if state.is_world_process_zero:
             drop_after(self.path, state.global_step)
@@ -48,7 +43,7 @@ class ValidationCallback(TrainerCallback):
             self._validate(state)
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if self._due(state):
             self._validate(state)

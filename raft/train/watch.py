@@ -5,12 +5,11 @@ They are logged and written to train/warnings.jsonl, which the report shows.
 
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from raft.text import distinct, words
 from raft.train.config import RAFTConfig
+from raft.train.lines import MetricsLine, RolloutLine, WarningLine
 
 LEAST_MASS = 0.9  # smallest share of the teacher's probability on its K tokens that gives no warning
 WANTED_MASS = 0.95  # share that the recommended K reaches
@@ -31,15 +30,6 @@ _ODD = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A line of warnings.jsonl."""
-
-    step: int
-    name: str
-    text: str
-
-
 class Watch:
     """Checks every line of metrics and every logged rollout. known: names of warnings given before a resume."""
 
@@ -54,10 +44,10 @@ class Watch:
         self,
         step: int,
         steps: int,  # number of steps that the line averages over
-        line: Mapping[str, Any],
+        line: MetricsLine,
         most_lambda: float | None = None,
         k_for: Callable[[float], int | None] = lambda share: None,  # the K that holds this share of the teacher's mass
-    ) -> list[Finding]:
+    ) -> list[WarningLine]:
         """New warnings for a line of metrics.jsonl. k_for is called only if the warning needs it."""
         looks: dict[str, Callable[[], str | None]] = {
             "teacher_mass": lambda: self._mass(line, k_for),
@@ -68,12 +58,14 @@ class Watch:
             "engine_gap": lambda: self._gap(line),
         }
         found = [
-            Finding(step, name, text) for name, look in looks.items() if name not in self._said and (text := look())
+            WarningLine(step=step, name=name, text=text)
+            for name, look in looks.items()
+            if name not in self._said and (text := look())
         ]
-        self._said.update(finding.name for finding in found)
+        self._said.update(finding["name"] for finding in found)
         return found
 
-    def _mass(self, line: Mapping[str, Any], k_for: Callable[[float], int | None]) -> str | None:
+    def _mass(self, line: MetricsLine, k_for: Callable[[float], int | None]) -> str | None:
         mass = line.get("teacher_mass")
         if mass is None or mass >= LEAST_MASS or self._args.tail != "renormalize":
             return None
@@ -84,7 +76,7 @@ class Watch:
             f"distilled: {wider}, tail: bucket keeps the rest as one class"
         )
 
-    def _truncated(self, line: Mapping[str, Any], steps: int) -> str | None:
+    def _truncated(self, line: MetricsLine, steps: int) -> str | None:
         share, args = line.get("rollout_truncated"), self._args
         if share is None or args.mask_truncated:
             return None
@@ -108,7 +100,7 @@ class Watch:
             return None
         return f"lambda has reached its upper bound of {bound:g} by step {step}"
 
-    def _lambda(self, line: Mapping[str, Any], steps: int) -> str | None:
+    def _lambda(self, line: MetricsLine, steps: int) -> str | None:
         weight, (low, high) = line.get("lambda"), LAMBDAS
         if weight is None or self._args.fixed_lambda is not None:
             return None
@@ -121,7 +113,7 @@ class Watch:
             "the other; lambda_min and lambda_max bound it, fixed_lambda fixes it"
         )
 
-    def _clipped(self, line: Mapping[str, Any]) -> str | None:
+    def _clipped(self, line: MetricsLine) -> str | None:
         norm, clip = line.get("grad_norm"), self._args.max_grad_norm
         if norm is None or not clip:
             return None
@@ -135,7 +127,7 @@ class Watch:
             f"max_grad_norm{bound}"
         )
 
-    def _gap(self, line: Mapping[str, Any]) -> str | None:
+    def _gap(self, line: MetricsLine) -> str | None:
         gap = line.get("engine_gap")
         if gap is None or not self._lasts("engine_gap", not gap <= MOST_GAP, 1, GAPS):
             return None
@@ -146,7 +138,7 @@ class Watch:
             "rollout_engine: hf generates with the model itself"
         )
 
-    def rollouts(self, lines: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    def rollouts(self, lines: Iterable[RolloutLine]) -> list[WarningLine]:
         """New warnings for lines of rollouts.jsonl."""
         found = []
         for line in lines:
@@ -156,7 +148,7 @@ class Watch:
                 if name not in self._said and len(seen) == ROLLOUTS and sum(seen) > MOST_ODD * ROLLOUTS:
                     self._said.add(name)
                     text = f"{sum(seen)} of the last {ROLLOUTS} rollouts {_ODD[name]}"
-                    found.append(Finding(line["step"], name, text))
+                    found.append(WarningLine(step=line["step"], name=name, text=text))
         return found
 
     def _lasts(self, name: str, outside: bool, steps: int, patience: int) -> bool:

@@ -8,15 +8,16 @@ equally much.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from raft.cpu import share_cpu
 from raft.demo.stages import StageTimes
 from raft.evaluate.curve import at_common_level
 from raft.real.data import read_data
 from raft.real.files import data_folder
+from raft.real.results import Passed, Validation
 from raft.real.settings import RealSettings
 from raft.real.study import Seed
 from raft.refine.store import write_lines
@@ -31,7 +32,7 @@ METHODS = {"sft": {"method": "sft"}} | {
 COLUMNS = ("lambda", "grad_norm", "gradient_sft", "gradient_kl", "loss_sft", "loss_kl")
 
 
-def compare(curves: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def compare(curves: Mapping[str, Sequence[Validation]]) -> dict[str, dict[str, float]]:
     """Method -> {"domain", "general"}: "general" at the highest "domain" score that every method reaches."""
     points = {name: [(p["domain"], p["general"]) for p in curve] for name, curve in curves.items()}
     level, general = at_common_level(points)
@@ -56,8 +57,8 @@ def main() -> None:
     rows = run.path / "data" / "train.jsonl"
     write_lines(rows, data.medquad.train)
     stages = Seed(run, str(args.model), data, rows, args.seed, settings, StageTimes(run.path / "seconds.json"))
-    start = {"epochs": 0.0, **stages.validated(args.model, run.path / "base.json")}
-    curves = {name: [start, *points] for name, points in stages.choose()["grid"].items()}
+    start: Passed = {"epochs": 0.0, **stages.validated(args.model, run.path / "base.json")}
+    curves: dict[str, list[Passed]] = {name: [start, *points] for name, points in stages.choose()["grid"].items()}
     trained = {name: read_jsonl(stages.folder(name, args.rate).train_dir / "metrics.jsonl") for name in METHODS}
     record = {
         "at_level": compare(curves),

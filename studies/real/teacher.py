@@ -12,7 +12,7 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from raft.chat import generate_text
 from raft.cpu import share_cpu
@@ -44,6 +44,15 @@ LABEL = re.compile(
     r"|the (?:reference|background|text|passage|given)\b|the answer (?:to|is)\b",
     re.IGNORECASE,
 )
+
+
+class Entry(TypedDict):
+    """What a line of both files has."""
+
+    id: str
+    question: str
+    answer: str
+    split: str
 
 
 def study(
@@ -94,8 +103,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def read(folder: Path, file: str, n: int, seed: int) -> list[Row]:
     """`n` training rows with references cut to REFERENCE_WORDS words."""
-    fields = {name: str for name in ("id", "question", "answer", "split")}
-    learnable = [row for row in read_file(folder, file, fields) if row["split"] == "train"]
+    learnable = [row for row in read_file(folder, file, Entry) if row["split"] == "train"]
     drawn = draw(random.Random(seed), learnable, n, f"training rows of {file}")
     cut = [{**row, "id": str(i), "answer": _cut(row["answer"])} for i, row in enumerate(drawn)]
     return normalize_rows(cut, file)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from raft.report.load import Summary
+
 pytestmark = pytest.mark.timeout(900)
 
 # The demo on a part of its world, with plain transformers as engine: vLLM would only add its start to every restart.
@@ -106,6 +108,7 @@ def test_same_validation_curve(runs, method):
 
 def test_same_scores(runs):
     whole, killed = (json.loads((run / "summary.json").read_text()) for run in runs)
+    assert set(whole) == Summary.__optional_keys__
     assert killed["scores"] == whole["scores"]
     assert set(whole["scores"]) == {"base", "sft", "raft"} and set(whole["n"]) == {"domain", "general", "format"}
 

@@ -10,6 +10,7 @@ from raft.errors import ConfigError, InputError, ModelError
 from raft.evaluate import evaluate, weight_distance
 from raft.evaluate.checks import score
 from raft.evaluate.evaluation import evaluate_run
+from raft.evaluate.results import Result, Sample
 from raft.runs import Run
 from raft.settings import Config, EvalSettings
 from tests import tiny
@@ -141,7 +142,10 @@ def test_items_of_the_training_rows_are_named(models, data, tmp_path, caplog):
     rows = tmp_path / "train.jsonl"
     rows.write_text(json.dumps({"question": ITEMS[1]["question"], "answer": "kl"}) + "\n")
     run = Run(tmp_path / "run")
-    result = evaluate_run(plan_evaluation(config(data=str(rows)), run, models["other"], data), "tuned")
+    plan = plan_evaluation(config(data=str(rows)), run, models["other"], data)
+    result = evaluate_run(plan, "tuned", base=models["base"])
+    assert set(result) == Result.__required_keys__ | Result.__optional_keys__
+    assert all(set(sample) - {"thought"} == Sample.__required_keys__ for sample in result["samples"])
     assert result["trained_items"] == ["d2"] and "1 of 4 items ask what the training rows ask" in caplog.text
     assert "trained_items" not in evaluate_run(plan_evaluation(config(), run, models["other"], data), "again")
 

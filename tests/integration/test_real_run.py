@@ -9,6 +9,7 @@ import pytest
 from raft.demo.settings import BASE_MODEL
 from raft.errors import RunFolderError
 from raft.real import REAL_MODEL
+from raft.real.results import Chosen, Point, Study
 from raft.real.scores import METRICS
 from raft.real.settings import QUICK
 from raft.real.study import run_real
@@ -51,12 +52,14 @@ def go(folders, seeds, settings=SETTINGS):
 def test_a_seed_then_another(folders, tmp_path):
     result = go(folders, [0])
     assert result == read_json(folders[1] / "medquad.json")
+    assert set(result) == Study.__required_keys__ and set(result["chosen"]) == Chosen.__required_keys__
     assert set(result["methods"]) == {"base", "sft", "raft"} and result["seeds"] == [0]
     assert tuple(result["methods"]["sft"]) == METRICS == tuple(result["tests"]["raft_vs_sft"])
     chosen = read_json(folders[1] / "chosen.json")
     assert [len(points) for points in chosen["grid"].values()] == [3, 3]
     for method, points in chosen["grid"].items():
         assert chosen["chosen"][method]["value"] == max(point["value"] for point in points)
+        assert all(set(point) == Point.__required_keys__ for point in points)
         assert [point["epochs"] for point in points] == [1, 1, 2]
         better = max(points[:2], key=lambda point: point["value"])
         assert points[2]["learning_rate"] == better["learning_rate"]

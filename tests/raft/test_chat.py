@@ -88,9 +88,11 @@ def test_the_context_that_is_allowed_may_be_the_shorter_one():
     assert "expected fewer than 3 (max_model_len)" in failure.reason
 
 
-def test_a_template_may_refuse_a_chat(monkeypatch):
-    monkeypatch.setattr(TOKENIZER, "chat_template", "{{ raise_exception('no system') }}")
-    [failure] = replies([request("a")])
+def test_a_template_may_refuse_a_chat():
+    engine = Told()
+    engine.tokenizer = make_tokenizer()
+    engine.tokenizer.chat_template = "{{ raise_exception('no system') }}"
+    [failure] = replies([request("a")], engine)
     assert not failure.lasting and "no system" in failure.reason
 
 

@@ -237,7 +237,7 @@ def test_chat_ids_are_those_of_the_template(tokenizer):
     assert tokenizer.decode(chat_ids(tokenizer, messages)) == (
         "<|im_start|>user\nHi “you”<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert tokenizer.decode(chat_ids(tokenizer, messages, add_generation_prompt=False)).endswith("<|im_end|>\n")
+    assert tokenizer.decode(chat_ids(tokenizer, messages, False)).endswith("<|im_end|>\n")
 
 
 def test_chat_ids_need_a_template(path):

@@ -11,11 +11,10 @@ from transformers import (
     MistralConfig,
     Qwen3Config,
 )
+from transformers.cache_utils import StaticLayer
 
 from raft.engines import Sampling
-from raft.engines import decode as decode_module
-from raft.engines import hf as hf_module
-from raft.engines.decode import BY_HAND, EVERY, can_decode, decode, sees_all
+from raft.engines.decode import BY_HAND, EVERY, Recorder, can_decode, decode, sees_all
 from raft.engines.hf import LEAST_AT_ONCE, HFEngine, bytes_of_request
 
 SIZES = {
@@ -43,21 +42,9 @@ class Tokenizer:
     eos_token_id = 7
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """Uses the loop on a CPU too, and counts its calls."""
-    calls = []
-
-    def counting(*arguments):
-        calls.append(arguments[3])
-        return decode(*arguments)
-
-    def use(whether):
-        monkeypatch.setattr(hf_module, "can_decode", lambda model: whether)
-        monkeypatch.setattr(hf_module, "decode", counting)
-        return calls
-
-    return use
+def both(built, max_model_len=64):
+    """Engines of a model, with transformers' loop and with ours, which a CPU alone would not use."""
+    return [HFEngine(built, Tokenizer(), max_model_len=max_model_len, recordable=ours) for ours in (False, True)]
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])
@@ -71,42 +58,42 @@ def counted(monkeypatch):
         Sampling(temperature=1.0, max_tokens=2, stop_token_ids=(1, 2, 3)),
     ],
 )
-def test_the_same_tokens(kind, sampling, counted):
-    engine = HFEngine(model(kind), Tokenizer(), max_model_len=64)
-    counted(False)
-    expected = engine.generate(PROMPTS, sampling)
-    calls = counted(True)
-    assert engine.generate(PROMPTS, sampling) == expected
-    assert calls == [sampling.max_tokens]
+def test_the_same_tokens(kind, sampling):
+    built, in_place = model(kind), []
+    theirs, ours = both(built)
+
+    def look(module, arguments, given):
+        in_place.append(any(isinstance(layer, StaticLayer) for layer in given["past_key_values"].layers))
+
+    built.register_forward_pre_hook(look, with_kwargs=True)
+    expected = theirs.generate(PROMPTS, sampling)
+    assert not any(in_place)
+    in_place.clear()
+    assert ours.generate(PROMPTS, sampling) == expected
+    assert all(in_place) and 0 < len(in_place) <= sampling.max_tokens
 
 
-def test_seeds_belong_to_requests(counted):
-    engine, seeds = HFEngine(model(), Tokenizer(), max_model_len=64), [9, 2, 9, 4]
-    counted(False)
-    expected = engine.generate(PROMPTS, Sampling(max_tokens=20), seeds=seeds)
-    counted(True)
-    assert engine.generate(PROMPTS, Sampling(max_tokens=20), seeds=seeds) == expected
-    assert engine.generate(PROMPTS[2:], Sampling(max_tokens=20), seeds=seeds[2:]) == expected[2:]
+def test_seeds_belong_to_requests():
+    (theirs, ours), seeds = both(model()), [9, 2, 9, 4]
+    expected = theirs.generate(PROMPTS, Sampling(max_tokens=20), seeds=seeds)
+    assert ours.generate(PROMPTS, Sampling(max_tokens=20), seeds=seeds) == expected
+    assert ours.generate(PROMPTS[2:], Sampling(max_tokens=20), seeds=seeds[2:]) == expected[2:]
 
 
-def test_under_autocast_as_in_training(counted):
+def test_under_autocast_as_in_training():
     """Where keys and values differ in precision."""
     built = model()
     plain = built.forward
     built.forward = lambda **given: torch.autocast("cpu", dtype=torch.bfloat16)(plain)(**given)
-    engine = HFEngine(built, Tokenizer(), max_model_len=64)
-    counted(False)
-    expected = engine.generate(PROMPTS, Sampling(max_tokens=12))
-    counted(True)
-    assert engine.generate(PROMPTS, Sampling(max_tokens=12)) == expected
+    theirs, ours = both(built)
+    expected = theirs.generate(PROMPTS, Sampling(max_tokens=12))
+    assert ours.generate(PROMPTS, Sampling(max_tokens=12)) == expected
 
 
-def test_limits_of_rows_and_of_the_context(counted):
-    engine = HFEngine(model(), Tokenizer(), max_model_len=14)
-    counted(False)
-    expected = engine.generate(PROMPTS, Sampling(max_tokens=9))
-    counted(True)
-    assert engine.generate(PROMPTS, Sampling(max_tokens=9)) == expected
+def test_limits_of_rows_and_of_the_context():
+    theirs, ours = both(model(), max_model_len=14)
+    expected = theirs.generate(PROMPTS, Sampling(max_tokens=9))
+    assert ours.generate(PROMPTS, Sampling(max_tokens=9)) == expected
     assert len(expected[1].token_ids) <= 3
 
 
@@ -126,25 +113,34 @@ def test_it_ends_where_all_have_ended():
     assert calls == list(range(EVERY + 3))
 
 
+class Watched(Recorder):
+    """On a CPU, with a look that takes the step and a recording that takes none."""
+
+    def __init__(self, finds_waiting):
+        self.finds_waiting, self.looks, self.recordings = finds_waiting, 0, 0
+
+    def waits(self, step):
+        self.looks += 1
+        step()
+        return self.finds_waiting
+
+    def recorded(self, step):
+        self.recordings += 1
+        return step
+
+
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 4, 20])
-def test_looking_and_recording_take_no_step_more(waits, max_tokens, monkeypatch):
-    """The way on a GPU, with a look that takes the step and a recording that takes none."""
-    built, recorded = model(), []
+def test_looking_and_recording_take_no_step_more(waits, max_tokens):
     ids = torch.tensor([[5, 6, 9]])
-    given = built, ids, torch.ones_like(ids), max_tokens, lambda scores, made: scores.argmax(-1), []
+    given = model(), ids, torch.ones_like(ids), max_tokens, lambda scores, made: scores.argmax(-1), []
     expected = decode(*given)
-
-    def look(step):
-        step()
-        return waits
-
-    monkeypatch.setattr(decode_module, "_is_on_gpu", lambda tensor: True)
-    monkeypatch.setattr(decode_module, "_waits", look)
-    monkeypatch.setattr(decode_module, "_recorded", lambda step, *rest: recorded.append(step) or step)
-    assert decode(*given).tolist() == expected.tolist()
-    assert len(recorded) == (max_tokens > BY_HAND + 1 and not waits)
-    assert (built in decode_module._not_recorded) == (waits and max_tokens > BY_HAND)
+    recorder = Watched(waits)
+    assert decode(*given, recorder).tolist() == expected.tolist()
+    looks = int(max_tokens > BY_HAND)
+    assert (recorder.looks, recorder.recordings) == (looks, max_tokens > BY_HAND + 1 and not waits)
+    decode(*given, recorder)
+    assert recorder.looks == (looks if waits else 2 * looks)  # a model that waits is not looked at again
 
 
 def test_padding_changes_nothing():
@@ -175,21 +171,22 @@ def test_not_on_a_cpu_and_not_where_a_layer_forgets():
     assert not sees_all(FalconConfig(hidden_size=64, num_attention_heads=4, alibi=True, attn_implementation="sdpa"))
 
 
-def test_rows_that_run_on_beyond_the_context_do_no_harm(counted):
+def test_rows_that_run_on_beyond_the_context_do_no_harm():
     """Learned positions have no entry there."""
     torch.manual_seed(0)
     built = AutoModelForCausalLM.from_config(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=97, n_positions=32))
-    engine = HFEngine(built.eval(), Tokenizer(), max_model_len=32)
-    counted(True)
-    found = engine.generate([[5] * 28, [6]], Sampling(max_tokens=30))
+    _, ours = both(built.eval(), max_model_len=32)
+    found = ours.generate([[5] * 28, [6]], Sampling(max_tokens=30))
     assert [len(completion.token_ids) for completion in found] == [4, 30]
 
 
-def test_requests_at_once_by_what_one_needs(monkeypatch):
+def test_requests_at_once_by_what_one_needs():
     """A quarter of a million tokens of keys and values in one, next to nothing in the other."""
-    engine = HFEngine(model(), Tokenizer(), max_model_len=64)
-    assert engine._fitting(10, 10) == LEAST_AT_ONCE  # a CPU
-    small = bytes_of_request(engine._model.config, 10, 10, 4)
+    built, together = model(), []
+    built.register_forward_pre_hook(lambda _, __, given: together.append(len(given["input_ids"])), with_kwargs=True)
+    HFEngine(built, Tokenizer()).generate([[5]] * (LEAST_AT_ONCE + 1), Sampling(max_tokens=1))
+    assert together == [LEAST_AT_ONCE, 1]  # a CPU
+    small = bytes_of_request(built.config, 10, 10, 4)
     assert 20 * 3 * 2 * 2 * 16 * 4 < small < 100_000
     large = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000)
     assert 2 * 32 * 4096 * 2000 * 2 < bytes_of_request(large, 1500, 500, 2) < 2 * 2 * 32 * 4096 * 2000 * 2
@@ -202,9 +199,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an N
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
-def test_a_recorded_step(dtype, top_p, monkeypatch, caplog):
+def test_a_recorded_step(dtype, top_p, caplog):
     built = model().to("cuda", dtype)
     assert can_decode(built)
+    theirs, _ = both(built)
     engine = HFEngine(built, Tokenizer(), max_model_len=64)
     sampling = Sampling(temperature=1.0, top_p=top_p, max_tokens=40, seed=3)
     with caplog.at_level("WARNING", logger="raft"):
@@ -213,8 +211,7 @@ def test_a_recorded_step(dtype, top_p, monkeypatch, caplog):
             parameter.data *= 1.1
         found.append(engine.generate(PROMPTS, sampling))
     assert "without a recording" not in caplog.text
-    monkeypatch.setattr(hf_module, "can_decode", lambda model: False)
-    assert found[1] == engine.generate(PROMPTS, sampling) != found[0]
+    assert found[1] == theirs.generate(PROMPTS, sampling) != found[0]
 
 
 @pytest.mark.gpu

@@ -1,10 +1,11 @@
 """What vLLM is asked for on a GPU, which this looks at without one."""
 
 import pytest
+import torch
 from transformers import LlamaConfig
 
 from raft.engines import VLLMEngine
-from raft.engines.vllm.options import llm_options
+from raft.engines.vllm.options import Options, llm_options
 from raft.errors import ConfigError
 
 RECORDED = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}  # tests/integration/test_vllm.py: vLLM understands it
@@ -17,15 +18,12 @@ RECORDED = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}  # tests/integratio
 def test_decoding_is_recorded_and_the_model_compiled_only_where_asked(enforce_eager, compile_model, expected):
     asked = llm_options(
         LlamaConfig(),
+        torch.bfloat16,
         512,
+        Options(8, 0.25, enforce_eager, compile_model, release_on_gpu=False),
         gpu_bytes=80 << 30,
-        max_num_seqs=8,
-        gpu_memory_utilization=0.25,
-        enforce_eager=enforce_eager,
-        compile_model=compile_model,
-        release_on_gpu=False,
-        dtype="bfloat16",
     )
+    assert asked["dtype"] == "bfloat16"
     assert asked.get("compilation_config") == expected
     assert asked["enforce_eager"] is bool(enforce_eager)
     assert asked["gpu_memory_utilization"] == 0.25
@@ -37,14 +35,10 @@ def test_the_cache_of_a_gpu_is_no_larger_than_the_requests_can_use(gib, limited)
     shape = {"num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128}
     asked = llm_options(
         LlamaConfig(hidden_size=3072, **shape),
+        torch.bfloat16,
         1824,
+        Options(16, 0.3, enforce_eager=None, compile_model=False, release_on_gpu=False),
         gpu_bytes=gib << 30,
-        max_num_seqs=16,
-        gpu_memory_utilization=0.3,
-        enforce_eager=None,
-        compile_model=False,
-        release_on_gpu=False,
-        dtype="bfloat16",
     )
     tokens = 16 * 1824
     least = tokens * 28 * 2 * 8 * 128 * 2

@@ -23,14 +23,13 @@ def expected(model, tokenizer, question, answer, limit=None):
 
 @pytest.mark.parametrize("limit", [None, 3])
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_agrees_with_plain_forward_passes(tmp_path, monkeypatch, family, limit):
+def test_agrees_with_plain_forward_passes(tmp_path, family, limit):
     build(family, tmp_path)
     model, tokenizer = load_model(tmp_path), load_tokenizer(tmp_path)
     chats = [[{"role": "user", "content": text}] for text in CHATS]
     known = [expected(model.eval(), tokenizer, *pair, limit) for pair in zip(CHATS, ANSWERS, strict=True)]
     for tokens in (2048, 60, 1):  # one pack with a shared chat, some, one answer each
-        monkeypatch.setattr("raft.evaluate.likelihood.PACK_TOKENS", tokens)
-        found = log_likelihoods(model.train(), tokenizer, chats, ANSWERS, max_tokens=limit)
+        found = log_likelihoods(model.train(), tokenizer, chats, ANSWERS, max_tokens=limit, pack_tokens=tokens)
         assert model.training and found[2] is None
         assert found == known
 

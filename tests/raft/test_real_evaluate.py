@@ -1,13 +1,16 @@
 """A whole evaluation of a tiny model: every metric from its samples, resumed part by part, and compared in a table."""
 
 import json
+import math
+import sys
 
 import pytest
 
 from raft.errors import ConfigError, InputError
 from raft.real import general
 from raft.real.data import read_data
-from raft.real.evaluate import evaluate
+from raft.real.evaluate import Model, evaluate, likelihoods
+from raft.real.results import ArcChoice, DomainAnswer, DomainChoice, Evaluation, IFEvalAnswer, Samples, Table
 from raft.real.scores import METRICS, metrics, values
 from raft.real.table import table
 from tests.raft.real_rows import LetterCounts
@@ -29,17 +32,26 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(data, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raft.real.evaluate.IFEVAL_TOKENS", 8)
-        result = evaluate(model, data, folder, "base", engine_kind="hf", embedder=LetterCounts(), max_tokens=6)
-    return folder, result
+    return folder, evaluated(Model(model, "hf"), data, folder)
 
 
-def again(run, data, model, **changes):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raft.real.evaluate.IFEVAL_TOKENS", 8)
-        options = {"engine_kind": "hf", "embedder": LetterCounts(), "max_tokens": 6, **changes}
-        return evaluate(model, data, run[0], "base", **options)
+def evaluated(model, data, folder, **changes):
+    options = {"embedder": LetterCounts(), "max_tokens": 6, "ifeval_tokens": 8, **changes}
+    return evaluate(model, data, folder, "base", **options)
+
+
+class Unloaded(Model):
+    weights = property(lambda self: pytest.fail("loaded"))
+
+
+class Begun(Exception):
+    pass
+
+
+class Silent(Model):
+    @property
+    def engine(self):
+        raise Begun
 
 
 def test_all_metrics_with_their_samples(run):
@@ -63,41 +75,48 @@ def test_all_metrics_with_their_samples(run):
     assert all(s["words"] == len(s["output"].split()) for s in samples["domain_answers"])
 
 
-def test_what_is_there_is_not_done_again(run, data, model, monkeypatch):
+def test_samples_have_the_fields_of_their_types(run):
+    result = run[1]
+    assert set(result) == Evaluation.__required_keys__ | Evaluation.__optional_keys__
+    kinds = {"domain_answers": DomainAnswer, "domain_choice": DomainChoice, "ifeval": IFEvalAnswer, "arc": ArcChoice}
+    assert set(result["samples"]) == set(kinds) == Samples.__optional_keys__
+    for part, kind in kinds.items():
+        assert all(set(sample) - {"thought"} == kind.__required_keys__ for sample in result["samples"][part]), part
+
+
+def test_what_is_there_is_not_done_again(run, data, model):
     path = run[0] / "eval" / "base.json"
     before = path.stat().st_mtime_ns
-    monkeypatch.setattr("raft.real.evaluate.Model.weights", property(lambda self: pytest.fail("loaded")))
-    assert again(run, data, model) == run[1]
+    assert evaluated(Unloaded(model, "hf"), data, run[0]) == run[1]
     assert path.stat().st_mtime_ns == before
 
 
-def test_a_killed_evaluation_goes_on(run, data, model, monkeypatch):
+def test_a_killed_evaluation_goes_on(run, data, model):
     path = run[0] / "eval" / "base.json"
     torn = json.loads(path.read_text())
     del torn["samples"]["arc"], torn["metrics"], torn["n"]
     path.write_text(json.dumps(torn))
-    monkeypatch.setattr("raft.real.evaluate._generate", lambda *_: pytest.fail("answered again"))
-    assert again(run, data, model)["metrics"] == pytest.approx(run[1]["metrics"])
+    assert evaluated(Silent(model, "hf"), data, run[0])["metrics"] == pytest.approx(run[1]["metrics"])
 
 
 @pytest.mark.parametrize("changes", [{"max_tokens": 7}, {"seed": 1}])
-def test_other_settings_are_other_work(run, data, model, monkeypatch, changes):
-    class Begun(Exception):
-        pass
-
-    def begin(*_):
-        raise Begun
-
-    monkeypatch.setattr("raft.real.evaluate._generate", begin)
+def test_other_settings_are_other_work(run, data, model, changes):
     with pytest.raises(Begun):
-        again(run, data, model, **changes)
-    assert again(run, data, model)["metrics"] == run[1]["metrics"]  # the file is still the old one's
+        evaluated(Silent(model, "hf"), data, run[0], **changes)
+    kept = evaluated(Silent(model, "hf"), data, run[0])
+    assert kept["metrics"] == run[1]["metrics"]  # the file is still the old one's
+
+
+def test_a_text_without_tokens_is_never_chosen(model):
+    asked = [("Which is it?", ("", "This one.")), ("And here?", ("That one.",))]
+    (empty, said), (other,) = likelihoods(Model(model, "hf"), asked, "texts", None)
+    assert empty == -math.inf and said > -math.inf and other > -math.inf
 
 
 def test_missing_packages_and_sentence_splitter(tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(general, "IFEVAL_PACKAGES", ("no_such_package",))
-        with pytest.raises(ConfigError, match=r"^IFEval: needs the package no_such_package, .*lm-eval\[ifeval\]'$"):
+        patch.setitem(sys.modules, "lm_eval", None)  # as if it were not installed
+        with pytest.raises(ConfigError, match=r"^IFEval: needs the package lm_eval, .*lm-eval\[ifeval\]'$"):
             general.ifeval_functions(tmp_path)
     nltk = pytest.importorskip("nltk")
     pytest.importorskip("lm_eval")
@@ -138,6 +157,7 @@ def test_values_of_instructions_stay_with_their_prompt():
 def test_table_over_seeds():
     right, wrong = result([1] * 9 + [0]), result([0] * 9 + [1])
     found = table({"base": [wrong, wrong], "sft": [wrong, wrong], "raft": [right, right]}, **ABOUT)
+    assert set(found) == Table.__required_keys__
     assert found["methods"]["raft"]["arc_easy"] == {"mean": 0.9, "std": 0.0, "seeds": [0.9, 0.9]}
     assert found["n"] == {"ifeval_prompt_strict": 2, "ifeval_instruction_strict": 3, "arc_easy": 10}
     tests = found["tests"]["raft_vs_sft"]

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-import subprocess
+import signal
 import sys
 import threading
 import time
@@ -12,7 +12,32 @@ import pytest
 from raft.errors import RaftError
 from raft.real.jobs import Jobs
 
-FOREVER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+def forever(folder):
+    """A command that writes its process id to a file in `folder` and does not end."""
+    code = f"import os, time; open({str(folder)!r} + f'/{{os.getpid()}}.pid', 'w').close(); time.sleep(600)"
+    return [sys.executable, "-c", code]
+
+
+def processes(folder):
+    return [int(path.stem) for path in folder.glob("*.pid")]
+
+
+def wait_for_process(folder):
+    while not processes(folder):
+        time.sleep(0.01)
+
+
+def are_gone(folder):
+    """Whether all processes are, of which there is at least one."""
+    alive = []
+    for process in processes(folder):
+        try:
+            os.kill(process, 0)
+            alive.append(process)
+        except ProcessLookupError:
+            pass
+    return processes(folder) and not alive
 
 
 def write(path, text):
@@ -67,15 +92,16 @@ def test_processes(at_once, tmp_path):
 def test_an_error_ends_every_process_and_nothing_more_begins(tmp_path):
     """Whatever result is waited for: here that of a process which ends by itself in ten minutes."""
     with pytest.raises(RaftError, match="fail x ended"), Jobs(2) as jobs:
-        forever = jobs.start(lambda: jobs.call(FOREVER))
+        endless = jobs.start(lambda: jobs.call(forever(tmp_path)))
+        wait_for_process(tmp_path)
         jobs.start(lambda: jobs.alone(fail, "x"))
         for _ in range(3):
             jobs.start(lambda: jobs.alone(write, str(tmp_path / "file"), ""))
-        forever()
-    assert not jobs._children and not multiprocessing.active_children()
+        endless()
+    assert are_gone(tmp_path) and not multiprocessing.active_children()
     assert not (tmp_path / "file").exists()
     with pytest.raises(RaftError, match="another stage failed"):
-        jobs.call(FOREVER)
+        jobs.call(forever(tmp_path))
 
 
 def test_an_error_of_work_that_nobody_waits_for_is_told():
@@ -83,26 +109,28 @@ def test_an_error_of_work_that_nobody_waits_for_is_told():
         jobs.start(lambda: jobs.alone(fail, "y"))
 
 
-def test_an_error_of_the_caller_ends_every_process():
+def test_an_error_of_the_caller_ends_every_process(tmp_path):
     with pytest.raises(KeyError, match="caller"), Jobs(2) as jobs:
-        jobs.start(lambda: jobs.call(FOREVER))
-        while not jobs._children:
-            time.sleep(0.01)
+        jobs.start(lambda: jobs.call(forever(tmp_path)))
+        wait_for_process(tmp_path)
         raise KeyError("caller")
-    assert not jobs._children
+    assert are_gone(tmp_path)
 
 
-def test_an_interruption_ends_the_process_that_it_waits_for():
-    started: list[subprocess.Popen] = []
+@pytest.fixture
+def interruptible():
+    """As at a terminal: a test that is started in the background may ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
-    class Interrupting(subprocess.Popen):
-        def wait(self, timeout=None):
-            if not started:
-                started.append(self)
-                raise KeyboardInterrupt
-            return super().wait(timeout)
 
-    jobs = Jobs()
+def test_an_interruption_ends_the_process_that_it_waits_for(tmp_path, interruptible):
+    def interrupt():
+        wait_for_process(tmp_path)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        jobs._run(lambda: Interrupting(FOREVER), Interrupting.wait)
-    assert started[0].returncode is not None and not jobs._children
+        Jobs().call(forever(tmp_path))
+    assert are_gone(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 from raft.real import DATA_DIR, REAL_MODEL
 from raft.real.data import read_data
-from raft.real.evaluate import evaluate
+from raft.real.evaluate import Model, evaluate
 from raft.real.scores import METRICS
 from raft.refine.embed import load_embedder
 
@@ -29,8 +29,8 @@ def test_real_model_on_real_rows(tmp_path):
     assert not known & {item.question for item in whole.medquad.rephrased + whole.medquad.unseen}
     domain = dataclasses.replace(whole.medquad, rephrased=whole.medquad.rephrased[:6], unseen=whole.medquad.unseen[:6])
     data = dataclasses.replace(whole, medquad=domain, arc=whole.arc[:12], ifeval=whole.ifeval[:2])
-    model, embedder = os.environ[REAL_MODEL], load_embedder("minilm")
-    found = evaluate(model, data, tmp_path, "base", engine_kind="hf", embedder=embedder, max_tokens=32)
+    model, embedder = Model(os.environ[REAL_MODEL], "hf"), load_embedder("minilm")
+    found = evaluate(model, data, tmp_path, "base", embedder=embedder, max_tokens=32)
     assert tuple(found["metrics"]) == METRICS
     assert found["metrics"]["arc_easy"] > 0.25  # of four choices
     assert found["metrics"]["domain_unseen_choice"] > 0.25

@@ -12,7 +12,7 @@ from raft.rendering.row import answer_message
 from raft.rendering.thoughts import ends_inside
 from raft.rows import normalize_rows
 from tests.raft.chat_templates import with_template
-from tests.tiny import END, tokenizer
+from tests.tiny import CHAT_TEMPLATE, END, tokenizer
 
 QUESTION = [{"role": "user", "content": "Why?"}]
 # Template, the token that ends its turns, what comes before the answer, what is trained.
@@ -222,6 +222,18 @@ def test_tools_that_a_template_leaves_out_are_refused():
 
 
 # ---- control tokens in texts ----
+
+
+def test_a_template_may_take_arguments_of_any_name():
+    """Also those of the parameters of our own functions."""
+    tokens = tokenizer()
+    tokens.chat_template = "{{ answer }} {{ ends }} {{ tokenizer }}\n" + CHAT_TEMPLATE
+    given = {"answer": "brief", "ends": "soon", "tokenizer": "any"}
+    options = chat_options({"chat_template_kwargs": given})
+    turn = assistant_turn(tokens, QUESTION, {"role": "assistant", "content": "Because."}, [], **options)
+    assert tokens.decode(turn.context).startswith("brief soon any\n<|im_start|>user")
+    assert turn.prompt == chat_ids(tokens, QUESTION, **options)
+    assert earlier_turns(tokens, QUESTION, [], **options) == []
 
 
 def test_a_control_token_in_a_text_does_not_end_the_turn():

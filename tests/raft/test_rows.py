@@ -234,6 +234,13 @@ def test_a_thought_and_calls_of_tools_stay_beside_the_answer():
     assert normalize_rows([row]) == [row]
 
 
+@pytest.mark.parametrize("calls", [3, "now()", {"function": {"name": "now"}}])
+def test_calls_of_tools_are_a_list(calls):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": calls}]
+    with pytest.raises(InputError, match=r'"messages\[1\].tool_calls": expected a list, found'):
+        normalize_rows([{"messages": messages}])
+
+
 def test_nulls_of_columnar_formats_go_at_every_depth():
     call = {"function": {"name": "now", "arguments": {"zone": "UTC", "other": None}}, "id": None}
     messages = [{"role": "user", "content": "q", "tool_calls": None}, {"role": "assistant", "tool_calls": [call]}]
@@ -277,8 +284,9 @@ def test_rows_of_alpaca_and_sharegpt():
         ("q", "a"),
     ]
     assert rows[2]["prompt"][0] == {"role": "system", "content": "brief"}
-    with pytest.raises(InputError, match=r'"conversations\[0\].from": expected one of human'):
-        normalize_rows([{"conversations": [{"from": "bot", "value": "q"}]}])
+    for name in ("bot", ["human"]):
+        with pytest.raises(InputError, match=r'"conversations\[0\].from": expected one of human'):
+            normalize_rows([{"conversations": [{"from": name, "value": "q"}]}])
 
 
 def test_a_json_file_may_be_an_array(tmp_path):

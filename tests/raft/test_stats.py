@@ -47,11 +47,10 @@ def test_the_interval_is_seeded_and_exact_without_spread():
             interval(nothing)
 
 
-def test_the_size_of_a_batch_does_not_change_the_interval(monkeypatch):
+def test_the_size_of_a_batch_does_not_change_the_interval():
     values = np.random.default_rng(2).random(50).tolist()
     whole = over_items(values, resamples=1000)
-    monkeypatch.setattr("raft.stats.intervals._ROOM", 50 * 37)
-    assert over_items(values, resamples=1000) == whole
+    assert over_items(values, resamples=1000, room=50 * 37) == whole
 
 
 def test_pairing_removes_what_items_share():

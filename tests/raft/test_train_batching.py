@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from raft.engines.base import Completion
 from raft.errors import ConfigError
-from raft.train import trainer as trainer_module
 from raft.train.batching import Unit, split
 from raft.train.data import Example
 from raft.train.losses import student_batch
@@ -55,18 +54,25 @@ def test_a_pack_without_rows_has_a_token_and_no_loss(tmp_path):
     assert all(p.grad is not None and not p.grad.any() for p in made.model.parameters())
 
 
-@pytest.fixture
-def packed(monkeypatch):
-    """Tokens of every pack that was trained on."""
-    sizes, own = [], trainer_module.student_batch
+def train(made):
+    """Trains, all rows in every step; the tokens of every pack."""
+    sizes, own = [], made.get_batch_samples
 
-    def recorded(chosen, **options):
-        batch = own(chosen, **options)
-        sizes.append(batch.pack.tokens)
-        assert batch.pack.input_ids.numel() == sum(row.tokens for row in chosen)  # no padding
-        return batch
+    def recorded(*args):
+        inputs, answer_tokens = own(*args)
+        packs = [batch for micro in inputs for batch in micro["packs"]]
+        scored = [s for batch in packs for s in batch.scored]
+        whole = [
+            Unit(example, tuple(s for s in scored if s.example == example), made.student.shares_prompts)
+            for example in made.train_dataset
+        ]
+        ids = sum(batch.pack.input_ids.numel() for batch in packs)
+        assert ids == sum(row.tokens for row in whole) * bool(inputs)  # no padding, and no row is left out
+        sizes.extend(batch.pack.tokens for batch in packs)
+        return inputs, answer_tokens
 
-    monkeypatch.setattr(trainer_module, "student_batch", recorded)
+    made.get_batch_samples = recorded
+    made.train()
     return sizes
 
 
@@ -80,17 +86,15 @@ SETTINGS = {
     "settings", [{"method": "sft"}, {"fixed_lambda": 2.0}, {"fixed_lambda": 2.0, "rollouts_per_prompt": 2}]
 )
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_budget_changes_the_forwards_and_not_the_step(tmp_path, packed, settings, accumulation):
+def test_a_budget_changes_the_forwards_and_not_the_step(tmp_path, settings, accumulation):
     whole = trainer(tmp_path / "whole", **SETTINGS, per_device_train_batch_size=6, **settings)
-    whole.train()
-    largest = max(packed)
+    largest = max(train(whole))
     budget = largest // 2 if settings.get("method") == "sft" else 230
-    packed.clear()
     cut = trainer(
         tmp_path / "cut", **SETTINGS, per_device_train_batch_size=6 // accumulation, **settings,
         gradient_accumulation_steps=accumulation, max_tokens_per_micro_batch=budget,
     )  # fmt: skip
-    cut.train()
+    packed = train(cut)
     assert len(packed) >= 4 and max(packed) <= budget < largest
     for a, b in zip(exact(tmp_path / "whole/metrics.jsonl"), exact(tmp_path / "cut/metrics.jsonl"), strict=True):
         assert a.keys() == b.keys()
@@ -100,17 +104,17 @@ def test_a_budget_changes_the_forwards_and_not_the_step(tmp_path, packed, settin
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_lambda_of_the_step_is_that_of_all_its_packs(tmp_path, packed):
+def test_lambda_of_the_step_is_that_of_all_its_packs(tmp_path):
     whole = trainer(tmp_path / "whole", **SETTINGS | {"max_steps": 1}, per_device_train_batch_size=6)
     cut = trainer(
         tmp_path / "cut", **SETTINGS | {"max_steps": 1}, per_device_train_batch_size=6, max_tokens_per_micro_batch=230
     )
-    whole.train(), cut.train()
-    assert len(packed) > 2
+    whole.train()
+    assert len(train(cut)) > 1
     assert cut.balance.state_dict() == pytest.approx(whole.balance.state_dict(), rel=1e-10)
 
 
-def test_fewer_packs_than_micro_batches(tmp_path, packed):
+def test_fewer_packs_than_micro_batches(tmp_path):
     """The rows of three micro-batches fit into one forward."""
     made = trainer(
         tmp_path,
@@ -119,8 +123,7 @@ def test_fewer_packs_than_micro_batches(tmp_path, packed):
         gradient_accumulation_steps=3,
         max_tokens_per_micro_batch=5000,
     )
-    made.train()
-    assert len(packed) == 2
+    assert len(train(made)) == 2
     assert made.state.global_step == 2
 
 

@@ -106,7 +106,7 @@ def test_soft_caps_and_scales_of_the_logits_are_found():
         assert (language.head().scale, language.head().softcap) == (scale, softcap)
 
 
-def test_a_model_whose_logits_are_made_otherwise_is_refused(monkeypatch):
+def test_a_model_whose_logits_are_made_otherwise_is_refused():
     model, _ = load()
     forward = model.forward
 
@@ -115,12 +115,12 @@ def test_a_model_whose_logits_are_made_otherwise_is_refused(monkeypatch):
         output.logits = output.logits * torch.arange(output.logits.shape[-1])
         return output
 
-    monkeypatch.setattr(model, "forward", shifted)
+    model.forward = shifted
     with pytest.raises(ModelError, match="do not give the model's own logits"):
         LanguageModel(model).check()
 
 
-def test_a_model_that_loses_the_pack_on_the_way_falls_back(monkeypatch):
+def test_a_model_that_loses_the_pack_on_the_way_falls_back():
     """Its attention never sees the packing arguments: restarted positions must keep the sequences apart instead."""
     model, _ = load()
     for layer in model.model.layers:
@@ -129,7 +129,7 @@ def test_a_model_that_loses_the_pack_on_the_way_falls_back(monkeypatch):
         def forward(*args, own=attention.forward, packed_rows=None, packed_back=None, **kwargs):
             return own(*args, **kwargs)
 
-        monkeypatch.setattr(attention, "forward", forward)
+        attention.forward = forward
     language = LanguageModel(model)
     language.check()
     assert not language.uses_packed_sdpa

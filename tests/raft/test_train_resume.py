@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 from raft.errors import RunFolderError
 from raft.train.checkpoint import last_checkpoint
 from raft.train.records import drop_after
-from tests.golden.training import exact, lines, load, rows, trainer
+from raft.train.trainer import RAFTTrainer
+from tests.golden.training import Recorder, config, exact, lines, load, rows, trainer
 from tests.tiny import CHAT_TEMPLATE
 
 
@@ -157,22 +158,17 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_a_resumed_training_says_that_its_rows_are_rendered_otherwise(
-    checkpoints, tmp_path, caplog, monkeypatch, other
-):
+def test_a_resumed_training_says_that_its_rows_are_rendered_otherwise(checkpoints, tmp_path, caplog, other):
     """As under a template that writes today's date."""
     folder = shutil.copytree(checkpoints, tmp_path / "copy")
+    model, tokenizer = load()
     if other:
-        template = f"{{{{ 'It is Friday.' }}}}{CHAT_TEMPLATE}"
-        monkeypatch.setattr("tests.golden.training.load", lambda *args: with_template(*load(*args), template))
+        tokenizer.chat_template = f"{{{{ 'It is Friday.' }}}}{CHAT_TEMPLATE}"
+    engine = Recorder(model, tokenizer)
+    made = RAFTTrainer(model, config(folder, max_steps=3), rows(), processing_class=tokenizer, engine=engine)
     with caplog.at_level(logging.WARNING, "raft"):
-        trainer(folder, max_steps=3).train(resume_from_checkpoint=True)
+        made.train(resume_from_checkpoint=True)
     assert any("are rendered to other tokens" in message for message in caplog.messages) == other
-
-
-def with_template(model, tokenizer, template):
-    tokenizer.chat_template = template
-    return model, tokenizer
 
 
 def test_a_fresh_run_starts_fresh(tmp_path):

@@ -6,7 +6,6 @@ import torch
 from raft.report.load import load_run
 from raft.report.tables import warning_table
 from raft.runs import read_jsonl
-from raft.train import watch
 from raft.train.config import RAFTConfig
 from raft.train.watch import ROLLOUTS, Watch, leaves_script, loops
 from tests.golden.training import trainer
@@ -17,7 +16,7 @@ def make(tmp_path, known=(), **settings):
 
 
 def said(found):
-    return [finding.name for finding in found]
+    return [finding["name"] for finding in found]
 
 
 GOOD = {"teacher_mass": 0.97, "rollout_truncated": 0.3, "lambda": 1.0, "grad_norm": 9.0}
@@ -41,12 +40,12 @@ def test_a_teacher_that_is_too_flat_for_k(tmp_path):
         return 4096
 
     (finding,) = made.metrics(7, 1, GOOD | {"teacher_mass": 0.68}, k_for=k_for)
-    assert (finding.step, finding.name) == (7, "teacher_mass") and asked == [0.95]
+    assert (finding["step"], finding["name"]) == (7, "teacher_mass") and asked == [0.95]
     for part in ("512 tokens hold 0.68", "top_k 4,096 would hold 0.95", "tail: bucket"):
-        assert part in finding.text
+        assert part in finding["text"]
     assert not made.metrics(8, 1, GOOD | {"teacher_mass": 0.5}, k_for=k_for) and len(asked) == 1
     assert not make(tmp_path, tail="bucket").metrics(1, 1, GOOD | {"teacher_mass": 0.5})
-    assert "a larger top_k" in make(tmp_path).metrics(1, 1, GOOD | {"teacher_mass": 0.5})[0].text
+    assert "a larger top_k" in make(tmp_path).metrics(1, 1, GOOD | {"teacher_mass": 0.5})[0]["text"]
 
 
 def test_rollouts_that_are_cut(tmp_path):
@@ -54,7 +53,8 @@ def test_rollouts_that_are_cut(tmp_path):
     made = make(tmp_path, rollout_max_tokens=64, per_device_train_batch_size=8, rollouts_per_prompt=2)
     assert not made.metrics(1, 1, line)  # 16 rollouts are too few to tell
     (finding,) = made.metrics(2, 1, line | {"rollout_truncated": 1.0})
-    assert finding.text.startswith("75% of the rollouts were cut at 64 tokens") and "rollout_max_tokens" in finding.text
+    assert finding["text"].startswith("75% of the rollouts were cut at 64 tokens")
+    assert "rollout_max_tokens" in finding["text"]
     assert not make(tmp_path, mask_truncated=True).metrics(1, 50, line)
     made = make(tmp_path, per_device_train_batch_size=8)
     found = [made.metrics(step, 1, GOOD | {"rollout_truncated": float(step % 4 == 0)}) for step in range(1, 41)]
@@ -68,7 +68,7 @@ def test_a_lambda_far_off_for_long(tmp_path, value, side):
     assert not made.metrics(20, 1, GOOD)  # in order again: the count starts anew
     assert not any(made.metrics(step, 1, line) for step in range(21, 40))
     (finding,) = made.metrics(40, 1, line)
-    assert finding.name == "lambda" and side in finding.text and f"{value:g}" in finding.text
+    assert finding["name"] == "lambda" and side in finding["text"] and f"{value:g}" in finding["text"]
     assert not any(made.metrics(step, 1, line) for step in range(41, 90))
     assert not make(tmp_path, fixed_lambda=30.0).metrics(1, 50, line)
 
@@ -84,18 +84,18 @@ def test_a_gradient_that_is_always_clipped(tmp_path):
     # Every tenth step is logged, and its norm is that of one step.
     found = [made.metrics(10 * step, 10, GOOD | {"grad_norm": 28.0}) for step in range(1, 30)]
     assert [said(f) for f in found if f] == [["grad_norm"]] and found[19]
-    assert "max_grad_norm (1)" in found[19][0].text and "now 28" in found[19][0].text
-    assert "lambda_max" in found[19][0].text
+    assert "max_grad_norm (1)" in found[19][0]["text"] and "now 28" in found[19][0]["text"]
+    assert "lambda_max" in found[19][0]["text"]
     made = make(tmp_path, method="sft")
     (finding,) = [f for step in range(20) for f in made.metrics(step, 1, {"grad_norm": 28.0})]
-    assert "lambda" not in finding.text
+    assert "lambda" not in finding["text"]
     assert not make(tmp_path, max_grad_norm=0.0).metrics(1, 50, GOOD | {"grad_norm": 28.0})
 
 
 def test_the_bound_of_lambda(tmp_path):
     made = make(tmp_path, lambda_max=3.0)
     assert not made.metrics(1, 1, GOOD, 2.9)
-    assert made.metrics(2, 1, GOOD, 3.0)[0].text == "lambda has reached its upper bound of 3 by step 2"
+    assert made.metrics(2, 1, GOOD, 3.0)[0]["text"] == "lambda has reached its upper bound of 3 by step 2"
 
 
 @pytest.mark.parametrize("settings, helps", [({}, "engine_weights: copied"), ({"engine_weights": "copied"}, "")])
@@ -106,8 +106,9 @@ def test_an_engine_that_is_another_model(tmp_path, settings, helps):
     assert not made.metrics(4, 1, GOOD | {"engine_gap": 0.03})  # in order again, as bf16 is: the count starts anew
     assert not made.metrics(5, 1, far) and not made.metrics(6, 1, far)
     (finding,) = made.metrics(7, 1, far)
-    assert finding.name == "engine_gap" and "0.2 apart" in finding.text and "rollout_engine: hf" in finding.text
-    assert helps in finding.text and ("copied" in finding.text) == bool(helps)
+    assert finding["name"] == "engine_gap"
+    assert "0.2 apart" in finding["text"] and "rollout_engine: hf" in finding["text"]
+    assert helps in finding["text"] and ("copied" in finding["text"]) == bool(helps)
     assert not any(made.metrics(step, 1, far) for step in range(8, 20))
     made = make(tmp_path)
     assert any(made.metrics(step, 1, GOOD | {"engine_gap": float("nan")}) for step in range(3))
@@ -115,9 +116,9 @@ def test_an_engine_that_is_another_model(tmp_path, settings, helps):
 
 def test_a_balance_of_gradients_is_spoken_of_as_one(tmp_path):
     (finding,) = make(tmp_path, balance="gradient").metrics(20, 20, GOOD | {"lambda": 30.0})
-    assert "one of the gradients is nearly 0" in finding.text
+    assert "one of the gradients is nearly 0" in finding["text"]
     (finding,) = make(tmp_path).metrics(20, 20, GOOD | {"lambda": 30.0})
-    assert "one of the losses is nearly 0" in finding.text
+    assert "one of the losses is nearly 0" in finding["text"]
 
 
 def rollout(text, step=1, question="Where is the bank?", answer="On the river."):
@@ -129,7 +130,7 @@ def test_rollouts_that_repeat_themselves(tmp_path):
     made = make(tmp_path)
     assert not made.rollouts([bad] * (ROLLOUTS // 4) + [fine] * (3 * ROLLOUTS // 4))  # a quarter is not more than that
     (finding,) = made.rollouts([fine] + [bad] * ROLLOUTS)[:1]
-    assert finding.name == "loops" and f"of the last {ROLLOUTS} rollouts repeat themselves" in finding.text
+    assert finding["name"] == "loops" and f"of the last {ROLLOUTS} rollouts repeat themselves" in finding["text"]
     assert not made.rollouts([bad] * ROLLOUTS)
     assert not make(tmp_path).rollouts([bad] * (ROLLOUTS - 1))  # too few to tell
 
@@ -161,16 +162,14 @@ def test_scripts(question, text, found):
     assert leaves_script(question, text) == found
 
 
-def test_a_resumed_run_does_not_say_it_again(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(watch, "PATIENCE", 1)
-    monkeypatch.setattr(watch, "LAMBDAS", (1e6, 1e7))
-    settings = {"save_strategy": "steps", "save_steps": 1}
+def test_a_resumed_run_does_not_say_it_again(tmp_path, caplog):
+    settings = {"lambda_max": 1e-6, "save_strategy": "steps", "save_steps": 1}
     trainer(tmp_path, max_steps=2, **settings).train()
-    assert "lambda has been below" in caplog.text
+    assert "lambda has reached its upper bound" in caplog.text
     caplog.clear()
     trainer(tmp_path, max_steps=4, **settings).train(resume_from_checkpoint=True)
-    assert "lambda has been below" not in caplog.text
-    assert [line["name"] for line in read_jsonl(tmp_path / "warnings.jsonl")].count("lambda") == 1
+    assert "lambda has reached its upper bound" not in caplog.text
+    assert [line["name"] for line in read_jsonl(tmp_path / "warnings.jsonl")].count("bound") == 1
 
 
 def test_k_that_holds_a_share_is_that_of_the_teachers_own_distribution(tmp_path):
@@ -190,15 +189,12 @@ def test_k_that_holds_a_share_is_that_of_the_teachers_own_distribution(tmp_path)
     assert shares[k - 1] >= 0.5 - 1e-6 and shares[k - 2] < 0.5 + 1e-6
 
 
-def test_a_training_keeps_its_warnings_and_the_report_shows_them(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(watch, "PATIENCE", 1)
-    monkeypatch.setattr(watch, "LAMBDAS", (1e6, 1e7))
+def test_a_training_keeps_its_warnings_and_the_report_shows_them(tmp_path, caplog):
     run = tmp_path / "run"
-    made = trainer(run / "train", max_steps=2)
+    made = trainer(run / "train", max_steps=2, lambda_max=1e-6)
     made.train()
     lines = read_jsonl(run / "train" / "warnings.jsonl")
-    assert [line["name"] for line in lines].count("lambda") == 1
-    (line,) = [line for line in lines if line["name"] == "lambda"]
+    (line,) = [line for line in lines if line["name"] == "bound"]
     assert line["step"] == 1 and line["text"] in caplog.text
     table = warning_table(load_run(run))
     assert line["text"] in [row[2].text for row in table.rows]

@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from raft.engines.vllm.sharing import CannotShare
 from raft.errors import EngineError
 from raft.models.adapters import added_adapters, base_model, lora_layers, special_adapter
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
+    from vllm.lora.request import LoRARequest
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of max_lora_rank that vLLM takes
 
@@ -27,7 +31,7 @@ class ServedAdapter:
     def __init__(self, model: nn.Module):
         """Raises CannotShare, with the reason, for adapters that vLLM cannot serve."""
         self._model = model
-        self.request: Any = None  # vllm.lora.request.LoRARequest for a call of vLLM; None while all adapters are off
+        self.request: LoRARequest | None = None  # for a call of vLLM; None while all adapters are off
         for name, layer in lora_layers(model):
             if reason := _reason_not_to_serve(layer):
                 raise CannotShare(f"{name} {reason}")
@@ -41,7 +45,7 @@ class ServedAdapter:
         self._count = 0
 
     @property
-    def engine_options(self) -> dict[str, Any]:
+    def engine_options(self) -> dict[str, object]:
         """Arguments of `vllm.LLM` that make room for the adapter."""
         return {"enable_lora": True, "max_loras": 1, "max_lora_rank": self._rank}
 
@@ -86,7 +90,7 @@ class ServedAdapter:
         return pairs
 
 
-def _reason_not_to_serve(layer: Any) -> str | None:
+def _reason_not_to_serve(layer: "LoraLayer") -> str | None:
     if not isinstance(layer.base_layer, nn.Linear):
         return f"is a {type(layer.base_layer).__name__} with an adapter, vLLM takes them on linear layers"
     return special_adapter(layer)

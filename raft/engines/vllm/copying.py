@@ -5,7 +5,6 @@ That is so for FSDP2, for merged LoRA adapters, and where vLLM stores weights in
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +38,7 @@ class CopiedWeights:
 
 
 @torch.no_grad()
-def fill(engine_model: Any, tensors: Mapping[str, Tensor], load: Load) -> None:
+def fill(engine_model: nn.Module, tensors: Mapping[str, Tensor], load: Load) -> None:
     """Loads `tensors` into a new engine; EngineError where a parameter of the engine gets no numbers.
 
     What vLLM's own loading reports has other names at times, so each parameter is NaN before and must not be after.
@@ -52,7 +51,7 @@ def fill(engine_model: Any, tensors: Mapping[str, Tensor], load: Load) -> None:
         raise EngineError(f"the model lacks {len(missing)} weights that vLLM needs, the first is {missing[0]}")
 
 
-def copied(model: nn.Module, engine_model: Any, load: Load) -> CopiedWeights:
+def copied(model: nn.Module, engine_model: nn.Module, load: Load) -> CopiedWeights:
     """The copy that the engine has loaded already. EngineError where no refresh can overwrite it."""
     tensors = checkpoint_tensors(model)
     try:

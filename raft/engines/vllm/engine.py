@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from transformers import (
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from raft.engines.base import (
@@ -36,7 +37,7 @@ from raft.engines.base import (
 )
 from raft.engines.host import discard_pages, fit_threads, own_random_state
 from raft.engines.vllm.adapters import ServedAdapter
-from raft.engines.vllm.options import config_for, make_llm
+from raft.engines.vllm.options import Options, config_for, make_llm
 from raft.engines.vllm.process import keeps_process_group, on_cpu, shut_down, starting
 from raft.engines.vllm.sharing import CannotShare
 from raft.engines.weights import OwnWeights
@@ -45,8 +46,10 @@ from raft.models.adapters import peft_configs
 from raft.models.checkpoint import check_plain
 from raft.progress import Call, call
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
 
+log = logging.getLogger(__name__)
 
 MAX_NUM_SEQS = 128  # requests that are generated at the same time, at most, unless the caller says otherwise
 
@@ -59,7 +62,7 @@ class VLLMEngine:
     def __init__(
         self,
         model: PreTrainedModel | str | Path,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         max_model_len: int = 2048,
         weights: str = "auto",
@@ -91,25 +94,18 @@ class VLLMEngine:
             raise ConfigError(f"weights={weights!r} needs a model under training; {model} is a path")
         if importlib.util.find_spec("vllm") is None:
             raise EngineError("vLLM is not installed; install it, or use engine 'hf'")
-        self._llm: Any = None
+        self._llm: Any = None  # a vllm.LLM from the start on, None again once the engine is closed
         self._adapter: ServedAdapter | None = None
         self._released = False
         self._keeps_process_group = keeps_process_group()
-        options: dict[str, Any] = {
-            "max_num_seqs": max_num_seqs,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "enforce_eager": enforce_eager,
-            "compile_model": compile_model,
-            "release_on_gpu": release_on_gpu,
-        }
+        options = Options(max_num_seqs, gpu_memory_utilization, enforce_eager, compile_model, release_on_gpu)
         if isinstance(model, str | Path):
-            self.tokenizer = tokenizer or from_folder(AutoTokenizer, model, "a tokenizer")
-            config = from_folder(AutoConfig, model, "a model's config.json")
-            # With dtype="auto" vLLM would convert a float32 checkpoint to bfloat16.
-            options["dtype"] = str(config.dtype or "auto").removeprefix("torch.")
+            self.tokenizer = tokenizer or from_folder(AutoTokenizer.from_pretrained, model, "a tokenizer")
+            config = from_folder(AutoConfig.from_pretrained, model, "a model's config.json")
             self.max_model_len = context_length(config.get_text_config(), max_model_len)
             with starting():
-                self._llm = make_llm(str(model), config, self.max_model_len, **options)
+                # With dtype="auto" vLLM would convert a float32 checkpoint to bfloat16.
+                self._llm = make_llm(str(model), config, config.dtype or "auto", self.max_model_len, options)
             self.weights: Weights = OwnWeights("disk")
             with torch.device("meta"):  # without memory, to count the parameters, which vLLM stores in another form
                 self._parameters = AutoModelForCausalLM.from_config(config).num_parameters()
@@ -120,7 +116,6 @@ class VLLMEngine:
             self.tokenizer = tokenizer
             config = config_for(model)
             self.max_model_len = context_length(config.get_text_config(), max_model_len)
-            options["dtype"] = str(model.dtype).removeprefix("torch.")
             self._follow(model, config, weights, options)
             self._parameters = model.num_parameters()
             self._eos = eos_ids(model, self.tokenizer)
@@ -129,7 +124,7 @@ class VLLMEngine:
             self.release()  # vLLM has written zeros to the whole cache; it need not be in memory until it is used
         log.info("vLLM engine ready, weights: %s", self.weights.mode)
 
-    def _follow(self, model: PreTrainedModel, config: PretrainedConfig, weights: str, options: dict[str, Any]) -> None:
+    def _follow(self, model: PreTrainedModel, config: PretrainedConfig, weights: str, options: Options) -> None:
         """Starts vLLM on the weights of a model under training.
 
         With LoRA the base weights are shared and each refresh passes on the adapters. Where either is not possible,
@@ -139,7 +134,7 @@ class VLLMEngine:
         try:
             if weights != "copied" and peft_configs(model):
                 self._adapter = ServedAdapter(model)
-                self._start(model, config, "shared", options | self._adapter.engine_options)
+                self._start(model, config, "shared", options, **self._adapter.engine_options)
                 self._adapter.refresh()
             else:
                 self._start(model, config, weights, options)
@@ -153,14 +148,18 @@ class VLLMEngine:
             gc.collect()  # frees what the first start allocated
             self._start(model, config, "copied", options)
 
-    def _start(self, model: PreTrainedModel, config: PretrainedConfig, weights: str, options: dict[str, Any]) -> None:
+    def _start(
+        self, model: PreTrainedModel, config: PretrainedConfig, weights: str, options: Options, **others: object
+    ) -> None:
         # vLLM reads the configuration from a folder. The model may have none, or have been changed since it was saved.
         with tempfile.TemporaryDirectory(prefix="raft-engine-") as folder, starting():
             config.save_pretrained(folder)
             from raft.engines.vllm.loader import LOAD_FORMAT, handing_over  # imports vLLM, within `starting`
 
             with handing_over(model, weights) as handover:
-                self._llm = make_llm(folder, config, self.max_model_len, load_format=LOAD_FORMAT, **options)
+                self._llm = make_llm(
+                    folder, config, model.dtype, self.max_model_len, options, load_format=LOAD_FORMAT, **others
+                )
         assert handover.weights is not None
         self.weights = handover.weights
 
@@ -205,7 +204,7 @@ class VLLMEngine:
             )
         return [_completion(request.outputs[0]) for request in outputs]
 
-    def _plain_ranks(self, sampling: Sampling) -> contextlib.AbstractContextManager[Any]:
+    def _plain_ranks(self, sampling: Sampling) -> contextlib.AbstractContextManager[object]:
         """Keeps torch from compiling the function by which vLLM ranks log-probabilities, which takes 22 s on a CPU.
 
         Where vLLM compiles the model, compilation must stay on; that one function then takes little beside the rest.
@@ -262,7 +261,7 @@ class _Finished(tqdm):
 
     monitor_interval = 0  # no thread that redraws bars
 
-    def __init__(self, progress: Call, *args: Any, **options: Any):
+    def __init__(self, progress: Call, *args: object, **options: object):
         super().__init__(*args, **options | {"disable": True})
         self._progress, self._start = progress, time.monotonic()
 
@@ -281,7 +280,7 @@ def _generation_config(path: str | Path) -> GenerationConfig | None:
         return None
 
 
-def _completion(output: Any) -> Completion:
+def _completion(output: "CompletionOutput") -> Completion:
     if output.finish_reason not in ("stop", "length"):
         raise EngineError(f"vLLM ended a request with {output.finish_reason!r}")
     logprobs = None

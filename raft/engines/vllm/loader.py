@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
@@ -60,10 +61,10 @@ def handing_over(model: nn.Module, wanted: str) -> Iterator[Handover]:
 class StudentLoader(BaseModelLoader):
     """Makes the model's parameters views of vLLM's storage; where that is not possible, vLLM gets a copy."""
 
-    def download_model(self, model_config: Any) -> None:
+    def download_model(self, model_config: ModelConfig) -> None:
         """Nothing to download."""
 
-    def load_weights(self, model: Any, model_config: Any) -> None:
+    def load_weights(self, model: Any, model_config: ModelConfig) -> None:
         handover, load = _current(), _loading(model)
         for module in model.modules():
             # The CPU build would repack the weight of every Linear for oneDNN and delete the original.
@@ -77,9 +78,9 @@ class StudentLoader(BaseModelLoader):
         if handover.weights is None:
             fill(model, checkpoint_tensors(handover.model), load)
 
-    def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> nn.Module:
+    def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> nn.Module:
         model = super().load_model(vllm_config, model_config, prefix)
-        for module in model.modules():  # type: Any
+        for module in model.modules():
             if hasattr(module, "cpu_linear"):
                 # For the head it packs a copy (vocab_parallel_embedding.py), which no training would change.
                 module.cpu_linear = torch.nn.functional.linear

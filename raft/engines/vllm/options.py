@@ -5,7 +5,8 @@ import importlib
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -15,6 +16,9 @@ from raft.engines.vllm.process import many_processes, on_cpu
 from raft.errors import EngineError
 from raft.models.adapters import base_model
 
+if TYPE_CHECKING:
+    from vllm import LLM
+
 log = logging.getLogger(__name__)
 
 _GIB = 2**30
@@ -22,39 +26,54 @@ _CPU_BLOCK = 128  # tokens in a block of the KV cache on CPU (vllm/platforms/cpu
 _GPU_BLOCK = 64  # at least as many as in a block of any attention of a GPU: 16 to 64
 
 
-def make_llm(path: str, config: PretrainedConfig, max_model_len: int, **options: Any) -> Any:
-    """A `vllm.LLM` in this process, for a folder whose config.json is `config`. options: as of `llm_options`."""
+@dataclass(frozen=True)
+class Options:
+    """How vLLM runs, whatever the model; `VLLMEngine` says what each of them does."""
+
+    max_num_seqs: int
+    gpu_memory_utilization: float
+    enforce_eager: bool | None
+    compile_model: bool
+    release_on_gpu: bool
+
+
+def make_llm(
+    path: str,
+    config: PretrainedConfig,
+    dtype: torch.dtype | str,
+    max_model_len: int,
+    options: Options,
+    **others: object,
+) -> "LLM":
+    """A `vllm.LLM` in this process, for a folder whose config.json is `config`. For the rest see `llm_options`."""
     from vllm import LLM
 
     _use_native_class(config.architectures)
     gpu_bytes = None if on_cpu() else torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return LLM(path, **llm_options(config, max_model_len, gpu_bytes=gpu_bytes, **options))
+    return LLM(path, **llm_options(config, dtype, max_model_len, options, gpu_bytes, **others))
 
 
 def llm_options(
     config: PretrainedConfig,
+    dtype: torch.dtype | str,
     max_model_len: int,
-    *,
+    options: Options,
     gpu_bytes: int | None,
-    dtype: str,
-    max_num_seqs: int,
-    gpu_memory_utilization: float,
-    enforce_eager: bool | None,
-    compile_model: bool,
-    release_on_gpu: bool,
-    **others: Any,
-) -> dict[str, Any]:
-    """The arguments of `vllm.LLM`. gpu_bytes: memory of the GPU, None on a CPU; others: further arguments, as they are.
+    **others: object,
+) -> dict[str, object]:
+    """The arguments of `vllm.LLM`.
 
-    For the rest see `VLLMEngine`.
+    dtype: "auto" lets vLLM choose. gpu_bytes: memory of the GPU, None on a CPU; others: further arguments, as they
+    are.
     """
-    item_bytes = 2 if dtype in ("bfloat16", "float16") else 4
+    dtype_name = str(dtype).removeprefix("torch.")
+    item_bytes = 2 if dtype_name in ("bfloat16", "float16") else 4
     bytes_a_token = cache_bytes(config.get_text_config(), item_bytes)
-    options = others | {
-        "dtype": dtype,
+    arguments = others | {
+        "dtype": dtype_name,
         "max_model_len": max_model_len,
-        "max_num_seqs": max_num_seqs,
-        "enforce_eager": gpu_bytes is None if enforce_eager is None else enforce_eager,
+        "max_num_seqs": options.max_num_seqs,
+        "enforce_eager": gpu_bytes is None if options.enforce_eager is None else options.enforce_eager,
         "model_impl": "vllm",
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # vLLM's neutral sampling defaults, not those of the checkpoint
@@ -62,26 +81,26 @@ def llm_options(
     }
     if gpu_bytes is None:
         # A seeded request whose prompt is cut into chunks crashes the CPU build ("CPU Generator does not use offset").
-        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 8192)}
-        options["kv_cache_memory_bytes"] = _cpu_cache_bytes(bytes_a_token, max_model_len, max_num_seqs)
+        arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 8192)}
+        arguments["kv_cache_memory_bytes"] = _cpu_cache_bytes(bytes_a_token, max_model_len, options.max_num_seqs)
     else:
-        options["gpu_memory_utilization"] = gpu_memory_utilization
-        needed = _cache_of_all(bytes_a_token, _GPU_BLOCK, max_model_len, max_num_seqs)
-        if needed <= gpu_memory_utilization / 2 * gpu_bytes:
+        arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
+        needed = _cache_of_all(bytes_a_token, _GPU_BLOCK, max_model_len, options.max_num_seqs)
+        if needed <= options.gpu_memory_utilization / 2 * gpu_bytes:
             # vLLM would fill its share with cache that no request can use, and the training needs that memory.
-            options["kv_cache_memory_bytes"] = needed
-        options["enable_sleep_mode"] = release_on_gpu and _can_release()
-        if not enforce_eager and not compile_model:
-            options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+            arguments["kv_cache_memory_bytes"] = needed
+        arguments["enable_sleep_mode"] = options.release_on_gpu and _can_release()
+        if not options.enforce_eager and not options.compile_model:
+            arguments["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     if many_processes():
         # Started by torchrun: each process has an engine for its own prompts, in the process group of the training.
-        options["distributed_executor_backend"] = "external_launcher"
-    return options
+        arguments["distributed_executor_backend"] = "external_launcher"
+    return arguments
 
 
 def config_for(model: PreTrainedModel) -> PretrainedConfig:
     """A copy of the model's configuration that says of the model what vLLM reads from it."""
-    base: Any = base_model(model)
+    base: PreTrainedModel = base_model(model)
     config = copy.deepcopy(base.config)
     # vLLM ties the head to the embeddings if this setting is true. The model does so if both are one tensor, and the
     # setting may say something else.
@@ -101,7 +120,6 @@ def _use_native_class(architectures: Sequence[str] | None) -> None:
     from vllm import ModelRegistry
 
     name = (architectures or ["a model without architectures in its config"])[0]
-    found: Any
     if name == "SmolLM3ForCausalLM":
         from raft.engines.vllm.smollm3 import SmolLM3ForCausalLM
 

@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +14,9 @@ from raft.engines.host import undisturbed
 from raft.engines.vllm.sharing import CannotShare
 from raft.errors import EngineError
 from raft.progress import Progress, lasting_stderr
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 
 @contextlib.contextmanager
@@ -49,7 +52,7 @@ def starting() -> Iterator[None]:
         logging.getLogger("vllm.renderers.base").setLevel(logging.ERROR)
 
 
-def shut_down(llm: Any, *, keep_process_group: bool) -> None:
+def shut_down(llm: "LLM", *, keep_process_group: bool) -> None:
     """Ends a `vllm.LLM` and frees its memory. keep_process_group: as `keeps_process_group` was before its start."""
     client = llm.llm_engine.engine_core
     if not keep_process_group:

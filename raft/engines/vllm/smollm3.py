@@ -5,9 +5,9 @@ class in this process. The model under training has that same class, and its for
 `loader`, this module imports vLLM at module level and must be imported only when an engine starts.
 """
 
-from typing import Any
-
 from torch import Tensor, nn
+from transformers import PretrainedConfig
+from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM
 from vllm.model_executor.models.utils import extract_layer_index
 
@@ -18,17 +18,17 @@ class _NoRope(nn.Module):
 
 
 class SmolLM3Attention(LlamaAttention):
-    def __init__(self, config: Any, *args: Any, prefix: str = "", **kwargs: Any):
+    def __init__(self, config: PretrainedConfig, *args: object, prefix: str = "", **kwargs: object):
         super().__init__(config, *args, prefix=prefix, **kwargs)
         if not config.no_rope_layers[extract_layer_index(prefix)]:  # despite its name, 1 is with rotary embedding
             self.rotary_emb = _NoRope()
 
 
 class SmolLM3DecoderLayer(LlamaDecoderLayer):
-    def __init__(self, vllm_config: Any, prefix: str = "", config: Any = None):
+    def __init__(self, vllm_config: VllmConfig, prefix: str = "", config: PretrainedConfig | None = None):
         super().__init__(vllm_config, prefix=prefix, config=config, attn_layer_type=SmolLM3Attention)
 
 
 class SmolLM3ForCausalLM(LlamaForCausalLM):
-    def __init__(self, *, vllm_config: Any, prefix: str = ""):
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=SmolLM3DecoderLayer)
