@@ -8,23 +8,18 @@ the engine of this process one request at a time, and `refine.batch_size` at a t
 commands, for the first and the last number of `--rows`. Writes refine-cpu.json and .md to bench/results.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.common import files, machine
-from bench.common import records as common
-from bench.common.goals import goal_line
-from bench.common.options import choose, make_parser
+from bench.common import files
 
 PARTS = ("server", "batches", "memory")
 LATENCY_S = 0.05
@@ -45,7 +40,8 @@ def rows(n: int) -> list[dict[str, str]]:
 
 
 def reply(body: Mapping[str, Any], n: int, *, faulty: bool) -> Any:
-    """The last paragraph of the prompt, which is the reference; a third of the answers is a fault, drawn by the prompt."""
+    """The last paragraph of the prompt, which is the reference. Where faulty, a third of the answers is a fault, drawn
+    by the prompt and by how often it came."""
     from tests.raft.chat_server import BROKEN, CUT, Answer
 
     asked = body["messages"][-1]["content"]
@@ -61,31 +57,96 @@ def reply(body: Mapping[str, Any], n: int, *, faulty: bool) -> Any:
     return Answer(asked.rpartition("\n\n")[2], seconds=LATENCY_S)
 
 
-def refine(folder: Path, n: int, faulty: bool, model: str) -> dict[str, float]:
+def with_server(folder: Path, n: int, *, faulty: bool) -> dict[str, float]:
     """One `raft refine` of n rows with a server: seconds of the rewriting, and the peak of memory in MiB."""
     from tests.raft.chat_server import chat_server
 
-    data = folder / f"rows-{n}.jsonl"
+    data, run = folder / f"rows-{n}.jsonl", folder / f"run-{n}-{faulty}"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows(n)))
-    run = folder / f"run-{n}-{faulty}"
     with chat_server(lambda body, times: reply(body, times, faulty=faulty), at_once=WORKING) as server:
-        name = server.name()
-        given = ["--model", model, "--data", str(data), "--run", str(run), "--overwrite"]
-        settings = [f"refine.rewriter={name}", f"refine.fuser={name}", f"refine.concurrency={4 * WORKING}"]
-        began = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "raft", "refine", *given, *settings],
-            cwd=files.ROOT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        )
-        store, first, last = run / "refine" / "rewrite.jsonl", None, began
-        seen = 0
-        while process.poll() is None:
+        given = ["--model", str(BASE_MODEL), "--data", str(data), "--run", str(run)]
+        settings = [f"refine.{role}={server.name()}" for role in ("rewriter", "fuser")]
+        command = [sys.executable, "-m", "raft", "refine", *given, *settings, f"refine.concurrency={4 * WORKING}"]
+        process = subprocess.Popen(command, cwd=files.ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        store, times, seen = run / "refine" / "rewrite.jsonl", [time.monotonic()], 0
+        while process.poll() is None and seen < n:
             time.sleep(0.02)
-            lines = store.read_bytes().count(b"\n") if seen < n and store.exists() else seen
+            lines = store.read_bytes().count(b"\n") if store.exists() else 0
             if lines > seen:
-                first, last, seen = first or time.monotonic(), time.monotonic(), lines
-        _, status, used = os.wait4(process.pid, 0) if process.returncode is None else (0, process.returncode, None)
-    if process.returncode or seen < n:
-        raise SystemExit(f"raft refine ended with {process.returncode}, {seen} of {n} rows rewritten")
-    return {"seconds": last - (first or began), "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}
+                times.append(time.monotonic())
+                seen = lines
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"raft refine ended with {process.returncode}")
+    return {"seconds": times[-1] - times[1], "peak_mib": used.ru_maxrss / 1024}
+
+
+def in_batches(folder: Path, n: int) -> dict[str, float]:
+    """Rows a second of the engine of this process: one request at a time, and in batches."""
+    from raft.demo.settings import DOMAIN, REFINE
+    from raft.demo.world import draw_world
+    from raft.engines import make_engine
+    from raft.models import load_model, load_tokenizer
+    from raft.refine import refine
+    from raft.refine.context import Models
+    from raft.refine.embed import load_embedder
+    from raft.rows import normalize_rows
+    from raft.runs import Run
+
+    model, tokenizer = load_model(BASE_MODEL), load_tokenizer(BASE_MODEL)
+    engine = make_engine("auto", model, tokenizer, max_model_len=REFINE.max_model_len)
+    embedder = load_embedder("minilm")
+    given = normalize_rows(draw_world(DOMAIN, seed=0).train[:n])
+    found = {}
+    try:
+        for name, size in [("warm-up", 64), ("sequential", 1), ("batches", 64)]:
+            settings = replace(REFINE, batch_size=size)
+            models = Models.local(name, engine, settings, embedder=embedder)
+            began = time.monotonic()
+            refine(given, models, Run(folder / name), settings, progress=False)
+            found[name] = len(given) / (time.monotonic() - began)
+    finally:
+        engine.close()
+    return found
+
+
+def main(argv: list[str]) -> int:
+    parser = make_parser("refine", __doc__)
+    parser.add_argument("--parts", default="", help=f"comma-separated, of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--rows", type=int, nargs=2, default=[1_000, 50_000], help="for memory (default: 1000 50000)")
+    parser.add_argument("--server-rows", type=int, default=2_000, help="for the server (default: 2000)")
+    parser.add_argument("--out", type=Path, help="the records; the table goes beside them")
+    args = parser.parse_args(argv)
+    state = machine.state()
+    print(state, flush=True)
+    found: list[dict[str, Any]] = []
+
+    def keep(part: str, **numbers: float) -> None:
+        about = {"op": "refine", "part": part, "device": f"cpu, {os.cpu_count()} cores"}
+        rounded = {name: common.digits(value) for name, value in numbers.items()}
+        found.append({**about, **rounded, **files.origin(), "command": files.command_of("refine", argv)})
+        print(f"{part}: {', '.join(f'{name} {value:g}' for name, value in rounded.items())}", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="raft-refine-") as temporary:
+        folder = Path(temporary)
+        chosen = choose(parser, "--parts", args.parts, PARTS)
+        if "server" in chosen:
+            n = args.server_rows
+            rates = {
+                name: n / with_server(folder, n, faulty=name == "faulty")["seconds"] for name in ("sound", "faulty")
+            }
+            keep("server", rows=n, sound_rows_s=rates["sound"], faulty_rows_s=rates["faulty"])
+        if "batches" in chosen:
+            made = in_batches(folder, 200)
+            keep("batches", rows=200, sequential_rows_s=made["sequential"], batches_rows_s=made["batches"])
+        if "memory" in chosen:
+            few, many = args.rows
+            peaks = [with_server(folder / str(n), n, faulty=False)["peak_mib"] for n in _folders(folder, few, many)]
+            keep("memory", few=few, few_mib=peaks[0], many=many, many_mib=peaks[1])
+    path = args.out or files.RESULTS / "refine-cpu.json"
+    files.write(path, json.dumps(found, indent=1) + "\n")
+    text = "\n".join(summary(found))
+    files.write(path.with_suffix(".md"), f"# Refinement at scale\n\n{state}\n\n{text}\n")
+    print(text)
+    return 0

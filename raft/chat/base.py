@@ -20,7 +20,7 @@ class ChatRequest:
     """Of the reply, its thought included."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Of the chat template: tools and the like."""
-    schema: Mapping[str, Any] | None = None
+    schema: Mapping[str, object] | None = None
     """The JSON schema of a reply that is to be JSON. Models that cannot be held to it answer freely."""
 
 

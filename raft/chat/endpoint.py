@@ -144,17 +144,15 @@ class EndpointChat:
                         failures = failures + 1 if isinstance(reply, Failure) and not reply.lasting else 0
                         if failures >= HOPELESS and isinstance(reply, Failure):
                             raise EngineError(
-                                f"{self._place}: {failures} requests in a row failed, the last: {reply.reason}; what was "
-                                "answered before is kept, and the same command goes on from there"
+                                f"{self._place}: {failures} requests in a row failed, the last: {reply.reason}; what "
+                                "was answered before is kept, and the same command goes on from there"
                             )
             finally:
                 for task in flying:
                     task.cancel()
                 await asyncio.gather(*flying, return_exceptions=True)
 
-    async def _ask(
-        self, client: "AsyncOpenAI", place: int, request: ChatRequest
-    ) -> tuple[int, Reply | Failure, bool]:
+    async def _ask(self, client: "AsyncOpenAI", place: int, request: ChatRequest) -> tuple[int, Reply | Failure, bool]:
         """The place, what came of it, and whether the server had too much to do at first."""
         import openai
 

@@ -4,8 +4,8 @@
 class Limit:
     """Doubles at first, later grows by a tenth, after each group of as many answers as were in flight.
 
-    Halved where the endpoint refused requests for now (429, 503, a timeout) and they had to be repeated. Taken back where
-    the last growth made the answers later and not more: less than a twentieth more a second. Then it waits for
+    Halved where the endpoint refused requests for now (429, 503, a timeout) and they had to be repeated. Taken back
+    where the last growth made the answers later and not more: less than a twentieth more a second. Then it waits for
     `PATIENCE` groups before it tries again, since an endpoint that others use may have room later.
     """
 

@@ -45,9 +45,7 @@ class Models:
 
         name: of the engine's weights, part of the keys: another one for other weights.
         """
-        own = LocalChat(
-            name, lambda: engine, batch_size=settings.batch_size, max_model_len=settings.max_model_len
-        )
+        own = LocalChat(name, lambda: engine, batch_size=settings.batch_size, max_model_len=settings.max_model_len)
         return cls(
             own,
             fuser or own,

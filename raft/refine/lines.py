@@ -117,7 +117,7 @@ class Diagnostics(TypedDict):
     similarity: Summary
     """Cosine of answer and rewriting, of all rows that have one."""
     tau: dict[str, dict[str, int]]
-    """tau from 0.5 to 0.95 -> rewritings that are "similar" enough, and those of them that "pass" the rest of the floor."""
+    """tau from 0.5 to 0.95 -> rewritings that are "similar" enough, and those of them that "pass" the rest."""
     rounds: Summary
     """Of the rows with at least one round."""
     judges: dict[str, Summary]

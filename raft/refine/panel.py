@@ -29,9 +29,7 @@ class Panel:
     scores: list[tuple[float, ...]] = field(default_factory=list)  # of each text that all judges have scored
     warned: set[str] = field(default_factory=set)  # names of judges whose first unusable score was reported
 
-    def judge(
-        self, candidates: Sequence[Candidate], round: int, promising: Sequence[bool]
-    ) -> list[list[Score]]:
+    def judge(self, candidates: Sequence[Candidate], round: int, promising: Sequence[bool]) -> list[list[Score]]:
         """For each candidate the scores in the order of the judges. promising: whether to ask, for a candidate, the
         judges that are not free too. round: of fusion, 0 for rewritings; for people who read the store."""
         keys = [[self._key(judge, candidate) for candidate in candidates] for judge in self.judges]
@@ -69,9 +67,7 @@ class Panel:
         texts = [candidate.question, candidate.reference, candidate.rewritten, candidate.text]
         return row_key(judge.name, {"version": judge.version}, texts)
 
-    def _kept(
-        self, judge: Judge, candidate: Candidate, key: str, round: int, found: Score | Exception
-    ) -> JudgeLine:
+    def _kept(self, judge: Judge, candidate: Candidate, key: str, round: int, found: Score | Exception) -> JudgeLine:
         """The line of a score, stored unless it may be another one next time, such as after a lost connection."""
         raised = isinstance(found, Exception)
         score = Score(None, problem=reason(found), lasting=False) if isinstance(found, Exception) else checked(found)

@@ -10,7 +10,7 @@ from raft.prompts import WORDINGS, Message, Wording
 from raft.refine.lines import FailedLine, FusedRow, JudgeLine, TextLine
 from raft.rows import Row
 from raft.runs import Run, read_jsonl
-from raft.settings import Plan, RefineSettings, save_config
+from raft.settings import Plan, save_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

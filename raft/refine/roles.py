@@ -1,4 +1,4 @@
-"""The models of a refinement out of its settings: who writes, compares and judges, each made when it is first needed."""
+"""The models of a refinement by its settings: who writes, compares and judges, each made when it is first needed."""
 
 from collections.abc import Sequence
 from functools import cached_property

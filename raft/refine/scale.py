@@ -2,8 +2,8 @@
 
 Each part has stores of its own, in the run folder, which all machines must see. A worker does to its part what one
 process does to all rows; seeds belong to requests, so it makes the same texts. When the parts are done their lines go
-into the stores of the run, and the usual refinement finds everything there. A part whose worker dies goes on, on another
-one, from what is in its stores.
+into the stores of the run, and the usual refinement finds everything there. A part whose worker dies goes on, on
+another one, from what is in its stores.
 """
 
 import json
@@ -20,7 +20,7 @@ from raft.refine.context import open_context
 from raft.refine.pipeline import do_stages
 from raft.refine.roles import Roles
 from raft.rows import Row
-from raft.runs import JsonlAppender, Run, read_jsonl
+from raft.runs import JsonlAppender, read_jsonl
 from raft.settings import Plan
 from raft.settings.schema import Config
 

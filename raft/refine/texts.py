@@ -94,9 +94,7 @@ def texts(
         )
 
 
-def _request(
-    context: RefineContext, stage: str, job: Job, temperature: float, retry: int = 0
-) -> ChatRequest:
+def _request(context: RefineContext, stage: str, job: Job, temperature: float, retry: int = 0) -> ChatRequest:
     seed = text_seed(context.seed, stage, job.row_id, job.round or 1, retry)
     return ChatRequest(job.chat(), seed, temperature, context.settings.max_tokens, job.options)
 

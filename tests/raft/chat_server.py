@@ -50,10 +50,11 @@ class _Quiet(ThreadingHTTPServer):
 
 
 @contextmanager
-def chat_server(answer: Callable[[dict[str, Any], int], Answer]) -> Iterator[Server]:
-    """answer(body, n): n counts how often the same messages came before."""
+def chat_server(answer: Callable[[dict[str, Any], int], Answer], at_once: int = 1000) -> Iterator[Server]:
+    """answer(body, n): n counts how often the same messages came before. at_once: requests that are worked on together;
+    others wait."""
     server: Server
-    lock = threading.Lock()
+    lock, gate = threading.Lock(), threading.Semaphore(at_once)
     seen: dict[str, int] = {}
     flying = 0
 
@@ -73,7 +74,8 @@ def chat_server(answer: Callable[[dict[str, Any], int], Answer]) -> Iterator[Ser
                 flying += 1
                 server.most_at_once = max(server.most_at_once, flying)
             try:
-                self._reply(answer(body, n))
+                with gate:
+                    self._reply(answer(body, n))
             finally:
                 with lock:
                     flying -= 1

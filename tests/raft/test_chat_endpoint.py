@@ -4,11 +4,11 @@ import threading
 import time
 
 import pytest
+
 from raft.chat import ChatRequest, Failure, Reply
 from raft.chat.endpoint import EndpointChat, split_endpoint
 from raft.chat.limit import Limit
 from raft.errors import ConfigError, EngineError
-
 from tests.raft.chat_server import BROKEN, CUT, Answer, chat_server
 
 

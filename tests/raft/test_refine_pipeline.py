@@ -185,7 +185,9 @@ def test_lines_have_the_fields_of_their_types(tmp_path):
     likelihood = {"nll": lambda chats, answers: [1.0] * len(answers)}
     given = models(Talker(say), judges=[Picky()])
     for again in (False, True):
-        refine([*make_rows(2), chat], given, Run(tmp_path), settings(), progress=False, retry_failed=again, **likelihood)
+        refine(
+            [*make_rows(2), chat], given, Run(tmp_path), settings(), progress=False, retry_failed=again, **likelihood
+        )
     found = {Diagnostics: [read_json(tmp_path / "refine" / "diagnostics.json")]}
     found |= {TextLine: [*lines(tmp_path, "rewrite"), *lines(tmp_path, "fuse")]}
     kinds = {"filter": SimilarityLine, "judge": JudgeLine, "failed": FailedLine, "fused": FusedRow}
@@ -743,7 +745,9 @@ def test_a_kill_at_any_line_changes_nothing(tmp_path, monkeypatch):
             nonlocal written
             if written == deadly:
                 text = json.dumps(value)
-                self._file.write(text.encode()[: deadly * 7 % (len(text) + 1)])  # torn anywhere, at its start and its end too
+                self._file.write(
+                    text.encode()[: deadly * 7 % (len(text) + 1)]
+                )  # torn anywhere, at its start and its end too
                 self._file.flush()
                 raise Killed
             written += 1

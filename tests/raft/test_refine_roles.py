@@ -32,7 +32,11 @@ def test_roles_with_one_name_share_a_model_and_nothing_is_made_before_it_is_used
     [
         ({"fuser": "m@http:/x"}, ConfigError, "refine.fuser: expected MODEL@BASE_URL"),
         ({"rewriter": "m@https://x/v1"}, ConfigError, "refine.rewriter: .* the environment variable NO_KEY"),
-        ({"judges": ["programs", "m@http://u:p@x/v1"]}, ConfigError, "refine.judges: .* keys come from the environment"),
+        (
+            {"judges": ["programs", "m@http://u:p@x/v1"]},
+            ConfigError,
+            "refine.judges: .* keys come from the environment",
+        ),
         ({"fuser": "/no/such/model"}, ModelError, "refine.fuser: /no/such/model"),
         ({"judges": [SERVER, SERVER]}, ConfigError, "refine.judges: expected each judge once"),
     ],
@@ -88,7 +92,9 @@ def test_a_further_judge_costs_its_own_calls_alone(tmp_path):
 
 
 def test_a_score_that_failed_for_now_is_asked_for_again_and_one_that_lasts_is_not(tmp_path):
-    good = lambda stage, *_: said(stage, 900)  # noqa: E731
+    def good(stage, *_):
+        return said(stage, 900)
+
     passing = Paid(give=lambda one: Score(None, problem="HTTP 500", lasting=False))
     fused, _ = run_it(tmp_path / "now", make_rows(2), good, judges=[Free(), passing], rounds=1, min_score=0.4)
     assert [row["judge_scores"] for row in fused] == [[0.8, 0.0]] * 2
