@@ -11,15 +11,20 @@ commands, for the first and the last number of `--rows`. Writes refine-cpu.json 
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.common import files
+from bench.common import files, machine
+from bench.common.goals import goal_line
+from bench.common.options import choose, make_parser
+from bench.common.records import digits
+from raft.demo.settings import BASE_MODEL
 
 PARTS = ("server", "batches", "memory")
 LATENCY_S = 0.05
@@ -32,8 +37,8 @@ def rows(n: int) -> list[dict[str, str]]:
         {
             "id": f"r{i}",
             "question": f"What is kept in store {i}?",
-            "answer": f"Store {i} holds {i % 97 + 3} crates of copper pipes, sent by the foundry in week {i % 52 + 1}, and "
-            "they may be taken out by the keeper alone.",
+            "answer": f"Store {i} holds {i % 97 + 3} crates of copper pipes, sent by the foundry in week {i % 52 + 1}, "
+            "and they may be taken out by the keeper alone.",
         }
         for i in range(n)
     ]
@@ -124,7 +129,7 @@ def main(argv: list[str]) -> int:
 
     def keep(part: str, **numbers: float) -> None:
         about = {"op": "refine", "part": part, "device": f"cpu, {os.cpu_count()} cores"}
-        rounded = {name: common.digits(value) for name, value in numbers.items()}
+        rounded = {name: digits(value) for name, value in numbers.items()}
         found.append({**about, **rounded, **files.origin(), "command": files.command_of("refine", argv)})
         print(f"{part}: {', '.join(f'{name} {value:g}' for name, value in rounded.items())}", flush=True)
 
@@ -133,20 +138,39 @@ def main(argv: list[str]) -> int:
         chosen = choose(parser, "--parts", args.parts, PARTS)
         if "server" in chosen:
             n = args.server_rows
-            rates = {
-                name: n / with_server(folder, n, faulty=name == "faulty")["seconds"] for name in ("sound", "faulty")
-            }
-            keep("server", rows=n, sound_rows_s=rates["sound"], faulty_rows_s=rates["faulty"])
+            sound, faulty = (n / with_server(folder, n, faulty=fails)["seconds"] for fails in (False, True))
+            keep("server", rows=n, sound_rows_s=sound, faulty_rows_s=faulty)
         if "batches" in chosen:
             made = in_batches(folder, 200)
             keep("batches", rows=200, sequential_rows_s=made["sequential"], batches_rows_s=made["batches"])
         if "memory" in chosen:
             few, many = args.rows
-            peaks = [with_server(folder / str(n), n, faulty=False)["peak_mib"] for n in _folders(folder, few, many)]
+            peaks = [with_server(folder, n, faulty=False)["peak_mib"] for n in args.rows]
             keep("memory", few=few, few_mib=peaks[0], many=many, many_mib=peaks[1])
-    path = args.out or files.RESULTS / "refine-cpu.json"
-    files.write(path, json.dumps(found, indent=1) + "\n")
-    text = "\n".join(summary(found))
-    files.write(path.with_suffix(".md"), f"# Refinement at scale\n\n{state}\n\n{text}\n")
-    print(text)
+    lines = summary(found)
+    page = ["# Refinement at scale", f"{state}; commit {found[0]['commit']}", "\n".join(f"- {line}" for line in lines)]
+    files.write_records(args.out or files.RESULTS / "refine-cpu.json", found, *page)
+    print("\n".join(lines))
     return 0
+
+
+def summary(found: Sequence[dict[str, Any]]) -> list[str]:
+    """One line for each part: its figures and its goal."""
+    parts = {record["part"]: record for record in found}
+    lines = []
+    if record := parts.get("server"):
+        # Of three answers two are good, so that a server that works on as many requests gives two thirds of the rows.
+        share = record["faulty_rows_s"] / (record["sound_rows_s"] * 2 / 3)
+        what = f"{record['rows']:,} rows, {record['sound_rows_s']:.0f} rows/s without faults and "
+        what += f"{record['faulty_rows_s']:.0f} where a third of the answers fails, "
+        lines.append(goal_line(">= 0.8", share, "of what the good answers allow", what))
+    if record := parts.get("batches"):
+        ratio = record["batches_rows_s"] / record["sequential_rows_s"]
+        what = f"{record['batches_rows_s']:.1f} rows/s in batches, {record['sequential_rows_s']:.2f} one by one, "
+        lines.append(goal_line(">= 5", ratio, "times", what))
+    if record := parts.get("memory"):
+        growth = (record["many_mib"] - record["few_mib"]) * 1024 / (record["many"] - record["few"])
+        what = f"peak {record['few_mib']:,.0f} MiB with {record['few']:,} rows, {record['many_mib']:,.0f} with "
+        what += f"{record['many']:,}: {growth:.1f} KiB a row, "
+        lines.append(goal_line("<= 1.1", record["many_mib"] / record["few_mib"], "times", what))
+    return lines
