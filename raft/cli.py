@@ -6,6 +6,7 @@ can fix is one line on stderr and exit code 2.
 """
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
@@ -97,11 +98,13 @@ def _has_gpu() -> bool:
 def refine(args: argparse.Namespace) -> None:
     config, run = _settings(args, "refine", None if args.overwrite else "config.yaml")
     plan = plan_refinement(config, run)
+    workers = args.workers if args.executor == "ray" and not args.preview else 0
+    if workers and importlib.util.find_spec("ray") is None:
+        raise ConfigError('--executor ray: needs the package ray: pip install "raft-distill[ray]"')
     if not args.preview:  # a preview does not change the folder
         open_run(run.path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=_inputs_of(config, args))
     from raft.refine.refinement import refine_run
 
-    workers = args.workers if args.executor == "ray" and not args.preview else 0
     refine_run(plan, preview=args.preview or 0, retry_failed=args.retry_failed, ray_workers=workers)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raft.errors import ConfigError
 from raft.progress import Progress
 from raft.refine.context import open_context
 from raft.refine.pipeline import do_stages
@@ -30,12 +29,10 @@ PARTS_OF_A_WORKER = 4
 
 
 def refine_on_ray(plan: Plan, workers: int, *, retry_failed: bool = False) -> None:
-    """Fills the stores of the plan's run. ConfigError where Ray is not installed."""
-    try:
-        import ray
-        from ray.data import DataContext
-    except ImportError as error:
-        raise ConfigError('--executor ray: needs the package ray: pip install "raft-distill[ray]"') from error
+    """Fills the stores of the plan's run."""
+    import ray
+    from ray.data import DataContext
+
     folder = plan.run.refine_dir / "parts"
     _merge(plan.run.refine_dir, folder)  # what a run that was killed has left
     parts = _split(plan.run.refine_dir, folder, plan.rows, plan.config.refine.batch_size, workers)

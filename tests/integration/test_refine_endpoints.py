@@ -21,7 +21,7 @@ from tests.raft.chat_server import BROKEN, CUT, Answer, chat_server
 from tests.tiny import build
 
 ROOT = Path(__file__).parents[2]
-ROWS = int(os.environ.get("RAFT_TEST_ROWS", "300"))
+ROWS = int(os.environ.get("RAFT_TEST_ROWS", "120"))
 KEY = "sk-this-is-in-no-file"
 FAULTS = [
     Answer("slow down", status=429, headers={"Retry-After": "0.1"}),
@@ -68,7 +68,7 @@ def command(model: Path, data: Path, run: Path, *settings: str, options: tuple[s
 
 
 def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "OPENAI_API_KEY": KEY, "PYTHONPATH": path, "OMP_NUM_THREADS": "2"}
 
 
@@ -128,7 +128,15 @@ def vllm_server():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--served-model-name", "base", "--dtype", "float32", "--max-model-len", str(REFINE.max_model_len)]
+    options = [
+        "--served-model-name",
+        "base",
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        str(REFINE.max_model_len),
+        "--enforce-eager",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(BASE_MODEL)]
         + ["--host", "127.0.0.1", "--port", str(port), *options],
@@ -136,7 +144,7 @@ def vllm_server():
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 280
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
