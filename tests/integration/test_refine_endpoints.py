@@ -128,15 +128,8 @@ def vllm_server():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = [
-        "--served-model-name",
-        "base",
-        "--dtype",
-        "float32",
-        "--max-model-len",
-        str(REFINE.max_model_len),
-        "--enforce-eager",
-    ]
+    options = ["--served-model-name", "base", "--dtype", "float32", "--max-model-len", str(REFINE.max_model_len)]
+    options.append("--enforce-eager")  # without it the start takes minutes
     process = subprocess.Popen(
         [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(BASE_MODEL)]
         + ["--host", "127.0.0.1", "--port", str(port), *options],

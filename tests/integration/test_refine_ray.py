@@ -62,5 +62,5 @@ def test_workers_make_the_rows_of_one_process_also_when_one_is_killed(tmp_path):
     assert alone == ray and len(alone["fused"]) == ROWS
     assert not (runs["ray"] / "refine" / "parts").exists()
     for stage in ("rewrite", "filter", "fuse", "judge"):
-        lines = [read_jsonl(run / "refine" / f"{stage}.jsonl") for run in runs.values()]
-        assert [sorted(map(json.dumps, found)) for found in lines][0] == sorted(map(json.dumps, lines[1])), stage
+        made = [sorted(map(json.dumps, read_jsonl(run / "refine" / f"{stage}.jsonl"))) for run in runs.values()]
+        assert made[0] == made[1], stage
