@@ -112,10 +112,11 @@ def plan_refinement(config: Config, run: Run) -> Plan:
     model, data = _need(config.model, "model"), _need(config.data, "data")
     rows = read_rows(data)
     check_model(model)
-    if {config.refine.rewriter, config.refine.fuser, *config.refine.judges} != {"local", "programs"}:
+    refined = config.refine
+    if (refined.rewriter, refined.fuser, refined.judges) != ("local", "local", ["programs"]):
         from raft.chat.pool import check_names
 
-        check_names(config.refine)
+        check_names(refined)
     return Plan(config, run, model, data, rows)
 
 

@@ -49,7 +49,10 @@ def split_endpoint(name: str) -> tuple[str, str]:
     if found is None:
         raise ConfigError(f"expected MODEL@BASE_URL, such as gpt-oss-120b@http://127.0.0.1:8000/v1, found {name!r}")
     model, url = found.groups()
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"{url}: {error}, expected an address such as http://127.0.0.1:8000/v1") from error
     if parts.username or parts.password or parts.query:  # the address is written into the run folder
         raise ConfigError("expected an address without user, password and query: keys come from the environment")
     return model, url.rstrip("/")
@@ -68,7 +71,8 @@ class EndpointChat:
         timeout: float = 600.0,
     ):
         """name: MODEL@BASE_URL. api_key_env: the environment variable with the key, which a server on this machine does
-        not need. concurrency: requests in flight at most. timeout: seconds for one request, each time it is sent.
+        not need. concurrency, requests_per_minute: of one call of `replies` at most. timeout: seconds for one request,
+        each time it is sent.
 
         ConfigError where the name is none or the key is missing.
         """
@@ -83,6 +87,9 @@ class EndpointChat:
         self._concurrency = concurrency
         self._pause = 60 / requests_per_minute if requests_per_minute else 0.0  # seconds between two requests
         self._timeout = timeout
+        self._start = 8  # requests in flight at the beginning of a call: what the last one came to
+        self._failures = 0  # in a row
+        self._has_answered = False
         self._knows_schemas = True  # until the server refuses one
         self._limit_name = "max_tokens"  # what every server knows but OpenAI's for its newer models
 
@@ -112,17 +119,17 @@ class EndpointChat:
             found.put(error)
 
     async def _ask_all(self, requests: Sequence[ChatRequest], found: Found, stop: threading.Event) -> None:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
-        limit = Limit(self._concurrency)
+        limit = Limit(self._concurrency, self._start)
         waiting = iter(range(len(requests)))
         place = next(waiting, None)
         flying: set[asyncio.Task[tuple[int, Reply | Failure, bool]]] = set()
-        failures, next_at = 0, time.monotonic()
+        next_at = time.monotonic()
         async with AsyncOpenAI(
             api_key=self._key or "none",  # the client insists on one
             base_url=self._base_url,
-            timeout=self._timeout,
+            timeout=Timeout(self._timeout, connect=10),
             max_retries=REPEATS,
             http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_note]}),
         ) as client:
@@ -136,21 +143,32 @@ class EndpointChat:
                         flying.add(asyncio.create_task(self._ask(client, place, requests[place])))
                         place, next_at = next(waiting, None), max(now, next_at) + self._pause
                         continue
-                    for task in await _finished(flying, min(0.2, next_at - now) if now < next_at else 0.2):
-                        flying.remove(task)
+                    done = await _finished(flying, min(0.2, next_at - now) if now < next_at else 0.2)
+                    flying -= done
+                    # Those with an error last: it ends the loop, and the others are answered and paid for.
+                    for task in sorted(done, key=lambda task: task.exception() is not None):
                         at, reply, busy = task.result()
                         limit.answered(time.monotonic(), refused=busy)
+                        self._start = limit.value
                         found.put((at, reply))
-                        failures = failures + 1 if isinstance(reply, Failure) and not reply.lasting else 0
-                        if failures >= HOPELESS and isinstance(reply, Failure):
-                            raise EngineError(
-                                f"{self._place}: {failures} requests in a row failed, the last: {reply.reason}; what "
-                                "was answered before is kept, and the same command goes on from there"
-                            )
+                        self._count(reply)
             finally:
                 for task in flying:
                     task.cancel()
                 await asyncio.gather(*flying, return_exceptions=True)
+
+    def _count(self, reply: Reply | Failure) -> None:
+        """EngineError after HOPELESS failures without an answer between them."""
+        self._has_answered |= isinstance(reply, Reply)
+        if isinstance(reply, Reply) or reply.lasting:
+            self._failures = 0
+            return
+        self._failures += 1
+        if self._failures >= HOPELESS:
+            raise EngineError(
+                f"{self._place}: {self._failures} requests in a row failed, the last: {reply.reason}; what was "
+                "answered before is kept, and the same command goes on from there"
+            )
 
     async def _ask(self, client: "AsyncOpenAI", place: int, request: ChatRequest) -> tuple[int, Reply | Failure, bool]:
         """The place, what came of it, and whether the server had too much to do at first."""
@@ -166,22 +184,29 @@ class EndpointChat:
                 if isinstance(reply, Failure) and not reply.lasting and left:
                     continue
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                raise EngineError(f"{self._place}: {_said(error)}") from None
+                raise EngineError(f"{self._place}: {self._said(error)}") from None
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if left and self._adapts(arguments, str(error)):
                     continue
-                reply = Failure(_said(error), lasting=True)
+                # Before the first answer it is more likely that the server refuses whatever we ask.
+                reply = Failure(self._said(error), lasting=self._has_answered)
             except openai.APITimeoutError:
                 busy.append(0)
                 reply = Failure(f"no answer in {self._timeout:g} s", lasting=False)
             except (openai.APIStatusError, openai.APIConnectionError) as error:
-                reply = Failure(_said(error), lasting=False)
+                reply = Failure(self._said(error), lasting=False)
             except Exception as error:  # noqa: BLE001  # a body that is no JSON, or JSON of another form
                 if left:
                     continue
                 reply = Failure(f"the answer cannot be read: {reason(error)}", lasting=False)
             break
         return place, reply, bool(busy)
+
+    def _said(self, error: "APIError") -> str:
+        """The server's words, in one line, without the key."""
+        status = getattr(error, "status_code", None)
+        said = reason(error) if status is None else f"HTTP {status}: {' '.join(str(error).split())[:280]}"
+        return said.replace(self._key, "***") if self._key else said
 
     def _arguments(self, request: ChatRequest) -> dict[str, Any]:
         """Of one call of the client."""
@@ -198,7 +223,7 @@ class EndpointChat:
         if template:  # vLLM and SGLang know it
             arguments["extra_body"] = {"chat_template_kwargs": template}
         if request.schema is not None and self._knows_schemas:
-            schema = {"name": "reply", "schema": request.schema, "strict": True}
+            schema = {"name": "reply", "schema": request.schema, "strict": False}
             arguments["response_format"] = {"type": "json_schema", "json_schema": schema}
         return arguments
 
@@ -248,9 +273,3 @@ async def _finished(
         return set()
     done, _ = await asyncio.wait(flying, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     return done
-
-
-def _said(error: "APIError") -> str:
-    """The server's words, in one line."""
-    status = getattr(error, "status_code", None)
-    return reason(error) if status is None else f"HTTP {status}: {' '.join(str(error).split())[:280]}"

@@ -4,9 +4,10 @@
 class Limit:
     """Doubles at first, later grows by a tenth, after each group of as many answers as were in flight.
 
-    Halved where the endpoint refused requests for now (429, 503, a timeout) and they had to be repeated. Taken back
-    where the last growth made the answers later and not more: less than a twentieth more a second. Then it waits for
-    `PATIENCE` groups before it tries again, since an endpoint that others use may have room later.
+    Halved where the endpoint refused requests for now (429, 503) or answered none of their repetitions in time; the
+    group after that was asked before and says nothing. Taken back where the last growth made the answers later and not
+    more: less than a twentieth more a second. Then it waits for `PATIENCE` groups before it tries again, since an
+    endpoint that others use may have room later.
     """
 
     PATIENCE = 8
@@ -18,6 +19,7 @@ class Limit:
         self._doubles = True
         self._before: tuple[int, float] | None = None  # value and answers a second before the last growth
         self._wait = 0
+        self._settles = False
         self._answers, self._refused, self._since = 0, False, 0.0
 
     def began(self, now: float) -> None:
@@ -31,9 +33,11 @@ class Limit:
         if self._answers < self.value:
             return
         rate = self._answers / max(now - self._since, 1e-9)
-        if self._refused:
+        if self._settles:
+            self._settles = False  # this group was asked under the old limit
+        elif self._refused:
             self._set(max(1, self.value // 2), None)
-            self._wait = 1  # what is in flight now was asked under the old limit
+            self._settles = True
         elif self._wait:
             self._wait -= 1
         elif self._before is not None and rate < 1.05 * self._before[1]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raft.chat.base import ChatModel
-from raft.chat.endpoint import EndpointChat, is_endpoint
+from raft.chat.endpoint import EndpointChat, is_endpoint, split_endpoint
 from raft.chat.local import LocalChat
 from raft.engines import make_engine
 from raft.errors import ConfigError, RaftError
@@ -22,7 +22,8 @@ LOCAL = "local"
 class ChatPool:
     """Names are LOCAL, a folder or name of another model, which then runs in this process too, or MODEL@BASE_URL.
 
-    Engines of this process share the machine: where another one is made, those there are give their KV cache back.
+    Engines of this process share the machine: where another one is made, those there are give back what their KV cache
+    holds, as far as they can.
     """
 
     def __init__(self, settings: RefineSettings, model: str, engine: "Callable[[], Engine]"):
@@ -89,5 +90,10 @@ def check_names(settings: RefineSettings) -> None:
                 check_model(name)
         except RaftError as error:
             raise type(error)(f"refine.{role}: {error}") from error
-    if len(set(settings.judges)) < len(settings.judges):
+    if len({judge_name(name) for name in settings.judges}) < len(settings.judges):
         raise ConfigError(f"refine.judges: expected each judge once, found {', '.join(settings.judges)}")
+
+
+def judge_name(name: str) -> str:
+    """What a judge is called in scores and keys: a server's model without the address, which may change."""
+    return split_endpoint(name)[0] if is_endpoint(name) else name

@@ -17,7 +17,7 @@ class ModelJudge:
     def __init__(self, chat: ChatModel, *, name: str | None = None, max_tokens: int = 1024):
         """name: for people, where the model's own is none to read. max_tokens: of a verdict, the thought included."""
         self.name = name or chat.name
-        self.version = f"{VERSION} {chat.name}"
+        self.version = f"{VERSION} {chat.name} {max_tokens}"
         self.waits = isinstance(chat, EndpointChat)
         """Whether the time is spent elsewhere, so that other judges may work meanwhile."""
         self._chat = chat
@@ -50,7 +50,7 @@ def _score(candidate: Candidate, reply: Reply | Failure) -> Score:
     flag = speaks_to_judge(candidate)
     if isinstance(reply, Failure):
         return Score(None, problem=reply.reason, lasting=reply.lasting, flag=flag)
-    verdict = read_verdict(reply.text)
+    verdict = read_verdict(reply.text, candidate)
     if isinstance(verdict, str):
         return Score(None, problem=verdict, flag=flag)
     return Score(verdict.score, verdict.reason, flag=flag)

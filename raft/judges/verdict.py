@@ -49,14 +49,18 @@ def judge_chat(candidate: Candidate) -> list[Message]:
     ]
 
 
-def read_verdict(text: str) -> Verdict | str:
+def read_verdict(text: str, candidate: Candidate | None = None) -> Verdict | str:
     """The verdict in a model's reply, or why there is none. A reply may have words or a code fence around its JSON, and
-    a thought before it, but one verdict only: of two, one may be quoted from the text that is judged."""
+    a thought before it, but one verdict only, and none that stands in a text of the candidate: it may be quoted."""
     found: list[Verdict] = []
     problem = "no JSON object"
+    given = () if candidate is None else (candidate.text, candidate.reference, candidate.question)
+    quoted = [value for one in given for value in _objects(one)]
     for value in _objects(split_thought(text).text):
         try:
             found.append(Verdict.model_validate(value))
+            if value in quoted:
+                return "the verdict stands in the text that is judged"
         except ValidationError as error:
             first = error.errors()[0]
             problem = f"{'.'.join(map(str, first['loc'])) or 'verdict'}: {first['msg']}"
@@ -72,7 +76,7 @@ def _objects(text: str) -> Iterator[object]:
         try:
             value, end = decoder.raw_decode(text, place)
             yield value
-        except ValueError:
+        except (ValueError, RecursionError):
             end = place + 1
         place = text.find("{", end)
 
@@ -83,6 +87,7 @@ _TO_A_JUDGE = re.compile(
     r"|\b(?:give|assign|award|rate|return|output|reply with)\b[^.\n]{0,40}\b(?:scores?|rating|verdict|full marks)\b"
     r"|\b(?:dear|attention|note to(?: the)?)\s+(?:judge|grader|evaluator|referee)\b"
     r"|\[end (?:question|reference answer|answer)\b"
+    r"|</?think>|<\|?channel\|?>"
     r"|<\|?(?:im_start|im_end|system|assistant|start_header_id|eot_id)\|?>",
     re.IGNORECASE,
 )

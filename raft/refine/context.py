@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raft.chat import ChatModel, LocalChat
-from raft.chat.pool import ChatPool
+from raft.chat.pool import ChatPool, judge_name
 from raft.engines import Engine
 from raft.judges import Judge, check_judges, default_judges
 from raft.judges.model import ModelJudge
@@ -58,7 +58,7 @@ class Models:
         """Those that the settings name. ConfigError where a name is none, or two judges have one."""
         judges: list[Judge] = []
         for name in settings.judges:
-            judges += default_judges() if name == "programs" else [ModelJudge(pool[name], name=name)]
+            judges += default_judges() if name == "programs" else [ModelJudge(pool[name], name=judge_name(name))]
         check_judges(judges)
         return cls(pool[settings.rewriter], pool[settings.fuser], embedder, judges)
 
@@ -107,5 +107,5 @@ def open_context(
         Store[JudgeLine](folder / "judge.jsonl") as judge,
         Failures(folder / "failed.jsonl") as failures,
     ):
-        texts, panel = {"rewrite": rewrite, "fuse": fuse}, Panel(models.judges, judge)
+        texts, panel = {"rewrite": rewrite, "fuse": fuse}, Panel(models.judges, judge, retry_failed)
         yield RefineContext(settings, models, texts, similarities, failures, panel, seed, progress, retry_failed)

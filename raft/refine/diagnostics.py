@@ -110,13 +110,15 @@ def tau_sweep(fused: Sequence[FusedRow], taus: Sequence[float] = TAUS) -> dict[s
 
 
 def agreement(scores: Sequence[Sequence[float]]) -> float | None:
-    """Krippendorff's alpha; None for one judge, or where all scores are equal. scores: [texts][judges]."""
-    from krippendorff import alpha
+    """Krippendorff's alpha on an interval scale; None for one judge, or where all scores are equal.
 
-    table = np.asarray(scores, dtype=np.float64).T  # [judges, texts]
-    if len(table) < 2 or len(np.unique(table)) < 2:
+    scores: [texts][judges], none missing, for which alpha is 1 less the variance within texts over that of all scores.
+    Packages for the general case need a matrix of all distinct scores for every text.
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    if table.ndim < 2 or table.shape[1] < 2 or len(np.unique(table)) < 2:
         return None
-    return float(alpha(reliability_data=table, level_of_measurement="interval"))
+    return float(1 - table.var(axis=1, ddof=1).mean() / table.var(ddof=1))
 
 
 def summary(values: Sequence[float | None]) -> Summary:

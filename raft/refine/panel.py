@@ -3,8 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Thread
 
 from raft.isolate import isolate, reason
 from raft.judges import Candidate, Judge, Score
@@ -24,6 +24,7 @@ class Panel:
 
     judges: Sequence[Judge]
     store: Store[JudgeLine]
+    retry_failed: bool = False  # whether unusable scores are asked for again
     unusable: Counter[str] = field(default_factory=Counter)  # name of the judge -> scores that counted as 0
     flagged: dict[str, str] = field(default_factory=dict)  # row id -> what a judge says that people should look at
     scores: list[tuple[float, ...]] = field(default_factory=list)  # of each text that all judges have scored
@@ -34,8 +35,7 @@ class Panel:
         judges that are not free too. round: of fusion, 0 for rewritings; for people who read the store."""
         keys = [[self._key(judge, candidate) for candidate in candidates] for judge in self.judges]
         lines = [
-            [self.store.get(one.row_id, key) for one, key in zip(candidates, of_judge, strict=True)]
-            for of_judge in keys
+            [self._stored(one.row_id, key) for one, key in zip(candidates, of_judge, strict=True)] for of_judge in keys
         ]
         missing = [
             [i for i, line in enumerate(of_judge) if line is None and (promising[i] or getattr(judge, "free", False))]
@@ -56,12 +56,35 @@ class Panel:
         return judged
 
     def _ask_all(self, asked: Sequence[Sequence[Candidate]]) -> list[list[Score | Exception]]:
-        """What each judge says of its candidates. Those that wait for a server wait side by side."""
+        """What each judge says of its candidates. Those that wait for a server wait side by side, in threads that do
+        not keep a process alive that is stopped."""
+        found: dict[int, list[Score | Exception] | BaseException] = {}
+
+        def ask(j: int) -> None:
+            try:
+                found[j] = isolate(self.judges[j].score, asked[j])
+            except BaseException as error:  # noqa: BLE001  # raised below, in the thread of the caller
+                found[j] = error
+
         waiting = [j for j, judge in enumerate(self.judges) if getattr(judge, "waits", False) and asked[j]]
-        with ThreadPoolExecutor(max(len(waiting), 1)) as pool:
-            later = {j: pool.submit(isolate, self.judges[j].score, asked[j]) for j in waiting}
-            now = {j: isolate(self.judges[j].score, asked[j]) for j in range(len(asked)) if j not in later}
-            return [later[j].result() if j in later else now[j] for j in range(len(asked))]
+        threads = [Thread(target=ask, args=(j,), name=self.judges[j].name, daemon=True) for j in waiting]
+        for thread in threads:
+            thread.start()
+        for j in set(range(len(asked))) - set(waiting):
+            ask(j)
+        for thread in threads:
+            thread.join()
+        results = []
+        for j in range(len(asked)):
+            result = found[j]
+            if isinstance(result, BaseException):
+                raise result
+            results.append(result)
+        return results
+
+    def _stored(self, row_id: str, key: str) -> JudgeLine | None:
+        line = self.store.get(row_id, key)
+        return None if line is not None and line["score"] is None and self.retry_failed else line
 
     def _key(self, judge: Judge, candidate: Candidate) -> str:
         texts = [candidate.question, candidate.reference, candidate.rewritten, candidate.text]

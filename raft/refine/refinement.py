@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from raft.errors import InputError
 from raft.prompts import WORDINGS, Message, Wording
 from raft.refine.lines import FailedLine, FusedRow, JudgeLine, TextLine
+from raft.refine.parts import merge_parts
 from raft.rows import Row
 from raft.runs import Run, read_jsonl
 from raft.settings import Plan, save_config
@@ -44,6 +45,7 @@ def refine_run(plan: Plan, preview: int = 0, *, retry_failed: bool = False, ray_
         save_config(config, run.config_path)
         for name in ("fused.jsonl", "diagnostics.json"):
             (run.refine_dir / name).unlink(missing_ok=True)
+        merge_parts(run.refine_dir)  # what a run over Ray that was killed has left
         if ray_workers:
             from raft.refine.scale import refine_on_ray
 

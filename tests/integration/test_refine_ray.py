@@ -24,10 +24,10 @@ def workers() -> list[int]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                name = (folder / "cmdline").read_bytes()
+                name, variables = ((folder / file).read_bytes() for file in ("cmdline", "environ"))
             except OSError:
                 continue
-            if b"ray::" in name and b"Worker" in name:
+            if b"ray::" in name and b"Worker" in name and b"test_workers_make_the_rows" in variables:
                 found.append(int(folder.name))
     return found
 

@@ -80,7 +80,9 @@ def test_a_passing_fault_costs_a_repetition_and_nothing_else(first):
 )
 def test_a_request_that_fails_says_why(answer, reason, lasting):
     with chat_server(lambda body, n: answer if asked(body) == "bad" else Answer("good")) as server:
-        replies = dict(EndpointChat(server.name()).replies([request("good"), request("bad"), request("good")]))
+        chat = EndpointChat(server.name())
+        list(chat.replies([request("good")]))
+        replies = dict(chat.replies([request("good"), request("bad"), request("good")]))
     assert replies[0] == replies[2] == Reply("good", 7)
     failure = replies[1]
     assert isinstance(failure, Failure) and failure.reason.startswith(reason) and failure.lasting is lasting
@@ -126,6 +128,32 @@ def test_a_server_that_is_not_there_ends_the_run_after_some_requests(monkeypatch
     with pytest.raises(EngineError, match="50 requests in a row failed.*the same command goes on from there"):
         found.extend(replies)
     assert len(found) == 50
+
+
+def test_a_server_that_refuses_whatever_is_asked_ends_the_run_and_leaves_no_failure_that_lasts():
+    with chat_server(lambda body, n: Answer("no temperature, please", status=400)) as server:
+        replies = EndpointChat(server.name()).replies([request(f"{i}") for i in range(200)])
+        found = []
+        with pytest.raises(EngineError, match="50 requests in a row failed, the last: HTTP 400: .*no temperature"):
+            found.extend(replies)
+    assert all(isinstance(reply, Failure) and not reply.lasting for _, reply in found)
+
+
+def test_failures_are_counted_over_calls():
+    with chat_server(lambda body, n: Answer("no", status=400)) as server:
+        chat = EndpointChat(server.name())
+        for i in range(4):
+            list(chat.replies([request(f"{i} {j}") for j in range(12)]))
+        with pytest.raises(EngineError, match="50 requests in a row"):
+            list(chat.replies([request(f"{j}") for j in range(12)]))
+
+
+def test_words_of_the_server_that_quote_the_key_do_not_get_out(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    wrong = pytest.raises(EngineError, match=r"wrong key \*\*\*")
+    with chat_server(lambda body, n: Answer("wrong key sk-secret", status=401)) as server, wrong as raised:
+        list(EndpointChat(server.name()).replies([request("x")]))
+    assert "sk-secret" not in str(raised.value)
 
 
 def test_a_caller_that_wants_no_more_leaves_no_thread():
@@ -232,4 +260,7 @@ def test_a_server_that_is_full_is_not_given_more():
 def test_a_server_that_refuses_is_given_less():
     values = run_limit(Limit(1000), 5000, rate=lambda value: value, refuses=lambda value: value > 100)
     assert max(values) <= 128 and 25 <= values[-1] <= 110
-    assert min(run_limit(Limit(64), 200, rate=lambda value: value, refuses=lambda value: True)) == 1
+    # One burst of refusals is answered by one halving, whatever was in flight.
+    burst = run_limit(Limit(256, 256), 400, rate=lambda value: value, refuses=lambda value: value == 256)
+    assert min(burst) == 128
+    assert min(run_limit(Limit(64), 2000, rate=lambda value: value, refuses=lambda value: True)) == 1

@@ -1,5 +1,7 @@
 """Who does what in the refinement: models by name, judges that cost something, failures that are tried again."""
 
+import json
+
 import pytest
 
 from raft.chat.pool import ChatPool, check_names
@@ -8,7 +10,9 @@ from raft.judges import Program, Score
 from raft.refine import refine
 from raft.refine.context import Models
 from raft.refine.diagnostics import agreement
-from raft.runs import Run, read_json, read_jsonl
+from raft.refine.parts import merge_parts, split_rows
+from raft.rows import normalize_rows
+from raft.runs import JsonlAppender, Run, read_json, read_jsonl
 from raft.settings import RefineSettings
 from tests.raft.test_refine_pipeline import Angles, Talker, heard, lines, make_rows, models, run_it, said, settings
 
@@ -21,7 +25,7 @@ def test_roles_with_one_name_share_a_model_and_nothing_is_made_before_it_is_used
     chosen = RefineSettings(fuser=SERVER, judges=["programs", "local", SERVER])
     found = Models.named(chosen, pool, Angles())
     assert found.rewriter is pool["local"] and found.fuser is pool[SERVER] and found.fuser.name == "large"
-    assert [judge.name for judge in found.judges] == ["coverage", "faithfulness", "form", "local", SERVER]
+    assert [judge.name for judge in found.judges] == ["coverage", "faithfulness", "form", "local", "large"]
     assert pool["local"].name in found.judges[3].version and "large" in found.judges[4].version
     assert made == []
     pool.close()
@@ -38,7 +42,7 @@ def test_roles_with_one_name_share_a_model_and_nothing_is_made_before_it_is_used
             "refine.judges: .* keys come from the environment",
         ),
         ({"fuser": "/no/such/model"}, ModelError, "refine.fuser: /no/such/model"),
-        ({"judges": [SERVER, SERVER]}, ConfigError, "refine.judges: expected each judge once"),
+        ({"judges": [SERVER, SERVER.replace("9", "8")]}, ConfigError, "refine.judges: expected each judge once"),
     ],
 )
 def test_names_that_cannot_be_are_refused_in_one_line(changes, error, words):
@@ -138,6 +142,44 @@ def test_failed_texts_are_tried_again_on_request_with_other_seeds(tmp_path):
     assert fused[0]["kept"] and len(set(seen[:3])) == 3 and lines(tmp_path, "failed") == []
     calls = len(seen)
     assert go()[0] == fused and go(retry_failed=True)[0] == fused and len(seen) == calls
+
+
+def test_scores_without_a_value_are_asked_for_again_on_request(tmp_path):
+    def go(judge, **options):
+        given = models(Talker(lambda stage, *_: said(stage, 900)), judges=[Free(), judge])
+        return refine(make_rows(2), given, Run(tmp_path), settings(rounds=1), progress=False, **options)
+
+    go(Paid(give=lambda one: Score(None, problem="no verdict")))
+    go(again := Paid())
+    assert not again.asked
+    assert {tuple(row["judge_scores"]) for row in go(again, retry_failed=True)} == {(0.8, 0.9)} and again.asked
+
+
+def test_parts_take_the_lines_of_their_rows_and_give_back_what_is_new(tmp_path):
+    rows = normalize_rows(make_rows(10))
+
+    def write(path, *lines):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def line(row, text, failed=None, key="k"):
+        return {"id": f"r{row}", "key": key, "text": text, "failed": failed}
+
+    write(tmp_path / "rewrite.jsonl", line(0, "old"), line(9, None, "cut"), line("gone", "of a row that is gone"))
+    parts = split_rows(tmp_path, rows, batch_size=2, workers=1)
+    assert [len(part) for _, part in parts] == [4, 4, 2]
+    assert [[one["id"] for one in read_jsonl(folder / "rewrite.jsonl")] for folder, _ in parts] == [["r0"], [], ["r9"]]
+    with JsonlAppender(parts[0][0] / "rewrite.jsonl") as store:
+        store.append(line(1, "new"))
+        store.append(line(0, None, "worse"))
+    with JsonlAppender(parts[2][0] / "rewrite.jsonl") as store:
+        store.append(line(9, "better"))
+    (parts[1][0] / "fuse.jsonl").write_text('{"id": "r4", "key": "k", "text": "torn')
+    merge_parts(tmp_path)
+    found = [(one["id"], one["text"]) for one in read_jsonl(tmp_path / "rewrite.jsonl")]
+    assert found == [("r0", "old"), ("r9", None), ("rgone", "of a row that is gone"), ("r1", "new"), ("r9", "better")]
+    assert read_jsonl(tmp_path / "fuse.jsonl") == [] and not (tmp_path / "parts").exists()
+    merge_parts(tmp_path)
+    assert len(read_jsonl(tmp_path / "rewrite.jsonl")) == 5
 
 
 def test_agreement_of_judges():
