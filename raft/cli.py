@@ -113,7 +113,7 @@ def plan_refinement(config: Config, run: Run) -> Plan:
     rows = read_rows(data)
     check_model(model)
     refined = config.refine
-    if (refined.rewriter, refined.fuser, refined.judges) != ("local", "local", ["programs"]):
+    if (refined.rewriter, refined.fuser, *refined.judges) != ("local", "local", "programs"):
         from raft.chat.pool import check_names
 
         check_names(refined)

@@ -41,10 +41,12 @@ class Panel:
             [i for i, line in enumerate(of_judge) if line is None and (promising[i] or getattr(judge, "free", False))]
             for judge, of_judge in zip(self.judges, lines, strict=True)
         ]
-        asked = [[candidates[i] for i in places] for places in missing]
-        for j, made in enumerate(self._ask_all(asked)):
-            for i, score in zip(missing[j], made, strict=True):
-                lines[j][i] = self._kept(self.judges[j], candidates[i], keys[j][i], round, score)
+        made = self._ask_all([[candidates[i] for i in places] for places in missing])
+        scores = [dict(zip(places, found, strict=True)) for places, found in zip(missing, made, strict=True)]
+        for i, candidate in enumerate(candidates):  # so that the order of the lines depends on no batch
+            for j, judge in enumerate(self.judges):
+                if i in scores[j]:
+                    lines[j][i] = self._kept(judge, candidate, keys[j][i], round, scores[j][i])
         for judge, of_judge in zip(self.judges, lines, strict=True):
             self.unusable[judge.name] += sum(line is not None and line["score"] is None for line in of_judge)
             self.flagged.update({line["id"]: line["flag"] for line in of_judge if line is not None and "flag" in line})

@@ -5,6 +5,7 @@ A setting is added here, by a field with a docstring, and nowhere else. Settings
 Both are plain dataclasses, which cost no import of pydantic, and `raft.settings.check` checks both.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -66,7 +67,7 @@ class RefineSettings:
     here too, or MODEL@BASE_URL of an OpenAI-compatible server, such as gpt-oss-120b@http://127.0.0.1:8000/v1."""
     fuser: str = "local"
     """Who fuses, named like the rewriter."""
-    judges: list[str] = field(default_factory=lambda: ["programs"])
+    judges: Sequence[str] = ("programs",)
     """Who scores: "programs" (three, which know words alone), and models named like the rewriter."""
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable with the key of the servers. One on this machine needs none."""
@@ -79,6 +80,7 @@ class RefineSettings:
 
     def __post_init__(self) -> None:
         _check_section(self, "refine")
+        self.judges = tuple(self.judges)
         if not self.judges:
             raise ConfigError("refine.judges: expected at least one judge, found []")
 

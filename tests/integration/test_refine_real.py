@@ -188,10 +188,10 @@ from raft.runs import JsonlAppender, Run
 whole, left = JsonlAppender.append, iter(range(1))
 def append(self, value):
     if self.path.name == "fuse.jsonl" and next(left, None) is None:
-        self._file.write('{{"id": "to')
+        self._file.write(b'{{"id": "to')
         self._file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
-    whole(self, value)
+    return whole(self, value)
 JsonlAppender.append = append
 from raft.cli import plan_refinement
 from raft.settings import Config, RefineSettings
