@@ -12,6 +12,7 @@ COMMANDS = {
     "tune": "kernels.tune",
     "profile": "kernels.profile",
     "busy": "steps.busy",
+    "refine": "steps.refine",
     "tests": "kernels.device_tests",
     "machine": "common.machine",
     "gpu": "gpu",

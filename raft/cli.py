@@ -6,6 +6,7 @@ can fix is one line on stderr and exit code 2.
 """
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
@@ -97,24 +98,25 @@ def _has_gpu() -> bool:
 def refine(args: argparse.Namespace) -> None:
     config, run = _settings(args, "refine", None if args.overwrite else "config.yaml")
     plan = plan_refinement(config, run)
+    workers = args.workers if args.executor == "ray" and not args.preview else 0
+    if workers and importlib.util.find_spec("ray") is None:
+        raise ConfigError('--executor ray: needs the package ray: pip install "raft-distill[ray]"')
     if not args.preview:  # a preview does not change the folder
         open_run(run.path, "refine", resume=args.resume, overwrite=args.overwrite, inputs=_inputs_of(config, args))
     from raft.refine.refinement import refine_run
 
-    refine_run(plan, preview=args.preview or 0)
+    refine_run(plan, preview=args.preview or 0, retry_failed=args.retry_failed, ray_workers=workers)
 
 
 def plan_refinement(config: Config, run: Run) -> Plan:
     model, data = _need(config.model, "model"), _need(config.data, "data")
-    fusion_model = config.refine.fusion_model
-    if "://" in fusion_model:
-        raise ConfigError(
-            f'refine.fusion_model: expected "local" or the folder or name of a model, found {fusion_model!r}'
-        )
     rows = read_rows(data)
     check_model(model)
-    if fusion_model != "local":
-        check_model(fusion_model)
+    refined = config.refine
+    if (refined.rewriter, refined.fuser, *refined.judges) != ("local", "local", "programs"):
+        from raft.chat.pool import check_names
+
+        check_names(refined)
     return Plan(config, run, model, data, rows)
 
 
@@ -236,7 +238,9 @@ def _inputs_of(config: Config, args: argparse.Namespace) -> dict[str, str]:
         "--model": config.model,
         "--data": config.data,
         "refine.embedding_model": config.refine.embedding_model,
-        "refine.fusion_model": config.refine.fusion_model,
+        "refine.rewriter": config.refine.rewriter,
+        "refine.fuser": config.refine.fuser,
+        **{f"refine.judges, number {i}": name for i, name in enumerate(config.refine.judges, 1)},
         **{f"train.{name}": config.train.get(name) for name in ("deepspeed", "fsdp_config", "accelerator_config")},
     }
     return {setting: value for setting, value in inputs.items() if isinstance(value, str) and value}
@@ -291,6 +295,11 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "refine", refine, "stage 1: rewrite, filter and fuse the answers", "refine")
     _inputs(command)
     command.add_argument("--preview", metavar="N", type=_whole(1), help="show the refinement of N rows and stop")
+    again = "ask again for texts that were cut, empty or refused (with --resume)"
+    command.add_argument("--retry-failed", action="store_true", help=again)
+    where = "this process, or workers of a Ray cluster (RAY_ADDRESS, else one that is started here)"
+    command.add_argument("--executor", choices=("process", "ray"), default="process", help=where)
+    command.add_argument("--workers", metavar="N", type=_whole(1), default=2, help="with --executor ray (default: 2)")
     _continuation(command)
 
     command = _command(commands, "train", train, "stage 2: train with answer-conditioned on-policy distillation")

@@ -22,7 +22,7 @@ others=$(oldest transformers accelerate sentence-transformers matplotlib jinja2)
 # numpy has no lower bound. This is the first version that new machines come with; it needs Python 3.12.
 others+=" numpy==2.5"
 # Further packages of the tests, in any version.
-others+=" safetensors pyarrow pydantic ruamel.yaml scipy tensorboard peft"
+others+=" safetensors pyarrow pydantic ruamel.yaml scipy openai tensorboard peft"
 others+=" pytest pytest-benchmark pytest-timeout pytest-xdist hypothesis"
 
 wanted="$torch $others"

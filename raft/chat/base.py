@@ -20,6 +20,8 @@ class ChatRequest:
     """Of the reply, its thought included."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Of the chat template: tools and the like."""
+    schema: Mapping[str, object] | None = None
+    """The JSON schema of a reply that is to be JSON. Models that cannot be held to it answer freely."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class ChatModel(Protocol):
 
     @property
     def name(self) -> str:
-        """Identifies the weights (a fingerprint, or an endpoint and its model): part of every key of the stores."""
+        """Identifies the weights (a fingerprint, or what an endpoint calls its model): part of every key of the
+        stores."""
 
     def replies(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | Failure]]:
         """The place of each request in `requests` and what came of it, each once, in the order in which they finish.

@@ -1,4 +1,7 @@
-"""Judges: candidates in, scores with their reasons out, for refinement and evaluation alike."""
+"""Judges: candidates in, scores with their reasons out, for refinement and evaluation alike.
+
+`raft.judges.model` has the one that is a chat model; it imports the engines.
+"""
 
 from raft.judges.base import Candidate, Judge, Score, check_judges
 from raft.judges.programs import Coverage, Faithfulness, Form, Program, default_judges

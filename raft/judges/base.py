@@ -1,7 +1,7 @@
 """What every judge takes and gives."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Protocol
 
@@ -31,12 +31,19 @@ class Score:
     """Why it is this value, for people to read."""
     problem: str | None = None
     """Why there is no value."""
+    lasting: bool = True
+    """Where there is no value: whether there would be none again. Not so for a lost connection."""
+    flag: str | None = None
+    """What a person should look at, whatever the value: a text that speaks to its judge."""
 
 
 class Judge(Protocol):
     name: str
     version: str
     """Another one wherever scores may differ: both are part of the key under which scores are stored."""
+    # A judge may also have `free`, true where its scores cost nothing worth saving, and `waits`, true where the time
+    # is spent on a server. Without them it is asked only for texts that nothing else speaks against, one judge after
+    # the other.
 
     def score(self, candidates: Sequence[Candidate]) -> list[Score]:
         """One score a candidate, in their order.
@@ -61,8 +68,9 @@ def checked(score: Score) -> Score:
     if not isinstance(score, Score):
         return Score(None, problem=f"expected a Score, found {score!r:.80}")
     value = score.value
-    if value is None:
-        return score if score.problem else Score(None, score.reason, "expected a number from 0 to 1, found None")
+    if value is None and score.problem:
+        return score
     if not isinstance(value, Real) or not 0 <= value <= 1:
-        return Score(None, score.reason, f"expected a number from 0 to 1, found {value!r:.80}")
-    return Score(float(value), score.reason)
+        problem = f"expected a number from 0 to 1, found {value!r:.80}"
+        return replace(score, value=None, problem=problem)
+    return replace(score, value=float(value))

@@ -15,6 +15,7 @@ class Program(ABC):
 
     name: str
     version: str
+    free = True
 
     def score(self, candidates: Sequence[Candidate]) -> list[Score]:
         """One score a candidate."""

@@ -7,8 +7,8 @@ from raft.judges.base import Score
 
 
 def mean(scores: Sequence[Score]) -> float:
-    """Mean value in [0, 1], a missing value as 0."""
-    return math.fsum(score.value or 0.0 for score in scores) / len(scores)
+    """Mean value in [0, 1], a missing value as 0; 0 without any score."""
+    return math.fsum(score.value or 0.0 for score in scores) / max(len(scores), 1)
 
 
 def majority(scores: Sequence[Score], least: float = 0.5) -> bool:

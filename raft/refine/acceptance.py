@@ -6,8 +6,10 @@ checks are against question and reference alone, never against the model's own r
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raft.judges import Score, mean
 from raft.prompts import Wording
 from raft.refine.facts import (
     amount_words,
@@ -76,16 +78,15 @@ class Acceptance:
     wording: Wording
     settings: RefineSettings
 
-    def problems(self, row: Row, text: str, *, similarity: float, mean: float, draft: bool = False) -> list[str]:
-        """Keys of REASONS, in their order; none: the text passes.
+    def problems(self, row: Row, text: str, *, similarity: float, draft: bool = False) -> list[str]:
+        """What speaks against a text before it is judged: keys of REASONS, in their order; none: the text passes.
 
-        similarity: the cosine of `text` and the reference. mean: of the judges' scores. draft: a rewriting, which may
-        lack what the fusion with the reference puts back.
+        similarity: the cosine of `text` and the reference. draft: a rewriting, which may lack what the fusion with the
+        reference puts back.
         """
         question, reference = row["question"], row["answer"]
         found = {
             "similarity": not similarity >= self.settings.tau,  # also where it is NaN
-            "score": mean < self.settings.min_score or mean == 0,  # every judge rejected it
             "echo": self._echoes(question, reference, text),
             "refusal": _new(_REFUSAL, text, reference),
             "loop": _loops(text, reference),
@@ -94,7 +95,12 @@ class Acceptance:
             "words invented": _invents(question, reference, text, self.settings.max_new_words, draft=draft),
             "words lost": _loses(question, reference, text, self.settings.max_lost_words),
         }
-        return [reason for reason in REASONS if found[reason] and not (draft and reason in _PUT_BACK)]
+        return [reason for reason in REASONS if found.get(reason) and not (draft and reason in _PUT_BACK)]
+
+    def with_score(self, problems: list[str], scores: Sequence[Score]) -> list[str]:
+        """`problems`, and "score" where the judges are against the text. scores: none where it was not judged."""
+        low = bool(scores) and (mean(scores) < self.settings.min_score or mean(scores) == 0)  # 0: all rejected it
+        return [reason for reason in REASONS if reason in problems or (low and reason == "score")]
 
     def _echoes(self, question: str, reference: str, text: str) -> bool:
         if _new(_ABOUT_THE_TASK, text, reference) or _new(_SPEAKER, text, reference):

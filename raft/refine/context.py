@@ -1,13 +1,15 @@
 """What every stage of one refinement works with."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from raft.chat import ChatModel, LocalChat
+from raft.chat.pool import ChatPool, judge_name
 from raft.engines import Engine
-from raft.judges import Judge, default_judges
+from raft.judges import Judge, check_judges, default_judges
+from raft.judges.model import ModelJudge
 from raft.prompts import WORDINGS, Wording
 from raft.refine.acceptance import Acceptance
 from raft.refine.embed import Embedder, load_embedder
@@ -35,26 +37,30 @@ class Models:
         engine: Engine,
         settings: RefineSettings,
         *,
-        fusion: tuple[str, Callable[[], Engine]] | None = None,
+        fuser: ChatModel | None = None,
         embedder: Embedder | None = None,
         judges: Sequence[Judge] | None = None,
     ) -> "Models":
-        """Engines of this process. name: of the weights, part of the keys: another one for other weights.
+        """One engine of this process for all, and programs as judges, but for those that are given.
 
-        fusion: name and engine of the model that fuses, the engine made when it is first needed; without it `engine`
-        fuses. embedder, judges: in place of the one that the settings name, and of the programs.
+        name: of the engine's weights, part of the keys: another one for other weights.
         """
-
-        def chat(name: str, engine: Callable[[], Engine]) -> LocalChat:
-            return LocalChat(name, engine, batch_size=settings.batch_size, max_model_len=settings.max_model_len)
-
-        rewriter = chat(name, lambda: engine)
+        own = LocalChat(name, lambda: engine, batch_size=settings.batch_size, max_model_len=settings.max_model_len)
         return cls(
-            rewriter,
-            rewriter if fusion is None else chat(*fusion),
+            own,
+            fuser or own,
             load_embedder(settings.embedding_model) if embedder is None else embedder,
             default_judges() if judges is None else judges,
         )
+
+    @classmethod
+    def named(cls, settings: RefineSettings, pool: ChatPool, embedder: Embedder) -> "Models":
+        """Those that the settings name. ConfigError where a name is none, or two judges have one."""
+        judges: list[Judge] = []
+        for name in settings.judges:
+            judges += default_judges() if name == "programs" else [ModelJudge(pool[name], name=judge_name(name))]
+        check_judges(judges)
+        return cls(pool[settings.rewriter], pool[settings.fuser], embedder, judges)
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class RefineContext:
     """Of the run."""
     progress: bool
     """Whether the stages show how far they are."""
+    retry_failed: bool
+    """Whether texts that failed, in a way that would last, are asked for again."""
 
     @property
     def wording(self) -> Wording:
@@ -89,7 +97,7 @@ class RefineContext:
 
 @contextmanager
 def open_context(
-    folder: Path, settings: RefineSettings, models: Models, *, seed: int, progress: bool
+    folder: Path, settings: RefineSettings, models: Models, *, seed: int, progress: bool, retry_failed: bool = False
 ) -> Iterator[RefineContext]:
     """A refinement whose stores are in `folder`, open for as long as the context lasts."""
     with (
@@ -99,5 +107,5 @@ def open_context(
         Store[JudgeLine](folder / "judge.jsonl") as judge,
         Failures(folder / "failed.jsonl") as failures,
     ):
-        texts, panel = {"rewrite": rewrite, "fuse": fuse}, Panel(models.judges, judge)
-        yield RefineContext(settings, models, texts, similarities, failures, panel, seed, progress)
+        texts, panel = {"rewrite": rewrite, "fuse": fuse}, Panel(models.judges, judge, retry_failed)
+        yield RefineContext(settings, models, texts, similarities, failures, panel, seed, progress, retry_failed)

@@ -21,6 +21,7 @@ from raft.rows import Row
 from raft.text import ngram_f1, words
 
 QUANTILES = (5, 25, 50, 75, 95)
+TAUS = tuple(tau / 100 for tau in range(50, 100, 5))
 CHARACTER_CLASSES = ("lower", "upper", "letter", "digit", "space", "punctuation", "other")
 
 # Chats before the answer, answers -> mean negative log-likelihood a token of each answer.
@@ -35,10 +36,12 @@ def diagnose(
     judges: Sequence[str],
     unusable: Mapping[str, int],
     failed: int,
+    scores: Sequence[Sequence[float]] = (),
     nll: AnswerNLL | None = None,
     progress: bool = False,
 ) -> Diagnostics:
-    """diagnostics.json. `rows` are the rows with their chats, `fused` the lines of fused.jsonl, in the same order."""
+    """diagnostics.json. `rows` are the rows with their chats, `fused` the lines of fused.jsonl, in the same order.
+    scores: of each text that all judges have scored, in their order."""
     kept = [row for row in fused if row["kept"]]
     raw = [row["answer"] for row in kept]
     own = [row["rewritten"] for row in kept if row["rewritten"] is not None]  # which all of them have
@@ -53,11 +56,14 @@ def diagnose(
         "failed": failed,
         "reasons": _reasons(fused),
         "similarity": summary([row["similarity"] for row in fused]),
+        "tau": tau_sweep(fused),
         "rounds": summary([row["rounds"] for row in fused if row["rounds"]]),
         "judges": {
             name: {**summary([row["judge_scores"][i] for row in kept]), "unusable": unusable.get(name, 0)}
             for i, name in enumerate(judges)
         },
+        "agreement": agreement(scores),
+        "flagged": sum("judge_flag" in row for row in fused),
         "embedding": embedding,
         "overlap": {
             f"{n}gram_f1": summary([ngram_f1(a, b, n) for a, b in zip(raw, refined, strict=True)]) for n in (1, 2)
@@ -88,6 +94,31 @@ def _reasons(fused: Sequence[FusedRow]) -> dict[str, dict[str, int]]:
         }
         for stage, found in stages.items()
     }
+
+
+def tau_sweep(fused: Sequence[FusedRow], taus: Sequence[float] = TAUS) -> dict[str, dict[str, int]]:
+    """tau -> how many rewritings are "similar" enough, and how many of those pass the rest of the floor ("pass"). A
+    judge that is not asked about texts below tau may speak against some of them yet."""
+    known = [(row["similarity"], row["rejected"]["rewrite"]) for row in fused if row["similarity"] is not None]
+    return {
+        f"{tau:g}": {
+            "similar": sum(similarity >= tau for similarity, _ in known),
+            "pass": sum(similarity >= tau and not set(reasons) - {"similarity"} for similarity, reasons in known),
+        }
+        for tau in taus
+    }
+
+
+def agreement(scores: Sequence[Sequence[float]]) -> float | None:
+    """Krippendorff's alpha on an interval scale; None for one judge, or where all scores are equal.
+
+    scores: [texts][judges], none missing, for which alpha is 1 less the variance within texts over that of all scores.
+    Packages for the general case need a matrix of all distinct scores for every text.
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    if table.ndim < 2 or table.shape[1] < 2 or len(np.unique(table)) < 2:
+        return None
+    return float(1 - table.var(axis=1, ddof=1).mean() / table.var(ddof=1))
 
 
 def summary(values: Sequence[float | None]) -> Summary:

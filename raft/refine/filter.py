@@ -21,13 +21,13 @@ class Assessment:
     similarity: float
     """Its cosine to the reference, s = cos(phi(y), phi(text))."""
     scores: list[Score]
-    """In the order of the judges."""
+    """In the order of the judges; without those that cost something if the text has other problems."""
     problems: list[str]
-    """What speaks against it (`floor.REASONS`); none: it may be used."""
+    """What speaks against it (`acceptance.REASONS`); none: it may be used."""
 
     @property
     def mean(self) -> float:
-        """Of the judges' scores, in [0, 1]."""
+        """Of the judges' scores, in [0, 1]; 0 without any."""
         return mean(self.scores)
 
 
@@ -53,9 +53,13 @@ def assess(
     candidates = [
         Candidate(row["id"], row["question"], row["answer"], text, rewritten[row["id"]]) for row, text, _ in compared
     ]
-    for (row, text, similarity), scores in zip(compared, context.panel.judge(candidates, round), strict=True):
-        problems = context.acceptance.problems(row, text, similarity=similarity, mean=mean(scores), draft=round == 0)
-        assessed[row["id"]] = Assessment(text, similarity, scores, problems)
+    acceptance = context.acceptance
+    problems = [
+        acceptance.problems(row, text, similarity=similarity, draft=round == 0) for row, text, similarity in compared
+    ]
+    judged = context.panel.judge(candidates, round, [not found for found in problems])
+    for (row, text, similarity), found, scores in zip(compared, problems, judged, strict=True):
+        assessed[row["id"]] = Assessment(text, similarity, scores, acceptance.with_score(found, scores))
     return assessed, fresh
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from raft.isolate import reason
 from raft.prompts import Message, Wording
@@ -46,7 +47,7 @@ def fuse(context: RefineContext, rows: Sequence[Row], rewritten: Mapping[str, st
     A round is done for all rows before the next one starts, with those that no candidate has satisfied yet, so that the
     model always gets full batches.
     """
-    settings = context.settings
+    settings, wording = context.settings, context.wording
     fusions = {row["id"]: Fusion() for row in rows}
     rounds = settings.rounds if settings.fuse_temperature > 0 else 1  # greedy: every round would say the same
     open_rows = {row["id"]: row for row in rows}
@@ -54,7 +55,7 @@ def fuse(context: RefineContext, rows: Sequence[Row], rewritten: Mapping[str, st
     with context.bar("fuse", len(rows)) as bar:
         for number in range(1, rounds + 1):
             jobs = [
-                Job(row_id, fuse_chat(row, rewritten[row_id], context.wording), template_options(row), number)
+                Job(row_id, partial(fuse_chat, row, rewritten[row_id], wording), template_options(row), number)
                 for row_id, row in open_rows.items()
             ]
             for batch in texts(context, "fuse", context.models.fuser, jobs, settings.fuse_temperature):

@@ -29,6 +29,8 @@ class TextLine(StoredLine):
     """Only where the model thought first."""
     round: NotRequired[int]
     """Only in fuse.jsonl: of the fusion, from 1."""
+    retry: NotRequired[int]
+    """Only where a failed text was asked for again (`--retry-failed`): how often, from 1."""
 
 
 class SimilarityLine(StoredLine):
@@ -39,16 +41,19 @@ class SimilarityLine(StoredLine):
 
 
 class JudgeLine(StoredLine):
-    """judge.jsonl: what the judges say of one text."""
+    """judge.jsonl: what one judge says of one text."""
 
     round: int
     """Of the fusion, from 1; 0 for a rewriting."""
-    scores: dict[str, float]
-    """Judge -> score in [0, 1]; 0 where it is unusable."""
-    unusable: dict[str, str]
-    """Judge -> why its score is unusable; without the judges whose score is usable."""
-    reasons: NotRequired[dict[str, str]]
-    """Judge -> its reason for the score; without the judges that give none, and absent where none does."""
+    judge: str
+    score: float | None
+    """In [0, 1]; None where it is unusable, which counts as 0."""
+    reason: NotRequired[str]
+    """Of the judge, where it gives one."""
+    problem: NotRequired[str]
+    """Why the score is unusable."""
+    flag: NotRequired[str]
+    """What a person should look at, such as words in the text that speak to its judge."""
 
 
 class FailedLine(TypedDict):
@@ -88,6 +93,8 @@ class FusedRow(TypedDict):
     rounds: int
     """How many rounds of fusion were done."""
     rejected: Rejected
+    judge_flag: NotRequired[str]
+    """What a person should look at: a judge found words in the row's texts that speak to it."""
     prompt: NotRequired[list[Message]]
     """Absent where it is the question alone."""
 
@@ -109,10 +116,17 @@ class Diagnostics(TypedDict):
     """Stage (rewrite, fuse) -> "texts", "rejected", and for each key of `acceptance.REASONS` the texts that have it."""
     similarity: Summary
     """Cosine of answer and rewriting, of all rows that have one."""
+    tau: dict[str, dict[str, int]]
+    """tau from 0.5 to 0.95 -> rewritings that are "similar" enough, and those of them that "pass" the rest."""
     rounds: Summary
     """Of the rows with at least one round."""
     judges: dict[str, Summary]
     """Judge -> its scores of the kept rows, and "unusable": how many of all its scores were."""
+    agreement: float | None
+    """Krippendorff's alpha of the judges, scores as an interval scale, over all texts that all of them scored: 1 is
+    perfect, 0 is chance. None where it is not defined, as for one judge."""
+    flagged: int
+    """Rows with a judge_flag."""
     embedding: dict[str, Summary]
     """Cosines: raw_refined, raw_own (own: the rewriting), own_refined."""
     overlap: dict[str, Summary]

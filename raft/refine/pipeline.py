@@ -6,7 +6,7 @@ from typing import Any
 
 from raft.errors import InputError
 from raft.judges import check_judges
-from raft.refine.context import Models, open_context
+from raft.refine.context import Models, RefineContext, open_context
 from raft.refine.diagnostics import AnswerNLL, diagnose
 from raft.refine.filter import Assessment, filter_rewritings
 from raft.refine.fuse import Fusion, fuse
@@ -30,26 +30,27 @@ def refine(
     seed: int = 0,
     nll: AnswerNLL | None = None,
     progress: bool = True,
+    retry_failed: bool = False,
 ) -> list[FusedRow]:
     """The fused rows, in input order; writes rewrite, filter, fuse, judge, failed and fused.jsonl and diagnostics.json.
 
     What an earlier call left in `run.refine_dir` is taken over where its key fits. `nll` adds the style shift to the
-    diagnostics. InputError for rows that are not what was expected, and where all of them failed.
+    diagnostics. retry_failed: asks again, with other seeds, for texts that failed in a way that would last. InputError
+    for rows that are not what was expected, and where all of them failed.
     """
     checked = normalize_rows(rows, source="rows to refine")
-    # An answer that calls tools stays as it is: there is no wording to change.
-    texts = [row for row in checked if not row.get("answer_turn", {}).get("tool_calls")]
+    texts = [row for row in checked if _has_wording(row)]
     check_judges(models.judges)
     folder = run.refine_dir
-    with open_context(folder, settings, models, seed=seed, progress=progress) as context:
-        rewritten = rewrite(context, texts)
-        rewritings = filter_rewritings(context, texts, rewritten)
-        passed = [row for row in checked if row["id"] in rewritings and not rewritings[row["id"]].problems]
-        fusions = fuse(context, passed, rewritten)
+    with open_context(folder, settings, models, seed=seed, progress=progress, retry_failed=retry_failed) as context:
+        rewritten, rewritings, fusions = do_stages(context, texts)
     fused = [
         _fused_row(row, rewritten.get(row["id"]), rewritings.get(row["id"]), fusions.get(row["id"], Fusion()))
         for row in checked
     ]
+    for line in fused:
+        if line["id"] in context.panel.flagged:
+            line["judge_flag"] = context.panel.flagged[line["id"]]
     write_lines(folder / "fused.jsonl", fused)
     failures, panel = context.failures, context.panel
     failures.finish([row["id"] for row in checked])
@@ -61,6 +62,7 @@ def refine(
         judges=[judge.name for judge in models.judges],
         unusable=panel.unusable,
         failed=len(failures),
+        scores=panel.scores,
         nll=nll,
         progress=progress,
     )
@@ -72,6 +74,22 @@ def refine(
             f"{first['reason']}; nothing is refined"
         )
     return fused
+
+
+def do_stages(
+    context: RefineContext, rows: Sequence[Row]
+) -> tuple[dict[str, str], dict[str, Assessment], dict[str, Fusion]]:
+    """Rewritings, what is known of them, and fusions, each by row id; on disk as they are made."""
+    texts = [row for row in rows if _has_wording(row)]
+    rewritten = rewrite(context, texts)
+    rewritings = filter_rewritings(context, texts, rewritten)
+    passed = [row for row in texts if row["id"] in rewritings and not rewritings[row["id"]].problems]
+    return rewritten, rewritings, fuse(context, passed, rewritten)
+
+
+def _has_wording(row: Row) -> bool:
+    """An answer that calls tools stays as it is: there is no wording to change."""
+    return not row.get("answer_turn", {}).get("tool_calls")
 
 
 def _fused_row(row: Row, rewritten: str | None, rewriting: Assessment | None, fusion: Fusion) -> FusedRow:
@@ -101,4 +119,11 @@ def _warn(failures: Failures, panel: Panel, rows: int) -> None:
             len(failures), rows, first["id"], first["stage"], first["reason"],
         )  # fmt: skip
     for name, count in panel.unusable.items():
-        log.warning("refine: %d scores of judge %s were unusable and counted as 0", count, name)
+        if count:
+            log.warning("refine: %d scores of judge %s were unusable and counted as 0", count, name)
+    if panel.flagged:
+        row_id, words = next(iter(panel.flagged.items()))
+        log.warning(
+            'refine: %d rows have words that speak to a judge ("judge_flag" in fused.jsonl), the first: row %s: %s',
+            len(panel.flagged), row_id, words,
+        )  # fmt: skip

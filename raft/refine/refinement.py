@@ -8,98 +8,54 @@ from typing import TYPE_CHECKING
 from raft.errors import InputError
 from raft.prompts import WORDINGS, Message, Wording
 from raft.refine.lines import FailedLine, FusedRow, JudgeLine, TextLine
+from raft.refine.parts import merge_parts
 from raft.rows import Row
 from raft.runs import Run, read_jsonl
-from raft.settings import Plan, RefineSettings, save_config
+from raft.settings import Plan, save_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from raft.engines import Engine
+    from transformers import PreTrainedTokenizerBase
 
 
-def refine_run(plan: Plan, preview: int = 0) -> None:
+def refine_run(plan: Plan, preview: int = 0, *, retry_failed: bool = False, ray_workers: int = 0) -> None:
     """Refines the plan's rows into `run.refine_dir`; with `preview` shows that many rows and writes nothing.
 
-    The settings go to config.yaml of the run. What an earlier refinement left there and still fits is used.
+    The settings go to config.yaml of the run. What an earlier refinement left there and still fits is used, failures
+    too, unless `retry_failed`: those that may pass, such as a lost connection, are not kept anyway. ray_workers: worker
+    processes of a Ray cluster that do the work; 0: this process does.
     """
     config, run, rows = plan.config, plan.run, plan.rows
 
-    import torch
-
-    from raft.models import check_model, load_model, load_tokenizer
-    from raft.models.fingerprint import fingerprint
-    from raft.refine.context import Models
-    from raft.refine.embed import load_embedder
+    from raft.models import load_tokenizer
     from raft.refine.pipeline import refine
+    from raft.refine.roles import Roles
 
     settings = config.refine
-    fusion_id = None if settings.fusion_model == "local" else fingerprint(check_model(settings.fusion_model))
-    tokenizer = load_tokenizer(plan.model)
-    _check_template(rows, tokenizer, WORDINGS[settings.prompts], plan.data)
-    embedder = load_embedder(settings.embedding_model)
-    model = load_model(plan.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    engines = _Engines(settings, model, tokenizer)
-    models = Models.local(
-        fingerprint(plan.model),
-        engines.own,
-        settings,
-        fusion=None if fusion_id is None else (fusion_id, engines.fusion),
-        embedder=embedder,
-    )
+    _check_template(rows, load_tokenizer(plan.model), WORDINGS[settings.prompts], plan.data)
+    roles = Roles(settings, plan.model)
+    roles.load()
     try:
         if preview:
             with tempfile.TemporaryDirectory(prefix="raft-preview-") as folder:
                 shown = rows[:preview]
-                fused = refine(shown, models, Run(folder), settings, seed=config.seed, progress=False)
+                fused = refine(shown, roles.models, Run(folder), settings, seed=config.seed, progress=False)
                 print(preview_text(shown, fused, Path(folder), WORDINGS[settings.prompts]))
             return
         # Only now: a refused refinement leaves nothing behind, and one that is cut short no rows that others made.
         save_config(config, run.config_path)
         for name in ("fused.jsonl", "diagnostics.json"):
             (run.refine_dir / name).unlink(missing_ok=True)
-        fused = refine(rows, models, run, settings, seed=config.seed, nll=engines.nll)
+        merge_parts(run.refine_dir)  # what a run over Ray that was killed has left
+        if ray_workers:
+            from raft.refine.scale import refine_on_ray
+
+            refine_on_ray(plan, ray_workers, retry_failed=retry_failed)
+            retry_failed = False  # the workers have
+        fused = refine(rows, roles.models, run, settings, seed=config.seed, nll=roles.nll, retry_failed=retry_failed)
     finally:
-        engines.close()
+        roles.close()
     kept = sum(row["kept"] for row in fused)
     print(f"refined {len(fused)} rows, kept {kept} ({100 * kept / len(fused):.1f} %): {run.refine_dir / 'fused.jsonl'}")
-
-
-class _Engines:
-    """The engine of the model that is refined for, and that of another fusion model, made when it is first needed."""
-
-    def __init__(self, settings: RefineSettings, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"):
-        from raft.engines import make_engine
-
-        self._settings, self._model, self._tokenizer = settings, model, tokenizer
-        self.own = make_engine(settings.engine, model, tokenizer, max_model_len=settings.max_model_len)
-        self._fusion: Engine | None = None
-
-    def fusion(self) -> "Engine":
-        from raft.engines import make_engine
-        from raft.models import load_tokenizer
-
-        if self._fusion is None:
-            self.own.release()
-            name, limit = self._settings.fusion_model, self._settings.max_model_len
-            self._fusion = make_engine(self._settings.engine, name, load_tokenizer(name), max_model_len=limit)
-        return self._fusion
-
-    def nll(self, prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float | None]:
-        """Mean negative log-likelihood a token of each answer under the model, in nats."""
-        from raft.evaluate.likelihood import log_likelihoods
-
-        for engine in self._made():
-            engine.release()
-        found = log_likelihoods(self._model, self._tokenizer, prompts, answers)
-        return [None if value is None else -value for value in found]
-
-    def close(self) -> None:
-        for engine in reversed(self._made()):
-            engine.close()
-
-    def _made(self) -> "list[Engine]":
-        return [self.own, *([] if self._fusion is None else [self._fusion])]
 
 
 def _check_template(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", wording: Wording, path: str) -> None:
@@ -123,7 +79,9 @@ def preview_text(rows: list[Row], fused: list[FusedRow], folder: Path, wording: 
     candidates: list[TextLine] = read_jsonl(refine_dir / "fuse.jsonl")
     judged: list[JudgeLine] = read_jsonl(refine_dir / "judge.jsonl")
     failures: list[FailedLine] = read_jsonl(refine_dir / "failed.jsonl")
-    verdicts = {(line["id"], line["round"]): line["scores"] for line in judged}
+    verdicts: dict[tuple[str, int], dict[str, float]] = {}
+    for verdict in judged:
+        verdicts.setdefault((verdict["id"], verdict["round"]), {})[verdict["judge"]] = verdict["score"] or 0.0
     failed = {line["id"]: line for line in failures}
     parts = []
     for row, line in zip(rows, fused, strict=True):

@@ -1,6 +1,7 @@
 """Self-conditioned rewriting: the model under training says the reference answer in its own words (Eq. 1)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from raft.prompts import Message, Wording
@@ -12,7 +13,8 @@ from raft.rows import Row
 
 def rewrite(context: RefineContext, rows: Sequence[Row]) -> dict[str, str]:
     """Row id -> y~ ~ p(. | x, y), for every row whose rewriting is usable; the others go to the failures."""
-    jobs = [Job(row["id"], rewrite_chat(row, context.wording), template_options(row)) for row in rows]
+    wording = context.wording
+    jobs = [Job(row["id"], partial(rewrite_chat, row, wording), template_options(row)) for row in rows]
     rewritten: dict[str, str] = {}
     with context.bar("rewrite", len(rows), per_call=True) as bar:
         temperature = context.settings.rewrite_temperature

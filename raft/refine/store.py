@@ -12,7 +12,8 @@ from typing import Generic, Self, TypeVar
 
 from raft import prompts
 from raft.refine.lines import FailedLine, StoredLine
-from raft.runs import JsonlAppender, read_jsonl, write_text
+from raft.runs import JsonlAppender, write_text
+from raft.runs.files import parse_line
 
 
 def row_key(model: str, parameters: Mapping[str, object], messages: Sequence[object]) -> str:
@@ -26,27 +27,41 @@ Line = TypeVar("Line", bound=StoredLine)
 
 
 class Store(Generic[Line]):
-    """The lines of one stage. Of two lines with the same id and key the newest counts."""
+    """The lines of one stage. Of two lines with the same id and key the newest counts.
+
+    Lines stay on disk, and memory holds where each begins: 100 bytes a line, whatever its length.
+    """
 
     def __init__(self, path: Path):
         self._file = JsonlAppender(path)  # cuts off a line that a kill has torn
-        self._lines: dict[tuple[str, str], Line] = {
-            (line.get("id"), line.get("key")): line for line in read_jsonl(path)
-        }
+        self._reader = open(path, "rb")  # noqa: SIM115
+        self._places: dict[int, int] = {}  # hash of id and key -> where the newest line of them begins
+        place = 0
+        for number, data in enumerate(self._reader, 1):
+            if data.strip():
+                line = parse_line(path, number, data)
+                self._places[hash((line.get("id"), line.get("key")))] = place
+            place += len(data)
 
     def get(self, row_id: str, key: str) -> Line | None:
-        return self._lines.get((row_id, key))
+        place = self._places.get(hash((row_id, key)))
+        if place is None:
+            return None
+        self._reader.seek(place)
+        line: Line = json.loads(self._reader.readline())
+        # Another line may have the same hash, once in 10 to the 19th power.
+        return line if (line["id"], line["key"]) == (row_id, key) else None
 
     def add(self, line: Line) -> None:
         """Appends one line, on disk before this returns."""
-        self._file.append(line)
-        self._lines[line["id"], line["key"]] = line
+        self._places[hash((line["id"], line["key"]))] = self._file.append(line)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+        self._reader.close()
 
 
 class Failures:

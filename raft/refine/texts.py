@@ -7,15 +7,18 @@ restart asks for the missing texts alone. The seed is part of the text's key.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar, overload
 
 from raft.chat import ChatModel, ChatRequest, Failure, Reply
 from raft.isolate import batches
 from raft.prompts import Message
 from raft.refine.context import RefineContext
 from raft.refine.lines import TextLine
-from raft.refine.store import Store, row_key
+from raft.refine.store import row_key
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Job:
     """One text wanted for a row."""
 
     row_id: str
-    chat: list[Message]
+    chat: Callable[[], list[Message]]
+    """Called when the request is made, so that the prompts of all rows are not in memory at once."""
     options: Mapping[str, object] = field(default_factory=dict)  # of the chat template: tools and the like
     round: int | None = None  # of the fusion
 
@@ -46,42 +50,80 @@ def texts(
     All that is missing is asked for at once; a batch is given when the last of its texts is there.
     """
     settings, store = context.settings, context.texts[stage]
-    requests = {
-        job.row_id: ChatRequest(
-            job.chat,
-            text_seed(context.seed, stage, job.row_id, job.round or 1),
-            temperature,
-            settings.max_tokens,
-            job.options,
-        )
-        for job in jobs
-    }
-    keys = {row_id: text_key(model.name, request) for row_id, request in requests.items()}
-    lines = {job.row_id: _stored(store, job.row_id, keys[job.row_id], settings.max_model_len) for job in jobs}
-    missing = [job for job in jobs if lines[job.row_id] is None]
-    fresh = {job.row_id for job in missing}
-    replies = model.replies([requests[job.row_id] for job in missing])
-    for batch in batches(jobs, settings.batch_size):
-        while any(lines[job.row_id] is None for job in batch):
+    keys = [text_key(model.name, _request(context, stage, job, temperature)) for job in jobs]
+    missing: list[int] = []
+    retries: dict[int, int] = {}
+    for i, job in enumerate(jobs):
+        line = store.get(job.row_id, keys[i])
+        if line is not None and line["failed"]:
+            if context.retry_failed:
+                retries[i] = line.get("retry", 0) + 1
+            # One that did not fit may fit into another context.
+            if context.retry_failed or line["max_model_len"] != settings.max_model_len:
+                line = None
+        if line is None:
+            missing.append(i)
+
+    def request(place: int) -> ChatRequest:
+        i = missing[place]
+        return _request(context, stage, jobs[i], temperature, retries.get(i, 0))
+
+    replies = model.replies(Lazily(request, len(missing)))
+    waiting, passing = set(missing), dict[int, TextLine]()  # passing: failures that no store has
+    fresh = set(missing)
+    for batch in batches(range(len(jobs)), settings.batch_size):
+        while not waiting.isdisjoint(batch):
             place, reply = next(replies)
-            job = missing[place]
-            line = _line(job, keys[job.row_id], reply, settings.max_model_len)
+            i = missing[place]
+            line = _line(jobs[i], keys[i], reply, settings.max_model_len)
+            if i in retries:
+                line["retry"] = retries[i]
             if isinstance(reply, Reply) or reply.lasting:
                 store.add(line)
-            lines[job.row_id] = line
-        done = [found for job in batch if (found := lines[job.row_id]) is not None]
-        made = [line for line in done if line["id"] in fresh]
+            else:
+                passing[i] = line
+            waiting.remove(i)
+        done = [passing.pop(i, None) or store.get(jobs[i].row_id, keys[i]) for i in batch]
+        lines = [line for line in done if line is not None]
+        made = [line for i, line in zip(batch, lines, strict=True) if i in fresh]
         yield TextBatch(
-            {line["id"]: line["text"] for line in done if line["text"] is not None},
-            {line["id"]: line["failed"] for line in done if line["failed"] is not None},
+            {line["id"]: line["text"] for line in lines if line["text"] is not None},
+            {line["id"]: line["failed"] for line in lines if line["failed"] is not None},
             len(made),
             sum(line["tokens"] for line in made),
         )
 
 
-def text_seed(seed: int, stage: str, row_id: str, attempt: int) -> int:
-    """In [0, 2**63), the same in every process. seed: of the run; attempt: from 1 on."""
-    digest = hashlib.blake2b(json.dumps([seed, stage, row_id, attempt]).encode(), digest_size=8).digest()
+def _request(context: RefineContext, stage: str, job: Job, temperature: float, retry: int = 0) -> ChatRequest:
+    seed = text_seed(context.seed, stage, job.row_id, job.round or 1, retry)
+    return ChatRequest(job.chat(), seed, temperature, context.settings.max_tokens, job.options)
+
+
+class Lazily(Sequence[Item]):
+    """A sequence whose items are made each time they are asked for."""
+
+    def __init__(self, make: Callable[[int], Item], length: int):
+        self._make, self._length = make, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Item]: ...
+    def __getitem__(self, place: int | slice) -> Item | Sequence[Item]:
+        if isinstance(place, slice):
+            return [self._make(i) for i in range(*place.indices(self._length))]
+        if not 0 <= place < self._length:
+            raise IndexError(place)
+        return self._make(place)
+
+
+def text_seed(seed: int, stage: str, row_id: str, attempt: int, retry: int = 0) -> int:
+    """In [0, 2**63), the same in every process. seed: of the run; attempt: from 1 on; retry: after failures."""
+    parts = [seed, stage, row_id, attempt, *([retry] if retry else [])]
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -98,14 +140,6 @@ def text_key(model: str, request: ChatRequest) -> str:
         **request.options,
     }
     return row_key(model, parameters, request.messages)
-
-
-def _stored(store: Store[TextLine], row_id: str, key: str, max_model_len: int) -> TextLine | None:
-    line = store.get(row_id, key)
-    # A text stays valid in any context, but one that did not fit may fit into another.
-    if line is not None and line["failed"] and line["max_model_len"] != max_model_len:
-        return None
-    return line
 
 
 def _line(job: Job, key: str, reply: Reply | Failure, max_model_len: int) -> TextLine:

@@ -160,8 +160,10 @@ def _refinement(data: RunData) -> list[Part | None]:
     return [
         _side_by_side(figures.similarities(data), refinement.refinement_table(data)),
         refinement.reason_table(data),
+        refinement.tau_table(data),
         *refinement.diagnostics_tables(data),
         *_examples(data),
+        *_borderline(data),
     ]
 
 
@@ -173,6 +175,23 @@ def _examples(data: RunData, limit: int = 5) -> list[RowExample]:
     return [_example(row) for row in rows]
 
 
+def _borderline(data: RunData, limit: int = 3) -> list[Part]:
+    """The rows on both sides of the floor that a person should judge: kept ones whose rewriting is least like the
+    answer, and those that were not kept although it is most like it."""
+    known = sorted((row for row in data.fused if isinstance(row.get("similarity"), int | float)), key=_similarity)
+    kept = [row for row in known if row.get("kept")][:limit]
+    dropped = [row for row in reversed(known) if not row.get("kept")][:limit]
+    parts: list[Part] = []
+    for rows, title in ((kept, "Kept, and least similar"), (dropped, "Not kept, and most similar")):
+        if rows:
+            parts += [f"{title}:", *map(_example, rows)]
+    return parts
+
+
+def _similarity(row: FusedRow) -> float:
+    return row["similarity"] or 0.0
+
+
 def _example(row: FusedRow) -> RowExample:
     texts = {
         "Raw answer": row.get("answer"),
@@ -181,6 +200,10 @@ def _example(row: FusedRow) -> RowExample:
     }
     stages = [(name, text) for name, text in texts.items() if text]
     notes = ["kept" if row.get("kept") else "not kept: the raw answer is used"]
+    if rejected := (row.get("rejected") or {}).get("rewrite"):
+        notes.append("against its rewriting: " + ", ".join(rejected))
+    if row.get("judge_flag"):
+        notes.append(f"speaks to a judge: {row['judge_flag']}")
     if isinstance(row.get("similarity"), int | float):
         notes.insert(0, f"similarity {row['similarity']:.3f}")
     if row.get("judge_scores"):

@@ -57,6 +57,27 @@ def reason_table(data: RunData) -> Table | None:
     return Table("reasons", caption, header, rows)
 
 
+def tau_table(data: RunData) -> Table | None:
+    """How many rewritings each threshold of the similarity would let through."""
+    found = data.diagnostics.get("tau")
+    if not isinstance(found, dict) or not found:
+        return None
+    total = sum(row.get("similarity") is not None for row in data.fused)
+    rows = [
+        [Cell(f"{float(tau):.2f}", float(tau)), *(_of_all(counts.get(name, 0), total) for name in ("similar", "pass"))]
+        for tau, counts in found.items()
+    ]
+    caption = (
+        "Rewritings that each τ would let through, and those of them that the rest of the floor lets through. A judge "
+        "that costs something has not seen what is below today's τ, and may yet speak against some of it."
+    )
+    return Table("tau", caption, [Cell("τ"), Cell("Similar enough"), Cell("Pass the floor")], rows)
+
+
+def _of_all(count: int, total: int) -> Cell:
+    return Cell(f"{count:,}", float(count), f"{percent(count / total)} %" if total else "")
+
+
 _STAGES = {"rewrite": "Rewritings", "fuse": "Fused candidates"}
 _TEXTS = {"texts": "Texts", "rejected": "Not used, for one reason or more"}
 
@@ -67,7 +88,7 @@ def diagnostics_tables(data: RunData) -> list[Table]:
     Counts of rows stand in `refinement_table` already, if there is one, and the reasons in `reason_table`.
     """
     measures: dict[str, dict[str, object]] = {}
-    _collect({name: value for name, value in data.diagnostics.items() if name != "reasons"}, (), measures)
+    _collect({name: value for name, value in data.diagnostics.items() if name not in _APART}, (), measures)
     if data.fused:
         measures = {name: values for name, values in measures.items() if name not in _COUNTED}
     families: dict[tuple[str, ...], dict[str, dict[str, object]]] = {}
@@ -87,11 +108,14 @@ def diagnostics_tables(data: RunData) -> list[Table]:
     return tables
 
 
+_APART = ("reasons", "tau")  # which have tables of their own
 _COUNTED = ("rows", "kept", "kept_share", "failed")
 # What raft/refine/diagnostics.py measures, in words; a measure without words here is shown by its name in the file.
 _MEASURES = {
     "similarity": "Cosine, answer to rewriting (all rows)",
     "rounds": "Rounds of fusion",
+    "agreement": "Agreement of the judges (Krippendorff's alpha)",
+    "flagged": "Rows with words that speak to a judge",
     "embedding / raw_refined": "Cosine, raw to refined",
     "embedding / raw_own": "Cosine, raw to rewriting",
     "embedding / own_refined": "Cosine, rewriting to refined",

@@ -46,11 +46,14 @@ class JsonlAppender:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         repair_jsonl(self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = open(self.path, "ab")  # noqa: SIM115
 
-    def append(self, value: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    def append(self, value: Mapping[str, object]) -> int:
+        """Returns the place in the file, in bytes, at which the line begins."""
+        place = self._file.tell()
+        self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
+        return place
 
     def close(self) -> None:
         self._file.close()
@@ -71,7 +74,7 @@ def read_jsonl(path: str | Path) -> list[Any]:
     if not path.exists():
         return []
     *lines, last = path.read_bytes().split(b"\n")
-    values = [_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    values = [parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if _whole(last):
         values.append(json.loads(last))
     return values
@@ -93,7 +96,8 @@ def repair_jsonl(path: str | Path) -> None:
             file.truncate(start)
 
 
-def _line(path: Path, number: int, line: bytes) -> dict[str, object]:
+def parse_line(path: Path, number: int, line: bytes) -> dict[str, object]:
+    """The object of one line of a file; `InputError` where it is none. number: of the line, from 1."""
     try:
         value = json.loads(line)
     except ValueError as error:

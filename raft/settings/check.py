@@ -5,7 +5,7 @@ pydantic does the checking. It takes 0.2 s to import, so it is imported at the f
 
 import difflib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -23,6 +23,7 @@ _WORDS: dict[object, str] = {
     str: "a text",
     bool: "true or false",
     list: "a list",
+    Sequence: "a list",
     dict: "a mapping",
     type(None): "null",
 }

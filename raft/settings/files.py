@@ -13,7 +13,7 @@ from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 from raft.errors import ConfigError
 from raft.runs import write_text
 from raft.settings.check import check, expected, unknown
-from raft.settings.schema import NAMES, SECTIONS, Config
+from raft.settings.schema import NAMES, RENAMED, SECTIONS, Config
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *, section: str | None = None) -> Config:
@@ -57,6 +57,7 @@ def to_yaml(tree: Mapping[str, object]) -> str:
 
 def _set(tree: dict[str, Any], name: str, value: object, place: str, text: str | None = None) -> None:
     """Checks one setting and puts it into the tree; `text` is the value as typed, for settings that are text."""
+    name = RENAMED.get(name, name)
     section, _, rest = name.partition(".")
     if not (section == "train" and rest):  # those are checked by `check_train`
         if name not in NAMES:

@@ -61,6 +61,8 @@ def _setting(settings: type, f: "Field[object]") -> Iterator[str]:
 def _line(f: "Field[object]") -> str:
     """The name with the default."""
     default = f.default_factory() if f.default_factory is not MISSING else f.default
+    if isinstance(default, (list, tuple)):
+        return f"{f.name}: [{', '.join(default)}]"
     return to_yaml({f.name: None if default is MISSING else getattr(default, "value", default)}).rstrip("\n")
 
 

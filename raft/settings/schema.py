@@ -5,6 +5,7 @@ A setting is added here, by a field with a docstring, and nowhere else. Settings
 Both are plain dataclasses, which cost no import of pydantic, and `raft.settings.check` checks both.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -59,13 +60,29 @@ class RefineSettings:
     """Rows in one call of the engine; a kill loses at most the batch in flight."""
     engine: EngineKind = "auto"
     """Generation engine; "auto" is vLLM where it is installed."""
-    fusion_model: str = "local"
-    """Who fuses: "local" is the model itself."""
     max_model_len: Count = 2048
     """Tokens of prompt and completion together at most."""
+    rewriter: str = "local"
+    """Who rewrites: "local" is the model itself, as in Eq. 1; else a folder or name of another model, which then runs
+    here too, or MODEL@BASE_URL of an OpenAI-compatible server, such as gpt-oss-120b@http://127.0.0.1:8000/v1."""
+    fuser: str = "local"
+    """Who fuses, named like the rewriter."""
+    judges: Sequence[str] = ("programs",)
+    """Who scores: "programs" (three, which know words alone), and models named like the rewriter."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable with the key of the servers. One on this machine needs none."""
+    concurrency: Count = 256
+    """Requests of a role in flight at most; fewer where the server refuses some or does not get faster."""
+    requests_per_minute: Positive | None = None
+    """Requests of a role in a minute at most, without repetitions."""
+    timeout: Positive = 600.0
+    """Seconds after which a request is sent again."""
 
     def __post_init__(self) -> None:
         _check_section(self, "refine")
+        self.judges = tuple(self.judges)
+        if not self.judges:
+            raise ConfigError("refine.judges: expected at least one judge, found []")
 
 
 @dataclass
@@ -111,6 +128,9 @@ class Config:
 
 
 SECTIONS: dict[str, type] = {"refine": RefineSettings, "evaluate": EvalSettings}
+
+RENAMED = {"refine.fusion_model": "refine.fuser"}
+"""Earlier names of settings, which files of earlier versions have."""
 
 NAMES: dict[str, object] = {
     **{name: hint for name, hint in field_hints(Config).items() if name not in (*SECTIONS, "train")},

@@ -188,10 +188,10 @@ from raft.runs import JsonlAppender, Run
 whole, left = JsonlAppender.append, iter(range(1))
 def append(self, value):
     if self.path.name == "fuse.jsonl" and next(left, None) is None:
-        self._file.write('{{"id": "to')
+        self._file.write(b'{{"id": "to')
         self._file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
-    whole(self, value)
+    return whole(self, value)
 JsonlAppender.append = append
 from raft.cli import plan_refinement
 from raft.settings import Config, RefineSettings
@@ -238,7 +238,7 @@ def test_preview_shows_prompts_and_outputs_and_writes_nothing(model_path, data, 
 
 def test_another_model_fuses(model_path, data, tmp_path, capsys):
     other = build("qwen3", tmp_path / "other", seed=1)
-    refine_run(plan_refinement(config(model_path, data, rounds=1, fusion_model=str(other)), Run(tmp_path / "run")))
+    refine_run(plan_refinement(config(model_path, data, rounds=1, fuser=str(other)), Run(tmp_path / "run")))
     assert "refined 8 rows" in capsys.readouterr().out
     fuse_lines = tmp_path / "run" / "refine" / "fuse.jsonl"
     first = {line["key"] for line in read_jsonl(fuse_lines)}
@@ -248,11 +248,18 @@ def test_another_model_fuses(model_path, data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "changes, words", [({"fusion_model": "http://host/v1"}, "fusion_model"), ({"embedding_model": "."}, "modules.json")]
+    "changes, words",
+    [
+        ({"fuser": "http://host/v1"}, "refine.fuser: expected MODEL@BASE_URL"),
+        ({"rewriter": "m@https://host/v1"}, "refine.rewriter: .*the environment variable NO_KEY, found none"),
+        ({"judges": ["programs", "programs"]}, "refine.judges: expected each judge once"),
+        ({"judges": []}, "refine.judges: expected at least one"),
+        ({"embedding_model": "."}, "modules.json"),
+    ],
 )
 def test_settings_that_cannot_work_are_refused(model_path, data, tmp_path, changes, words):
     with pytest.raises(ConfigError, match=words):
-        refine_run(plan_refinement(config(model_path, data, **changes), Run(tmp_path)))
+        refine_run(plan_refinement(config(model_path, data, api_key_env="NO_KEY", **changes), Run(tmp_path)))
 
 
 VARIANTS = ("Anna Reed keeps the {}.", "Anna Reed is keeping the {}.", "The keeper of the {} is Anna Reed.")

@@ -164,6 +164,10 @@ LATER = FIRST.replace(
 )
 
 
+def test_a_setting_may_have_its_earlier_name(tmp_path):
+    assert load_config(yaml(tmp_path, "refine:\n  fusion_model: /models/large\n")).refine.fuser == "/models/large"
+
+
 @pytest.mark.parametrize("text", [FIRST, LATER])
 def test_settings_of_earlier_versions_load(tmp_path, text):
     config = load_config(yaml(tmp_path, text))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from raft.judges import Score
 from raft.prompts import WORDINGS
 from raft.refine.acceptance import REASONS, Acceptance
 from raft.refine.facts import Number, asserted, hedges, in_order, missing_numbers, names, negations, numbers, unmatched
@@ -20,10 +21,8 @@ GOOD = (
 )
 
 
-def problems(text, *, question=QUESTION, reference=REFERENCE, similarity=0.95, mean=0.9, draft=False):
-    return FLOOR.problems(
-        {"question": question, "answer": reference}, text, similarity=similarity, mean=mean, draft=draft
-    )
+def problems(text, *, question=QUESTION, reference=REFERENCE, similarity=0.95, draft=False):
+    return FLOOR.problems({"question": question, "answer": reference}, text, similarity=similarity, draft=draft)
 
 
 def test_a_text_that_says_the_same_passes():
@@ -73,15 +72,21 @@ def test_what_a_prompt_says_is_an_echo(name):
     sentences = [line for line in floor.wording.instructions.splitlines() if len(line.split()) >= 5]
     assert sentences
     for echo in [*sentences, *floor.wording.labels]:
-        found = floor.problems({"question": QUESTION, "answer": REFERENCE}, f"{echo} {GOOD}", similarity=0.9, mean=0.9)
+        found = floor.problems({"question": QUESTION, "answer": REFERENCE}, f"{echo} {GOOD}", similarity=0.9)
         assert "echo" in found, echo
 
 
 def test_measures_are_held_against_the_settings():
     assert problems(GOOD, similarity=0.79) == ["similarity"]
     assert problems(GOOD, similarity=float("nan")) == ["similarity"]
-    assert problems(GOOD, mean=0.69) == ["score"]
-    assert problems(GOOD, similarity=0.8, mean=0.7) == []
+    assert FLOOR.with_score([], [Score(0.69)]) == ["score"]
+    assert FLOOR.with_score(["similarity", "echo"], [Score(0.9), Score(None, problem="none")]) == [
+        "similarity",
+        "score",
+        "echo",
+    ]
+    assert FLOOR.with_score([], [Score(0.7)]) == FLOOR.with_score([], []) == []
+    assert problems(GOOD, similarity=0.8) == []
 
 
 def test_a_draft_may_lack_what_the_fusion_puts_back_and_may_invent_nothing():
@@ -100,7 +105,7 @@ def test_a_sentence_may_be_left_out_and_no_word_of_one():
 
     def found(text, **options):
         row = {"question": question, "answer": reference}
-        return strict.problems(row, text, similarity=0.95, mean=0.9, **options)
+        return strict.problems(row, text, similarity=0.95, **options)
 
     assert found("Chronic bronchitis mostly comes from smoke. Adults who get chronic bronchitis are smokers.") == []
     lost = "Chronic bronchitis mostly comes from smoke. Adults who get bronchitis are smokers. It is common."

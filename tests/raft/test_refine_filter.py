@@ -55,7 +55,7 @@ def keeps(similarity, tau):
     """Whether a rewriting with nothing else against it is kept."""
     row = {"question": "Where is the mill?", "answer": "The mill is at Oakham."}
     floor = Acceptance(WORDINGS["chat"], RefineSettings(tau=tau))
-    found = floor.problems(row, row["answer"], similarity=similarity, mean=1.0, draft=True)
+    found = floor.problems(row, row["answer"], similarity=similarity, draft=True)
     assert found in ([], ["similarity"])
     return not found
 

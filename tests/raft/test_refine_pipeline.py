@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from raft import prompts
+from raft.chat import LocalChat
 from raft.engines import Completion
 from raft.errors import ConfigError, EngineError, InputError
 from raft.judges import Program, Score, default_judges
@@ -109,8 +110,8 @@ def settings(**changes):
     return RefineSettings(**{"prompts": "plain", **lax, **sizes, **changes})
 
 
-def models(engine, chosen=None, model_id="m", judges=None, embedder=None, fusion=None):
-    given = {"judges": judges or [Number()], "embedder": embedder or Angles(), "fusion": fusion}
+def models(engine, chosen=None, model_id="m", judges=None, embedder=None, fuser=None):
+    given = {"judges": judges or [Number()], "embedder": embedder or Angles(), "fuser": fuser}
     return Models.local(model_id, engine, chosen or settings(), **given)
 
 
@@ -171,7 +172,10 @@ def test_lines_have_the_fields_of_their_types(tmp_path):
         name, version = "picky", "1"
 
         def score(self, candidates):
-            return [Score(None if "is b?" in one.question else 0.9, "because") for one in candidates]
+            return [
+                Score(None, problem="no", flag="look") if "is b?" in one.question else Score(0.9, "because")
+                for one in candidates
+            ]
 
     def say(stage, prompt, number):
         return None if "is a?" in prompt else f"<think>\nhm\n</think>\n\n{said('good', 900)}"
@@ -180,7 +184,10 @@ def test_lines_have_the_fields_of_their_types(tmp_path):
     chat = {"id": "chat", "messages": [{"role": role, "content": f"What is {role}?"} for role in roles]}
     likelihood = {"nll": lambda chats, answers: [1.0] * len(answers)}
     given = models(Talker(say), judges=[Picky()])
-    refine([*make_rows(2), chat], given, Run(tmp_path), settings(), progress=False, **likelihood)
+    for again in (False, True):
+        refine(
+            [*make_rows(2), chat], given, Run(tmp_path), settings(), progress=False, retry_failed=again, **likelihood
+        )
     found = {Diagnostics: [read_json(tmp_path / "refine" / "diagnostics.json")]}
     found |= {TextLine: [*lines(tmp_path, "rewrite"), *lines(tmp_path, "fuse")]}
     kinds = {"filter": SimilarityLine, "judge": JudgeLine, "failed": FailedLine, "fused": FusedRow}
@@ -738,11 +745,13 @@ def test_a_kill_at_any_line_changes_nothing(tmp_path, monkeypatch):
             nonlocal written
             if written == deadly:
                 text = json.dumps(value)
-                self._file.write(text[: deadly * 7 % (len(text) + 1)])  # torn anywhere, at its start and its end too
+                self._file.write(
+                    text.encode()[: deadly * 7 % (len(text) + 1)]
+                )  # torn anywhere, at its start and its end too
                 self._file.flush()
                 raise Killed
             written += 1
-            whole(self, value)
+            return whole(self, value)
 
         path = tmp_path / str(deadly)
         with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -881,7 +890,7 @@ def test_another_fusion_model_is_made_only_when_needed(tmp_path):
         return made[-1]
 
     def go(say, **options):
-        given = models(Talker(say), fusion=("f", fusion))
+        given = models(Talker(say), fuser=LocalChat("f", fusion, max_model_len=400))
         return refine(make_rows(4), given, Run(tmp_path), settings(), progress=False, **options)
 
     fused = go(lambda *_: said("own", 900))

@@ -1,0 +1,275 @@
+"""A chat model behind an OpenAI-compatible server, such as `vllm serve`."""
+
+import asyncio
+import importlib.util
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from raft.chat.base import ChatRequest, Failure, Reply
+from raft.chat.limit import Limit
+from raft.errors import ConfigError, EngineError
+from raft.isolate import reason
+from raft.rendering.thoughts import split_thought
+
+if TYPE_CHECKING:
+    from openai import APIError, AsyncOpenAI
+    from openai.types.chat import ChatCompletion
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+REPEATS = 5
+"""How often a request is sent again that was refused for now, cut off, late, or answered with an error of the server.
+The client waits half a second before the first time, twice as long before each further one (8 s at most), or as long
+as the server's Retry-After says (two minutes at most)."""
+UNREADABLE = 4
+"""How often a request is sent again, at once, whose answer cannot be read or holds nothing."""
+HOPELESS = 50
+"""So many requests that fail in a row end the run: the server is not there, or is broken."""
+
+Found = queue.Queue[tuple[int, Reply | Failure] | BaseException | None]  # None: there are no more
+
+_busy: ContextVar[list[int]] = ContextVar("busy")
+"""For the request of the task: the answers by which the server said that it has too much to do."""
+
+
+def is_endpoint(name: str) -> bool:
+    """Whether a model's name is meant for a server, rather than for a folder or the Hub."""
+    return "://" in name or "@http" in name
+
+
+def split_endpoint(name: str) -> tuple[str, str]:
+    """Model and address of "MODEL@BASE_URL". ConfigError for anything else."""
+    found = re.fullmatch(r"(.+)@(https?://[^/?#].*)", name)
+    if found is None:
+        raise ConfigError(f"expected MODEL@BASE_URL, such as gpt-oss-120b@http://127.0.0.1:8000/v1, found {name!r}")
+    model, url = found.groups()
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"{url}: {error}, expected an address such as http://127.0.0.1:8000/v1") from error
+    if parts.username or parts.password or parts.query:  # the address is written into the run folder
+        raise ConfigError("expected an address without user, password and query: keys come from the environment")
+    return model, url.rstrip("/")
+
+
+class EndpointChat:
+    """Sends as many requests at once as the server takes (`raft.chat.limit`), from a thread of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        api_key_env: str = "OPENAI_API_KEY",
+        concurrency: int = 256,
+        requests_per_minute: float | None = None,
+        timeout: float = 600.0,
+    ):
+        """name: MODEL@BASE_URL. api_key_env: the environment variable with the key, which a server on this machine does
+        not need. concurrency, requests_per_minute: of one call of `replies` at most. timeout: seconds for one request,
+        each time it is sent.
+
+        ConfigError where the name is none or the key is missing.
+        """
+        # The address is no part of the name, and so of no key: the same model elsewhere need not repeat anything.
+        self.name, self._base_url = split_endpoint(name)
+        self._place = f"{self.name}@{self._base_url}"
+        self._key = os.environ.get(api_key_env)
+        if not self._key and urlsplit(self._base_url).hostname not in LOOPBACK:
+            raise ConfigError(f"{self._place}: expected its key in the environment variable {api_key_env}, found none")
+        if importlib.util.find_spec("openai") is None:
+            raise ConfigError(f'{self._place}: needs the package openai: pip install "raft-distill[endpoint]"')
+        self._concurrency = concurrency
+        self._pause = 60 / requests_per_minute if requests_per_minute else 0.0  # seconds between two requests
+        self._timeout = timeout
+        self._start = 8  # requests in flight at the beginning of a call: what the last one came to
+        self._failures = 0  # in a row
+        self._has_answered = False
+        self._knows_schemas = True  # until the server refuses one
+        self._limit_name = "max_tokens"  # what every server knows but OpenAI's for its newer models
+
+    def replies(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | Failure]]:
+        """See `ChatModel.replies`. EngineError for what no request would survive: a wrong key, an unknown model, no
+        server."""
+        if not requests:
+            return
+        found: Found = queue.Queue()
+        stop = threading.Event()
+        worker = threading.Thread(target=self._work, args=(requests, found, stop), name=self._place, daemon=True)
+        worker.start()
+        try:
+            while (item := found.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:  # also where the caller wants no more: what is in flight is given up
+            stop.set()
+            worker.join()
+
+    def _work(self, requests: Sequence[ChatRequest], found: Found, stop: threading.Event) -> None:
+        try:
+            asyncio.run(self._ask_all(requests, found, stop))
+            found.put(None)
+        except BaseException as error:  # noqa: BLE001  # raised where the replies are read
+            found.put(error)
+
+    async def _ask_all(self, requests: Sequence[ChatRequest], found: Found, stop: threading.Event) -> None:
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+
+        limit = Limit(self._concurrency, self._start)
+        waiting = iter(range(len(requests)))
+        place = next(waiting, None)
+        flying: set[asyncio.Task[tuple[int, Reply | Failure, bool]]] = set()
+        next_at = time.monotonic()
+        async with AsyncOpenAI(
+            api_key=self._key or "none",  # the client insists on one
+            base_url=self._base_url,
+            timeout=Timeout(self._timeout, connect=10),
+            max_retries=REPEATS,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_note]}),
+        ) as client:
+            limit.began(next_at)
+            try:
+                while (flying or place is not None) and not stop.is_set():
+                    now = time.monotonic()
+                    # What was answered and not yet taken would be lost by a kill: it is held small.
+                    taken = found.qsize() < self._concurrency
+                    if place is not None and taken and len(flying) < limit.value and now >= next_at:
+                        flying.add(asyncio.create_task(self._ask(client, place, requests[place])))
+                        place, next_at = next(waiting, None), max(now, next_at) + self._pause
+                        continue
+                    done = await _finished(flying, min(0.2, next_at - now) if now < next_at else 0.2)
+                    flying -= done
+                    # Those with an error last: it ends the loop, and the others are answered and paid for.
+                    for task in sorted(done, key=lambda task: task.exception() is not None):
+                        at, reply, busy = task.result()
+                        limit.answered(time.monotonic(), refused=busy)
+                        self._start = limit.value
+                        found.put((at, reply))
+                        self._count(reply)
+            finally:
+                for task in flying:
+                    task.cancel()
+                await asyncio.gather(*flying, return_exceptions=True)
+
+    def _count(self, reply: Reply | Failure) -> None:
+        """EngineError after HOPELESS failures without an answer between them."""
+        self._has_answered |= isinstance(reply, Reply)
+        if isinstance(reply, Reply) or reply.lasting:
+            self._failures = 0
+            return
+        self._failures += 1
+        if self._failures >= HOPELESS:
+            raise EngineError(
+                f"{self._place}: {self._failures} requests in a row failed, the last: {reply.reason}; what was "
+                "answered before is kept, and the same command goes on from there"
+            )
+
+    async def _ask(self, client: "AsyncOpenAI", place: int, request: ChatRequest) -> tuple[int, Reply | Failure, bool]:
+        """The place, what came of it, and whether the server had too much to do at first."""
+        import openai
+
+        busy: list[int] = []
+        _busy.set(busy)  # each task has a context of its own
+        reply: Reply | Failure
+        for left in reversed(range(UNREADABLE + 1)):
+            arguments = self._arguments(request)
+            try:
+                reply = result(await client.chat.completions.create(**arguments))
+                if isinstance(reply, Failure) and not reply.lasting and left:
+                    continue
+            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+                raise EngineError(f"{self._place}: {self._said(error)}") from None
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if left and self._adapts(arguments, str(error)):
+                    continue
+                # Before the first answer it is more likely that the server refuses whatever we ask.
+                reply = Failure(self._said(error), lasting=self._has_answered)
+            except openai.APITimeoutError:
+                busy.append(0)
+                reply = Failure(f"no answer in {self._timeout:g} s", lasting=False)
+            except (openai.APIStatusError, openai.APIConnectionError) as error:
+                reply = Failure(self._said(error), lasting=False)
+            except Exception as error:  # noqa: BLE001  # a body that is no JSON, or JSON of another form
+                if left:
+                    continue
+                reply = Failure(f"the answer cannot be read: {reason(error)}", lasting=False)
+            break
+        return place, reply, bool(busy)
+
+    def _said(self, error: "APIError") -> str:
+        """The server's words, in one line, without the key."""
+        status = getattr(error, "status_code", None)
+        said = reason(error) if status is None else f"HTTP {status}: {' '.join(str(error).split())[:280]}"
+        return said.replace(self._key, "***") if self._key else said
+
+    def _arguments(self, request: ChatRequest) -> dict[str, Any]:
+        """Of one call of the client."""
+        template = {name: value for name, value in request.options.items() if name != "tools"}
+        arguments: dict[str, Any] = {
+            "model": self.name,
+            "messages": list(request.messages),
+            "seed": request.seed,
+            "temperature": request.temperature,
+            self._limit_name: request.max_tokens,
+        }
+        if request.options.get("tools"):
+            arguments["tools"] = request.options["tools"]
+        if template:  # vLLM and SGLang know it
+            arguments["extra_body"] = {"chat_template_kwargs": template}
+        if request.schema is not None and self._knows_schemas:
+            schema = {"name": "reply", "schema": request.schema, "strict": False}
+            arguments["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return arguments
+
+    def _adapts(self, arguments: dict[str, Any], refusal: str) -> bool:
+        """Whether the server refuses an argument that it can do without, or knows by another name. Such requests are
+        sent again, and later ones without it."""
+        if "response_format" in arguments and ("response_format" in refusal or "schema" in refusal):
+            self._knows_schemas = False
+            return True
+        if "max_tokens" in arguments and "max_completion_tokens" in refusal:
+            self._limit_name = "max_completion_tokens"
+            return True
+        return False
+
+
+def result(completion: "ChatCompletion") -> Reply | Failure:
+    """What a server's answer holds."""
+    tokens = completion.usage.completion_tokens if completion.usage else 0
+    if not completion.choices:
+        return Failure("the answer has no choice", lasting=False, tokens=tokens)
+    choice = completion.choices[0]
+    if choice.finish_reason == "length":
+        return Failure(f"the output was cut after {tokens} tokens (max_tokens)", lasting=True, tokens=tokens)
+    if choice.finish_reason == "content_filter" or choice.message.refusal:
+        said = choice.message.refusal or "its content filter"
+        return Failure(f"the server refuses: {' '.join(said.split())[:200]}", lasting=True, tokens=tokens)
+    # Servers with a parser of thoughts give them apart, under one of two names; others leave them in the text.
+    apart = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
+    thought, text = split_thought(choice.message.content or "")
+    if not text.strip():
+        return Failure("the output is empty", lasting=True, tokens=tokens)
+    return Reply(text.strip(), tokens, apart or thought)
+
+
+async def _note(response: Any) -> None:
+    """A hook of the HTTP client: also sees the answers that the client asks for again."""
+    if response.status_code in (429, 503):
+        _busy.get().append(response.status_code)
+
+
+async def _finished(
+    flying: "set[asyncio.Task[tuple[int, Reply | Failure, bool]]]", seconds: float
+) -> "set[asyncio.Task[tuple[int, Reply | Failure, bool]]]":
+    """Those that have finished, after `seconds` at most."""
+    if not flying:
+        await asyncio.sleep(seconds)
+        return set()
+    done, _ = await asyncio.wait(flying, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    return done

@@ -1,0 +1,65 @@
+"""Parts of the rows, each with stores of its own: how the stores of a run are split over them and merged again."""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from raft.rows import Row
+from raft.runs import JsonlAppender, read_jsonl
+
+STORES = ("rewrite.jsonl", "filter.jsonl", "fuse.jsonl", "judge.jsonl")
+PARTS_OF_A_WORKER = 4
+"""So that one slow part does not leave the other workers idle for long."""
+
+
+def split_rows(
+    refine_dir: Path, rows: Sequence[Row], *, batch_size: int, workers: int
+) -> list[tuple[Path, Sequence[Row]]]:
+    """The folder and the rows of each part. The folders have the lines that the run already has of their rows. Parts
+    are whole batches, so that the batches of the embedding model are those of one process."""
+    batches = math.ceil(len(rows) / batch_size)
+    size = batch_size * math.ceil(batches / (workers * PARTS_OF_A_WORKER))
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    part_of = {row["id"]: i for i, part in enumerate(parts) for row in part}
+    folders = [_parts(refine_dir) / f"{i:05d}" for i in range(len(parts))]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for name in STORES:
+        lines: list[list[str]] = [[] for _ in parts]
+        for line in read_jsonl(refine_dir / name):
+            if line["id"] in part_of:
+                lines[part_of[line["id"]]].append(json.dumps(line, ensure_ascii=False) + "\n")
+        for folder, of_part in zip(folders, lines, strict=True):
+            (folder / name).write_text("".join(of_part), encoding="utf-8")
+    return list(zip(folders, parts, strict=True))
+
+
+def merge_parts(refine_dir: Path) -> None:
+    """Adds what the parts have made to the stores of the run, and removes the parts. Without parts it does nothing.
+
+    A text takes the place of a failure, and nothing else is replaced: parts may be those of a run that was killed,
+    after which the run itself went on.
+    """
+    folder = _parts(refine_dir)
+    if not folder.exists():
+        return
+    for name in STORES:
+        failed = {(line["id"], line["key"]): _has_failed(line) for line in read_jsonl(refine_dir / name)}
+        with JsonlAppender(refine_dir / name) as store:
+            for part in sorted(folder.glob("*")):
+                for line in read_jsonl(part / name):
+                    key = line["id"], line["key"]
+                    if key not in failed or (failed[key] and not _has_failed(line)):
+                        store.append(line)
+                        failed[key] = _has_failed(line)
+    shutil.rmtree(folder)
+
+
+def _has_failed(line: dict[str, object]) -> bool:
+    return bool(line.get("failed")) or ("judge" in line and line["score"] is None)
+
+
+def _parts(refine_dir: Path) -> Path:
+    return refine_dir / "parts"

@@ -1,0 +1,266 @@
+"""Endpoints: what is sent, what comes back, and what a server that misbehaves does to it."""
+
+import threading
+import time
+
+import pytest
+
+from raft.chat import ChatRequest, Failure, Reply
+from raft.chat.endpoint import EndpointChat, split_endpoint
+from raft.chat.limit import Limit
+from raft.errors import ConfigError, EngineError
+from tests.raft.chat_server import BROKEN, CUT, Answer, chat_server
+
+
+def request(text: str, **options: object) -> ChatRequest:
+    return ChatRequest([{"role": "user", "content": text}], seed=5, **options)  # type: ignore[arg-type]
+
+
+def asked(body: dict) -> str:
+    return body["messages"][-1]["content"]
+
+
+@pytest.fixture(autouse=True)
+def _no_key_and_no_long_waits(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+
+
+def test_every_request_is_answered_once_and_carries_its_settings():
+    with chat_server(lambda body, n: Answer(f"you said {asked(body)}")) as server:
+        chat = EndpointChat(server.name())
+        requests = [request(f"text {i}", temperature=0.25, max_tokens=17) for i in range(40)]
+        replies = dict(chat.replies(requests))
+    assert replies == {i: Reply(f"you said text {i}", 7) for i in range(40)}
+    assert len(server.bodies) == 40
+    sent = server.bodies[0]
+    assert (sent["model"], sent["seed"], sent["temperature"], sent["max_tokens"]) == ("scripted", 5, 0.25, 17)
+    assert "response_format" not in sent and "tools" not in sent
+
+
+def test_template_options_and_tools_are_handed_on():
+    tools = [{"type": "function", "function": {"name": "look_up", "parameters": {}}}]
+    with chat_server(lambda body, n: Answer()) as server:
+        list(EndpointChat(server.name()).replies([request("x", options={"tools": tools, "enable_thinking": True})]))
+    assert server.bodies[0]["tools"] == tools
+    assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        Answer("wait", status=429, headers={"Retry-After": "0.05"}),
+        Answer("oh no", status=500),
+        Answer("not yet", status=503),
+        Answer(fault=CUT),
+        Answer(fault=BROKEN),
+    ],
+    ids=["429", "500", "503", "cut", "broken"],
+)
+def test_a_passing_fault_costs_a_repetition_and_nothing_else(first):
+    with chat_server(lambda body, n: first if n == 0 else Answer("good")) as server:
+        replies = dict(EndpointChat(server.name()).replies([request(f"text {i}") for i in range(10)]))
+    assert replies == {i: Reply("good", 7) for i in range(10)}
+    assert len(server.bodies) == 20
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "lasting"),
+    [
+        (Answer("cut off", finish_reason="length"), "the output was cut after 7 tokens (max_tokens)", True),
+        (Answer(""), "the output is empty", True),
+        (Answer("<think>\nhm"), "the output is empty", True),
+        (Answer(None, refusal="I would rather\nnot."), "the server refuses: I would rather not.", True),
+        (Answer("x", finish_reason="content_filter"), "the server refuses: its content filter", True),
+        (Answer(choices=False), "the answer has no choice", False),
+        (Answer("too long for me", status=400), "HTTP 400: ", True),
+        (Answer(fault=BROKEN), "the answer cannot be read: JSONDecodeError", False),
+        (Answer("always", status=500), "HTTP 500: ", False),
+    ],
+)
+def test_a_request_that_fails_says_why(answer, reason, lasting):
+    with chat_server(lambda body, n: answer if asked(body) == "bad" else Answer("good")) as server:
+        chat = EndpointChat(server.name())
+        list(chat.replies([request("good")]))
+        replies = dict(chat.replies([request("good"), request("bad"), request("good")]))
+    assert replies[0] == replies[2] == Reply("good", 7)
+    failure = replies[1]
+    assert isinstance(failure, Failure) and failure.reason.startswith(reason) and failure.lasting is lasting
+    assert "\n" not in failure.reason
+
+
+def test_a_slow_answer_is_given_up_after_the_timeout(monkeypatch):
+    monkeypatch.setattr("raft.chat.endpoint.REPEATS", 1)
+    with chat_server(lambda body, n: Answer(seconds=2 if asked(body) == "slow" else 0)) as server:
+        chat = EndpointChat(server.name(), timeout=0.3)
+        replies = dict(chat.replies([request("slow"), request("fast")]))
+    assert replies == {0: Failure("no answer in 0.3 s", lasting=False), 1: Reply("ok", 7)}
+
+
+@pytest.mark.parametrize(
+    ("message", "thought", "text"),
+    [
+        ({"content": "<think>\nhm\n</think>\n\nBecause."}, "hm", "Because."),
+        ({"content": "Because.", "reasoning_content": "hm"}, "hm", "Because."),
+        ({"content": " Because.\n", "reasoning": "hm"}, "hm", "Because."),
+    ],
+)
+def test_thoughts_are_told_from_the_text(message, thought, text):
+    with chat_server(lambda body, n: Answer(message=message)) as server:
+        ((_, reply),) = EndpointChat(server.name()).replies([request("why?")])
+    assert reply == Reply(text, 7, thought)
+
+
+@pytest.mark.parametrize(("status", "said"), [(401, "bad key"), (403, "not you"), (404, "no such model")])
+def test_what_no_request_would_survive_ends_the_run(status, said):
+    with chat_server(lambda body, n: Answer(said, status=status)) as server:
+        with pytest.raises(EngineError, match=f"scripted@http://.*: HTTP {status}: .*{said}"):
+            list(EndpointChat(server.name()).replies([request(f"{i}") for i in range(100)]))
+        assert len(server.bodies) <= 8
+
+
+def test_a_server_that_is_not_there_ends_the_run_after_some_requests(monkeypatch):
+    monkeypatch.setattr("raft.chat.endpoint.REPEATS", 0)
+    with chat_server(lambda body, n: Answer()) as server:
+        pass
+    replies = EndpointChat(server.name()).replies([request(f"{i}") for i in range(200)])
+    found: list[object] = []
+    with pytest.raises(EngineError, match="50 requests in a row failed.*the same command goes on from there"):
+        found.extend(replies)
+    assert len(found) == 50
+
+
+def test_a_server_that_refuses_whatever_is_asked_ends_the_run_and_leaves_no_failure_that_lasts():
+    with chat_server(lambda body, n: Answer("no temperature, please", status=400)) as server:
+        replies = EndpointChat(server.name()).replies([request(f"{i}") for i in range(200)])
+        found = []
+        with pytest.raises(EngineError, match="50 requests in a row failed, the last: HTTP 400: .*no temperature"):
+            found.extend(replies)
+    assert all(isinstance(reply, Failure) and not reply.lasting for _, reply in found)
+
+
+def test_failures_are_counted_over_calls():
+    with chat_server(lambda body, n: Answer("no", status=400)) as server:
+        chat = EndpointChat(server.name())
+        for i in range(4):
+            list(chat.replies([request(f"{i} {j}") for j in range(12)]))
+        with pytest.raises(EngineError, match="50 requests in a row"):
+            list(chat.replies([request(f"{j}") for j in range(12)]))
+
+
+def test_words_of_the_server_that_quote_the_key_do_not_get_out(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    wrong = pytest.raises(EngineError, match=r"wrong key \*\*\*")
+    with chat_server(lambda body, n: Answer("wrong key sk-secret", status=401)) as server, wrong as raised:
+        list(EndpointChat(server.name()).replies([request("x")]))
+    assert "sk-secret" not in str(raised.value)
+
+
+def test_a_caller_that_wants_no_more_leaves_no_thread():
+    with chat_server(lambda body, n: Answer(seconds=0.05)) as server:
+        chat = EndpointChat(server.name())
+        replies = chat.replies([request(f"{i}") for i in range(500)])
+        next(replies)
+        replies.close()
+        assert len(server.bodies) < 100
+        assert not any(thread.name.startswith(chat.name) for thread in threading.enumerate())
+
+
+def test_nothing_is_asked_before_the_first_is_wanted():
+    with chat_server(lambda body, n: Answer()) as server:
+        replies = EndpointChat(server.name()).replies([request("x")])
+        time.sleep(0.1)
+        assert server.bodies == []
+        assert list(EndpointChat(server.name()).replies([])) == []
+        assert len(list(replies)) == 1
+
+
+def test_structured_output_is_asked_for_and_left_out_where_the_server_refuses_it():
+    def answer(body, n):
+        return Answer("response_format is not supported", status=400) if "response_format" in body else Answer("{}")
+
+    schema = {"type": "object", "properties": {}}
+    with chat_server(answer) as server:
+        chat = EndpointChat(server.name())
+        for _ in range(2):
+            assert [reply for _, reply in chat.replies([request("x", schema=schema)])] == [Reply("{}", 7)]
+    assert ["response_format" in body for body in server.bodies] == [True, False, False]
+    assert server.bodies[0]["response_format"]["json_schema"]["schema"] == schema
+
+
+def test_a_server_that_knows_max_completion_tokens_alone_gets_it():
+    def answer(body, n):
+        wrong = "max_tokens" in body
+        return Answer("use 'max_completion_tokens' instead", status=400) if wrong else Answer("good")
+
+    with chat_server(answer) as server:
+        replies = list(EndpointChat(server.name(), concurrency=1).replies([request("x", max_tokens=9)] * 3))
+    assert [reply for _, reply in replies] == [Reply("good", 7)] * 3
+    assert [body.get("max_completion_tokens") for body in server.bodies] == [None, 9, 9, 9]
+
+
+def test_requests_a_minute():
+    with chat_server(lambda body, n: Answer()) as server:
+        start = time.monotonic()
+        list(EndpointChat(server.name(), requests_per_minute=1200).replies([request(f"{i}") for i in range(11)]))
+        assert time.monotonic() - start >= 0.5
+
+
+def test_the_key_comes_from_the_environment_and_is_in_no_name(monkeypatch):
+    monkeypatch.setenv("OTHER_KEY", "sk-secret")
+    with chat_server(lambda body, n: Answer()) as server:
+        chat = EndpointChat(server.name(), api_key_env="OTHER_KEY")
+        list(chat.replies([request("x")]))
+    assert server.bodies[0]["authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in chat.name
+
+
+def test_a_key_is_needed_for_other_machines_alone():
+    EndpointChat("m@http://localhost:1/v1")
+    with pytest.raises(ConfigError, match="environment variable OPENAI_API_KEY, found none"):
+        EndpointChat("m@https://api.example.com/v1")
+
+
+@pytest.mark.parametrize("name", ["gpt", "gpt@", "@http://x/v1", "gpt@ftp://x", "gpt@http://", "gpt@localhost:8000"])
+def test_names_that_are_no_endpoint(name):
+    with pytest.raises(ConfigError, match="expected MODEL@BASE_URL"):
+        split_endpoint(name)
+
+
+def test_names_with_slashes_and_with_secrets():
+    assert split_endpoint("org/model@v2@http://h:1/v1/") == ("org/model@v2", "http://h:1/v1")
+    with pytest.raises(ConfigError, match="keys come from the environment"):
+        split_endpoint("m@http://user:pass@h/v1")
+
+
+# ---- how many at once ----
+
+
+def run_limit(limit: Limit, answers: int, rate, refuses=lambda value: False) -> list[int]:
+    """The limits while `answers` answers come in from a server that gives rate(in flight) of them a second."""
+    now, values = 0.0, []
+    limit.began(now)
+    for _ in range(answers):
+        now += 1 / rate(limit.value)
+        limit.answered(now, refused=refuses(limit.value))
+        values.append(limit.value)
+    return values
+
+
+def test_a_server_that_keeps_up_gets_all_that_is_allowed():
+    values = run_limit(Limit(200), 1000, rate=lambda value: value)
+    assert values[-1] == 200 and values.index(200) < 260
+
+
+def test_a_server_that_is_full_is_not_given_more():
+    values = run_limit(Limit(1000), 20_000, rate=lambda value: min(value, 40))
+    assert max(values) <= 128 and 40 <= values[-1] <= 80
+
+
+def test_a_server_that_refuses_is_given_less():
+    values = run_limit(Limit(1000), 5000, rate=lambda value: value, refuses=lambda value: value > 100)
+    assert max(values) <= 128 and 25 <= values[-1] <= 110
+    # One burst of refusals is answered by one halving, whatever was in flight.
+    burst = run_limit(Limit(256, 256), 400, rate=lambda value: value, refuses=lambda value: value == 256)
+    assert min(burst) == 128
+    assert min(run_limit(Limit(64), 2000, rate=lambda value: value, refuses=lambda value: True)) == 1
