@@ -4,7 +4,7 @@
 class Limit:
     """Doubles at first, later grows by a tenth, after each group of as many answers as were in flight.
 
-    Halved where the endpoint refused requests for now (429, 503) or answered none of their repetitions in time; the
+    Halved where the endpoint refused more than a quarter of a group for now (429, 503, or late in all repetitions); the
     group after that was asked before and says nothing. Taken back where the last growth made the answers later and not
     more: less than a twentieth more a second. Then it waits for `PATIENCE` groups before it tries again, since an
     endpoint that others use may have room later.
@@ -20,7 +20,7 @@ class Limit:
         self._before: tuple[int, float] | None = None  # value and answers a second before the last growth
         self._wait = 0
         self._settles = False
-        self._answers, self._refused, self._since = 0, False, 0.0
+        self._answers, self._refused, self._since = 0, 0, 0.0
 
     def began(self, now: float) -> None:
         """now: seconds on any clock, when the first request is sent."""
@@ -29,13 +29,13 @@ class Limit:
     def answered(self, now: float, *, refused: bool) -> None:
         """After each answer. refused: it had to be asked for again, because the endpoint was too busy for it."""
         self._answers += 1
-        self._refused |= refused
+        self._refused += refused
         if self._answers < self.value:
             return
         rate = self._answers / max(now - self._since, 1e-9)
         if self._settles:
             self._settles = False  # this group was asked under the old limit
-        elif self._refused:
+        elif self._refused > self._answers / 4:
             self._set(max(1, self.value // 2), None)
             self._settles = True
         elif self._wait:
@@ -45,7 +45,7 @@ class Limit:
             self._wait = self.PATIENCE
         else:
             self._set(self.value * 2 if self._doubles else self.value + max(1, self.value // 10), (self.value, rate))
-        self._answers, self._refused, self._since = 0, False, now
+        self._answers, self._refused, self._since = 0, 0, now
 
     def _set(self, value: int, before: tuple[int, float] | None) -> None:
         value = min(value, self._most)

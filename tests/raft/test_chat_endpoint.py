@@ -260,6 +260,10 @@ def test_a_server_that_is_full_is_not_given_more():
 def test_a_server_that_refuses_is_given_less():
     values = run_limit(Limit(1000), 5000, rate=lambda value: value, refuses=lambda value: value > 100)
     assert max(values) <= 128 and 25 <= values[-1] <= 110
+    # A refusal now and then is no sign of overload.
+    now_and_then = iter(range(10**6))
+    rare = run_limit(Limit(64), 2000, rate=lambda value: value, refuses=lambda value: next(now_and_then) % 12 == 0)
+    assert rare[-1] == 64
     # One burst of refusals is answered by one halving, whatever was in flight.
     burst = run_limit(Limit(256, 256), 400, rate=lambda value: value, refuses=lambda value: value == 256)
     assert min(burst) == 128
