@@ -8,7 +8,6 @@ the engine of this process one request at a time, and `refine.batch_size` at a t
 commands, for the first and the last number of `--rows`. Writes refine-cpu.json and .md to bench/results.
 """
 
-import hashlib
 import json
 import os
 import subprocess
@@ -47,18 +46,11 @@ def rows(n: int) -> list[dict[str, str]]:
 def reply(body: Mapping[str, Any], n: int, *, faulty: bool) -> Any:
     """The last paragraph of the prompt, which is the reference. Where faulty, a third of the answers is a fault, drawn
     by the prompt and by how often it came."""
-    from tests.raft.chat_server import BROKEN, CUT, Answer
+    from tests.raft.chat_server import Answer, drawn_fault
 
     asked = body["messages"][-1]["content"]
-    draw = int.from_bytes(hashlib.blake2b(f"{asked} {n}".encode(), digest_size=4).digest(), "big")
-    if faulty and draw % 3 == 0:
-        faults = [
-            Answer("slow down", status=429, headers={"Retry-After": "0.1"}),
-            Answer("broken", status=500),
-            Answer(fault=CUT),
-            Answer(fault=BROKEN),
-        ]
-        return faults[draw // 3 % len(faults)]
+    if faulty and (fault := drawn_fault(asked, n)):
+        return fault
     return Answer(asked.rpartition("\n\n")[2], seconds=LATENCY_S)
 
 

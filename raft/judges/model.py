@@ -1,9 +1,9 @@
 """A judge that is a chat model, in this process or behind an endpoint."""
 
-import hashlib
 from collections.abc import Sequence
 
 from raft.chat import ChatModel, ChatRequest, EndpointChat, Failure, Reply
+from raft.digest import derived_seed
 from raft.judges.base import Candidate, Score
 from raft.judges.verdict import VERSION, Verdict, judge_chat, read_verdict, speaks_to_judge
 
@@ -36,10 +36,9 @@ class ModelJudge:
         return [scores[place] for place in range(len(candidates))]
 
     def _request(self, candidate: Candidate, attempt: int) -> ChatRequest:
-        seed = hashlib.blake2b(f"{self.name} {attempt} {candidate.row_id}".encode(), digest_size=7).digest()
         return ChatRequest(
             judge_chat(candidate),
-            int.from_bytes(seed, "big"),
+            derived_seed([self.name, attempt, candidate.row_id]),
             temperature=0.0 if attempt == 1 else 1.0,
             max_tokens=self._max_tokens,
             schema=Verdict.model_json_schema(),

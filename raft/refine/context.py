@@ -8,7 +8,7 @@ from pathlib import Path
 from raft.chat import ChatModel, LocalChat
 from raft.chat.pool import ChatPool, judge_name
 from raft.engines import Engine
-from raft.judges import Judge, check_judges, default_judges
+from raft.judges import Judge, default_judges
 from raft.judges.model import ModelJudge
 from raft.prompts import WORDINGS, Wording
 from raft.refine.acceptance import Acceptance
@@ -55,11 +55,10 @@ class Models:
 
     @classmethod
     def named(cls, settings: RefineSettings, pool: ChatPool, embedder: Embedder) -> "Models":
-        """Those that the settings name. ConfigError where a name is none, or two judges have one."""
+        """Those that the settings name. ConfigError where a name is none."""
         judges: list[Judge] = []
         for name in settings.judges:
             judges += default_judges() if name == "programs" else [ModelJudge(pool[name], name=judge_name(name))]
-        check_judges(judges)
         return cls(pool[settings.rewriter], pool[settings.fuser], embedder, judges)
 
 

@@ -39,11 +39,10 @@ def refine(
     for rows that are not what was expected, and where all of them failed.
     """
     checked = normalize_rows(rows, source="rows to refine")
-    texts = [row for row in checked if _has_wording(row)]
     check_judges(models.judges)
     folder = run.refine_dir
     with open_context(folder, settings, models, seed=seed, progress=progress, retry_failed=retry_failed) as context:
-        rewritten, rewritings, fusions = do_stages(context, texts)
+        rewritten, rewritings, fusions = do_stages(context, checked)
     fused = [
         _fused_row(row, rewritten.get(row["id"]), rewritings.get(row["id"]), fusions.get(row["id"], Fusion()))
         for row in checked
@@ -67,6 +66,7 @@ def refine(
         progress=progress,
     )
     write_json(folder / "diagnostics.json", numbers)
+    texts = [row for row in checked if _has_wording(row)]
     if texts and all(row["id"] in failures for row in texts):
         first = failures.first()
         raise InputError(

@@ -26,13 +26,12 @@ def refine_run(plan: Plan, preview: int = 0, *, retry_failed: bool = False, ray_
     """
     config, run, rows = plan.config, plan.run, plan.rows
 
-    from raft.models import load_tokenizer
     from raft.refine.pipeline import refine
     from raft.refine.roles import Roles
 
     settings = config.refine
-    _check_template(rows, load_tokenizer(plan.model), WORDINGS[settings.prompts], plan.data)
     roles = Roles(settings, plan.model)
+    _check_template(rows, roles.tokenizer, WORDINGS[settings.prompts], plan.data)
     roles.load()
     try:
         if preview:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from raft.chat.endpoint import is_endpoint
 from raft.chat.pool import LOCAL, ChatPool
 from raft.engines import make_engine
 from raft.evaluate.likelihood import log_likelihoods
@@ -32,7 +33,7 @@ class Roles:
     def uses_this_machine(settings: RefineSettings) -> bool:
         """Whether a role has a model that runs here."""
         names = {settings.rewriter, settings.fuser, *settings.judges} - {"programs"}
-        return any("://" not in name for name in names)
+        return not all(map(is_endpoint, names))
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

@@ -5,13 +5,12 @@ and from nothing else. So a text does not depend on the rows beside it, on the s
 restart asks for the missing texts alone. The seed is part of the text's key.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, overload
 
 from raft.chat import ChatModel, ChatRequest, Failure, Reply
+from raft.digest import derived_seed
 from raft.isolate import batches
 from raft.prompts import Message
 from raft.refine.context import RefineContext
@@ -122,9 +121,7 @@ class Lazily(Sequence[Item]):
 
 def text_seed(seed: int, stage: str, row_id: str, attempt: int, retry: int = 0) -> int:
     """In [0, 2**63), the same in every process. seed: of the run; attempt: from 1 on; retry: after failures."""
-    parts = [seed, stage, row_id, attempt, *([retry] if retry else [])]
-    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return derived_seed([seed, stage, row_id, attempt, *([retry] if retry else [])])
 
 
 def text_key(model: str, request: ChatRequest) -> str:

@@ -1,6 +1,5 @@
 """Stage 1 with servers: one that misbehaves on purpose while the refinement is killed, and a real one of vLLM."""
 
-import hashlib
 import json
 import os
 import signal
@@ -17,20 +16,12 @@ import pytest
 from raft.demo.settings import BASE_MODEL, DOMAIN, REFINE
 from raft.demo.world import draw_world
 from raft.runs import read_json, read_jsonl
-from tests.raft.chat_server import BROKEN, CUT, Answer, chat_server
+from tests.raft.chat_server import Answer, chat_server, drawn_fault
 from tests.tiny import build
 
 ROOT = Path(__file__).parents[2]
 ROWS = int(os.environ.get("RAFT_TEST_ROWS", "120"))
 KEY = "sk-this-is-in-no-file"
-FAULTS = [
-    Answer("slow down", status=429, headers={"Retry-After": "0.1"}),
-    Answer("busy", status=503),
-    Answer("broken", status=500),
-    Answer(fault=CUT),
-    Answer(fault=BROKEN),
-    Answer(choices=False),
-]
 NAMES = ("Anna Reed", "Ben Marsh", "Clara Holm", "David Pike", "Edith Lowe")
 
 
@@ -50,9 +41,8 @@ REFUSED = {f"r{i}" for i in range(7, ROWS, 50)}
 def reply(body: dict, n: int) -> Answer:
     """A third of all answers are faults, drawn by the messages and by how often they came before."""
     asked = body["messages"][-1]["content"]
-    draw = int.from_bytes(hashlib.blake2b(f"{asked} {n}".encode(), digest_size=4).digest(), "big")
-    if draw % 3 == 0:
-        return FAULTS[draw // 3 % len(FAULTS)]
+    if fault := drawn_fault(asked, n):
+        return fault
     GOOD[asked] += 1
     if "Your verdict" in asked:
         return Answer(json.dumps({"reason": "It says the same.", "score": 0.9}), seconds=0.01)

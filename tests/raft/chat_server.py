@@ -1,5 +1,6 @@
 """An OpenAI-compatible server on loopback that answers as a test wants, and misbehaves on purpose."""
 
+import hashlib
 import json
 import threading
 import time
@@ -28,6 +29,22 @@ class Answer:
     """CUT: the connection ends in the middle of the body. BROKEN: the body is half a JSON object."""
     message: dict[str, Any] = field(default_factory=dict)
     """Other fields of the message."""
+
+
+FAULTS = [
+    Answer("slow down", status=429, headers={"Retry-After": "0.1"}),
+    Answer("busy", status=503),
+    Answer("broken", status=500),
+    Answer(fault=CUT),
+    Answer(fault=BROKEN),
+    Answer(choices=False),
+]
+
+
+def drawn_fault(asked: str, n: int) -> Answer | None:
+    """A fault for a third of all answers, None for the others; it follows from the prompt and how often that came."""
+    draw = int.from_bytes(hashlib.blake2b(f"{asked} {n}".encode(), digest_size=4).digest(), "big")
+    return FAULTS[draw // 3 % len(FAULTS)] if draw % 3 == 0 else None
 
 
 @dataclass

@@ -154,7 +154,8 @@ def test_loops(text, found):
         ("Where is it?", "Там, за рекой, у старой мельницы", True),
         ("Где это?", "Там, за рекой, у старой мельницы", False),
         ("Where is it?", "At Москва, on the river", False),
-        ("1 + 1 = ?", "Там, за рекой, у старой мельницы", False),  # a question without letters asks in no script
+        # A question without letters asks in no script.
+        ("1 + 1 = ?", "Там, за рекой, у старой мельницы", False),
         ("Where?", "там", False),
     ],
 )
