@@ -479,7 +479,7 @@ def test_the_readme_lists_every_method_and_switch_with_its_default(tmp_path):
     defaults = load_config(None, [f"run={tmp_path}"])
     found = {"train": arguments(tmp_path), "refine": defaults.refine}
     switches = re.findall(r"^\| [^|]+ \| `(train|refine)\.(\w+)`[^|]* \| ([^|]+) \|", text, re.MULTILINE)
-    assert len(switches) == 16
+    assert len(switches) == 17
     for section, name, default in switches:
         value = getattr(found[section], name)
         expected = {"the method's": "None", "none": "None"}.get(default, default.strip("`"))
