@@ -65,14 +65,14 @@ def with_server(folder: Path, n: int, *, faulty: bool) -> dict[str, float]:
         settings = [f"refine.{role}={server.name()}" for role in ("rewriter", "fuser")]
         command = [sys.executable, "-m", "raft", "refine", *given, *settings, f"refine.concurrency={4 * WORKING}"]
         process = subprocess.Popen(command, cwd=files.ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-        store, times, seen = run / "refine" / "rewrite.jsonl", [time.monotonic()], 0
-        while process.poll() is None and seen < n:
+        store, times, seen, ended = run / "refine" / "rewrite.jsonl", [time.monotonic()], 0, 0
+        while not ended:  # os.wait4 alone tells the memory of one process, and only the first time it has ended
             time.sleep(0.02)
-            lines = store.read_bytes().count(b"\n") if store.exists() else 0
+            lines = store.read_bytes().count(b"\n") if store.exists() and seen < n else seen
             if lines > seen:
                 times.append(time.monotonic())
                 seen = lines
-        _, status, used = os.wait4(process.pid, 0)
+            ended, status, used = os.wait4(process.pid, os.WNOHANG)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"raft refine ended with {process.returncode}")

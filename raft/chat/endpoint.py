@@ -6,19 +6,20 @@ import os
 import queue
 import re
 import threading
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from raft.chat.base import ChatRequest, Failure, Reply
-from raft.chat.limit import Limit
+from raft.chat.traffic import Traffic
 from raft.errors import ConfigError, EngineError
 from raft.isolate import reason
 from raft.rendering.thoughts import split_thought
 
 if TYPE_CHECKING:
+    from httpx import Response
     from openai import APIError, AsyncOpenAI
     from openai.types.chat import ChatCompletion
 
@@ -34,8 +35,36 @@ HOPELESS = 50
 
 Found = queue.Queue[tuple[int, Reply | Failure] | BaseException | None]  # None: there are no more
 
-_busy: ContextVar[list[int]] = ContextVar("busy")
-"""For the request of the task: the answers by which the server said that it has too much to do."""
+
+class _Exchange:
+    """One request with all its repetitions, as the hooks of the HTTP client see it."""
+
+    def __init__(self, place: int, traffic: Traffic, room: asyncio.Event):
+        """room: set when another request may be sent."""
+        self.place = place
+        self.traffic, self._room = traffic, room
+        self._rests = False
+
+    def sends(self) -> None:
+        if self._rests:
+            self._rests = False
+            self.traffic.resume()
+
+    def hears(self, status: int) -> None:
+        self.traffic.hears(refused=status in (429, 503))
+        if status in (408, 409, 429) or status >= 500:  # which the client sends again after a while
+            self._rests = True
+            self.traffic.rest()
+            self._room.set()
+
+    def ends(self, task: "asyncio.Task[tuple[int, Reply | Failure]]") -> None:
+        """Called also where the task was given up before it began."""
+        self.traffic.end(rested=self._rests)
+        self._room.set()
+
+
+_exchange: ContextVar[_Exchange] = ContextVar("exchange")
+"""That of the task: each has a context of its own."""
 
 
 def is_endpoint(name: str) -> bool:
@@ -59,20 +88,19 @@ def split_endpoint(name: str) -> tuple[str, str]:
 
 
 class EndpointChat:
-    """Sends as many requests at once as the server takes (`raft.chat.limit`), from a thread of its own."""
+    """Sends as many requests at once as the server takes (`raft.chat.traffic`), from a thread of its own."""
 
     def __init__(
         self,
         name: str,
         *,
         api_key_env: str = "OPENAI_API_KEY",
-        concurrency: int = 256,
-        requests_per_minute: float | None = None,
+        traffic: Traffic | None = None,
         timeout: float = 600.0,
     ):
         """name: MODEL@BASE_URL. api_key_env: the environment variable with the key, which a server on this machine does
-        not need. concurrency, requests_per_minute: of one call of `replies` at most. timeout: seconds for one request,
-        each time it is sent.
+        not need. traffic: of the server, shared by all that ask it; None: one of its own, of 256 requests at once.
+        timeout: seconds for one request, each time it is sent.
 
         ConfigError where the name is none or the key is missing.
         """
@@ -84,14 +112,17 @@ class EndpointChat:
             raise ConfigError(f"{self._place}: expected its key in the environment variable {api_key_env}, found none")
         if importlib.util.find_spec("openai") is None:
             raise ConfigError(f'{self._place}: needs the package openai: pip install "raft-distill[endpoint]"')
-        self._concurrency = concurrency
-        self._pause = 60 / requests_per_minute if requests_per_minute else 0.0  # seconds between two requests
+        self._traffic = traffic or Traffic(256)
         self._timeout = timeout
-        self._start = 8  # requests in flight at the beginning of a call: what the last one came to
         self._failures = 0  # in a row
         self._has_answered = False
         self._knows_schemas = True  # until the server refuses one
         self._limit_name = "max_tokens"  # what every server knows but OpenAI's for its newer models
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the server is working on, those of others that share the traffic too."""
+        return self._traffic.in_flight
 
     def replies(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | Failure]]:
         """See `ChatModel.replies`. EngineError for what no request would survive: a wrong key, an unknown model, no
@@ -121,35 +152,38 @@ class EndpointChat:
     async def _ask_all(self, requests: Sequence[ChatRequest], found: Found, stop: threading.Event) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
-        limit = Limit(self._concurrency, self._start)
         waiting = iter(range(len(requests)))
         place = next(waiting, None)
-        flying: set[asyncio.Task[tuple[int, Reply | Failure, bool]]] = set()
-        next_at = time.monotonic()
+        flying: set[asyncio.Task[tuple[int, Reply | Failure]]] = set()
+        done: list[asyncio.Task[tuple[int, Reply | Failure]]] = []
+        room = asyncio.Event()
         async with AsyncOpenAI(
             api_key=self._key or "none",  # the client insists on one
             base_url=self._base_url,
             timeout=Timeout(self._timeout, connect=10),
             max_retries=REPEATS,
-            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_note]}),
+            http_client=DefaultAsyncHttpxClient(event_hooks={"request": [_sends], "response": [_hears]}),
         ) as client:
-            limit.began(next_at)
             try:
                 while (flying or place is not None) and not stop.is_set():
-                    now = time.monotonic()
+                    wait = 0.2
                     # What was answered and not yet taken would be lost by a kill: it is held small.
-                    taken = found.qsize() < self._concurrency
-                    if place is not None and taken and len(flying) < limit.value and now >= next_at:
-                        flying.add(asyncio.create_task(self._ask(client, place, requests[place])))
-                        place, next_at = next(waiting, None), max(now, next_at) + self._pause
+                    if place is not None and found.qsize() < self._traffic.most and not (wait := self._traffic.admit()):
+                        exchange = _Exchange(place, self._traffic, room)
+                        task = asyncio.create_task(self._ask(client, exchange, requests[place]))
+                        task.add_done_callback(exchange.ends)
+                        task.add_done_callback(done.append)
+                        flying.add(task)
+                        place = next(waiting, None)
                         continue
-                    done = await _finished(flying, min(0.2, next_at - now) if now < next_at else 0.2)
-                    flying -= done
+                    room.clear()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(room.wait(), min(wait, 0.2))
+                    ended = [done.pop() for _ in range(len(done))]
+                    flying.difference_update(ended)
                     # Those with an error last: it ends the loop, and the others are answered and paid for.
-                    for task in sorted(done, key=lambda task: task.exception() is not None):
-                        at, reply, busy = task.result()
-                        limit.answered(time.monotonic(), refused=busy)
-                        self._start = limit.value
+                    for task in sorted(ended, key=lambda task: task.exception() is not None):
+                        at, reply = task.result()
                         found.put((at, reply))
                         self._count(reply)
             finally:
@@ -170,12 +204,13 @@ class EndpointChat:
                 "answered before is kept, and the same command goes on from there"
             )
 
-    async def _ask(self, client: "AsyncOpenAI", place: int, request: ChatRequest) -> tuple[int, Reply | Failure, bool]:
-        """The place, what came of it, and whether the server had too much to do at first."""
+    async def _ask(
+        self, client: "AsyncOpenAI", exchange: _Exchange, request: ChatRequest
+    ) -> tuple[int, Reply | Failure]:
+        """The place of the request and what came of it."""
         import openai
 
-        busy: list[int] = []
-        _busy.set(busy)  # each task has a context of its own
+        _exchange.set(exchange)
         reply: Reply | Failure
         for left in reversed(range(UNREADABLE + 1)):
             arguments = self._arguments(request)
@@ -191,7 +226,7 @@ class EndpointChat:
                 # Before the first answer it is more likely that the server refuses whatever we ask.
                 reply = Failure(self._said(error), lasting=self._has_answered)
             except openai.APITimeoutError:
-                busy.append(0)
+                exchange.traffic.hears(refused=True)
                 reply = Failure(f"no answer in {self._timeout:g} s", lasting=False)
             except (openai.APIStatusError, openai.APIConnectionError) as error:
                 reply = Failure(self._said(error), lasting=False)
@@ -200,7 +235,7 @@ class EndpointChat:
                     continue
                 reply = Failure(f"the answer cannot be read: {reason(error)}", lasting=False)
             break
-        return place, reply, bool(busy)
+        return exchange.place, reply
 
     def _said(self, error: "APIError") -> str:
         """The server's words, in one line, without the key."""
@@ -258,18 +293,11 @@ def result(completion: "ChatCompletion") -> Reply | Failure:
     return Reply(text.strip(), tokens, apart or thought)
 
 
-async def _note(response: Any) -> None:
-    """A hook of the HTTP client: also sees the answers that the client asks for again."""
-    if response.status_code in (429, 503):
-        _busy.get().append(response.status_code)
+async def _sends(request: object) -> None:
+    """Hook of the HTTP client: it also sees what the client sends again."""
+    _exchange.get().sends()
 
 
-async def _finished(
-    flying: "set[asyncio.Task[tuple[int, Reply | Failure, bool]]]", seconds: float
-) -> "set[asyncio.Task[tuple[int, Reply | Failure, bool]]]":
-    """Those that have finished, after `seconds` at most."""
-    if not flying:
-        await asyncio.sleep(seconds)
-        return set()
-    done, _ = await asyncio.wait(flying, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    return done
+async def _hears(response: "Response") -> None:
+    """Hook of the HTTP client."""
+    _exchange.get().hears(response.status_code)

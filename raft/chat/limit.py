@@ -2,15 +2,18 @@
 
 
 class Limit:
-    """Doubles at first, later grows by a tenth, after each group of as many answers as were in flight.
+    """Doubles at first, later grows by a quarter, after each group of as many answers as were in flight, 16 at least.
 
-    Halved where the endpoint refused more than a quarter of a group for now (429, 503, or late in all repetitions); the
-    group after that was asked before and says nothing. Taken back where the last growth made the answers later and not
-    more: less than a twentieth more a second. Then it waits for `PATIENCE` groups before it tries again, since an
-    endpoint that others use may have room later.
+    Halved where the endpoint refused more than half of a group for now (429, 503, or late in all repetitions), which it
+    soon does where it is full, since it refuses faster than it answers; the group after that was asked before and says
+    nothing. Fewer refusals may come by chance, whatever the limit. Taken back where the last growth made the answers
+    later and not more: less than a twentieth more a second. Then it waits for `PATIENCE` groups before it tries again,
+    since an endpoint that others use may have room later.
     """
 
-    PATIENCE = 8
+    GROUP = 16
+    """Answers that decide at least: of fewer, half may be refused by chance."""
+    PATIENCE = 4
 
     def __init__(self, most: int, start: int = 8):
         """most: requests in flight at most, ever. start: before the first answer."""
@@ -23,19 +26,19 @@ class Limit:
         self._answers, self._refused, self._since = 0, 0, 0.0
 
     def began(self, now: float) -> None:
-        """now: seconds on any clock, when the first request is sent."""
-        self._since = now
+        """now: seconds on any clock, when a request is sent after a time without any."""
+        self._answers, self._refused, self._since = 0, 0, now
 
-    def answered(self, now: float, *, refused: bool) -> None:
-        """After each answer. refused: it had to be asked for again, because the endpoint was too busy for it."""
+    def heard(self, now: float, *, refused: bool) -> None:
+        """After each answer, refusals too. refused: the endpoint was too busy."""
         self._answers += 1
         self._refused += refused
-        if self._answers < self.value:
+        if self._answers < max(self.value, self.GROUP):
             return
-        rate = self._answers / max(now - self._since, 1e-9)
+        rate = (self._answers - self._refused) / max(now - self._since, 1e-9)
         if self._settles:
             self._settles = False  # this group was asked under the old limit
-        elif self._refused > self._answers / 4:
+        elif self._refused > self._answers / 2:
             self._set(max(1, self.value // 2), None)
             self._settles = True
         elif self._wait:
@@ -44,7 +47,7 @@ class Limit:
             self._set(self._before[0], None)
             self._wait = self.PATIENCE
         else:
-            self._set(self.value * 2 if self._doubles else self.value + max(1, self.value // 10), (self.value, rate))
+            self._set(self.value * 2 if self._doubles else self.value + max(1, self.value // 4), (self.value, rate))
         self._answers, self._refused, self._since = 0, 0, now
 
     def _set(self, value: int, before: tuple[int, float] | None) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from raft.chat.base import ChatModel
 from raft.chat.endpoint import EndpointChat, is_endpoint, split_endpoint
 from raft.chat.local import LocalChat
+from raft.chat.traffic import Traffic
 from raft.engines import make_engine
 from raft.errors import ConfigError, RaftError
 from raft.models import check_model, load_tokenizer
@@ -33,6 +34,7 @@ class ChatPool:
         self._make_own = engine
         self._engines: dict[str, Engine] = {}
         self._chats: dict[str, ChatModel] = {}
+        self._traffic: dict[str, Traffic] = {}  # address of a server -> what all of its models are asked
 
     def __getitem__(self, name: str) -> ChatModel:
         """The chat model of that name. ConfigError or ModelError where there is none."""
@@ -46,8 +48,7 @@ class ChatPool:
             return EndpointChat(
                 name,
                 api_key_env=settings.api_key_env,
-                concurrency=settings.concurrency,
-                requests_per_minute=settings.requests_per_minute,
+                traffic=self._traffic_of(split_endpoint(name)[1]),
                 timeout=settings.timeout,
             )
         path = self._model if name == LOCAL else check_model(name)
@@ -57,6 +58,10 @@ class ChatPool:
             batch_size=settings.batch_size,
             max_model_len=settings.max_model_len,
         )
+
+    def _traffic_of(self, address: str) -> Traffic:
+        settings = self._settings
+        return self._traffic.setdefault(address, Traffic(settings.concurrency, settings.requests_per_minute))
 
     def _engine(self, name: str) -> "Engine":
         if name not in self._engines:

@@ -72,9 +72,9 @@ class RefineSettings:
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable with the key of the servers. One on this machine needs none."""
     concurrency: Count = 256
-    """Requests of a role in flight at most; fewer where the server refuses some or does not get faster."""
+    """Requests to a server in flight at most; fewer where the server refuses some or does not get faster."""
     requests_per_minute: Positive | None = None
-    """Requests of a role in a minute at most, without repetitions."""
+    """Requests to a server in a minute at most, without repetitions."""
     timeout: Positive = 600.0
     """Seconds after which a request is sent again."""
 
