@@ -20,6 +20,7 @@ from raft.cpu import share_cpu
 from raft.errors import ConfigError, Interrupted, ModelError, RaftError, RunFolderError
 from raft.models import check_model, check_top_k
 from raft.progress import say
+from raft.row_files import FORMATS
 from raft.rows import read_rows
 from raft.runs import Run
 from raft.runs.folder import REPORTS, add_to_run, check_run, open_run
@@ -359,7 +360,7 @@ def _inputs(
 ) -> None:
     add = command.add_argument
     add("--model", metavar="M", help=model)
-    add("--data", metavar="FILE", help=f"{data}, .jsonl or .parquet")
+    add("--data", metavar="FILE", help=f"{data}: {FORMATS}")
     add("--run", metavar="DIR", help="run folder")
     add("--config", metavar="FILE", help="YAML with settings (default: DIR/config.yaml where it exists)")
     add("settings", metavar="key=value", nargs="*", help="settings that win over the file's")

@@ -6,6 +6,8 @@ from raft.errors import InputError
 
 FORM_FIELDS = ("instruction", "conversations")
 """Fields by which the forms are recognised."""
+SHAPES = '"question" and "answer", "prompt" and "completion", or "messages"'
+"""The usual forms, for error messages."""
 
 _ROLES = {
     "human": "user",

@@ -1,17 +1,18 @@
-"""Reads rows from JSON, JSON Lines or Parquet files or from memory, checks them, and converts them to `Row`.
+"""Reads rows from files or from memory, checks them, and converts them to `Row`.
 
 A row may have question and answer, prompt and completion (texts or chat messages), one list of chat messages, or a form
 of `raft.row_forms`. Errors are one line with file, line, field, what was expected and what was found.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from raft.errors import InputError
 from raft.prompts import Message
-from raft.row_forms import FORM_FIELDS, usual_form
+from raft.row_files import rows_of
+from raft.row_forms import SHAPES, usual_form
+from raft.row_values import from_json, shorten, show
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # Fields that are not supported, and refused: without them the answer would be trained on an incomplete question.
@@ -26,7 +27,6 @@ OURS = (
     "tokenize",
     "return_dict",
 )
-SHAPES = '"question" and "answer", "prompt" and "completion", or "messages"'
 
 
 class Row(TypedDict):
@@ -46,19 +46,8 @@ class Row(TypedDict):
 
 
 def read_rows(path: str | Path, *, need_answer: bool = True) -> list[Row]:
-    """All rows of a .jsonl, .json (an array, or one object per line) or .parquet file. `InputError` if one is wrong."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory, expected a .jsonl or .parquet file")
-    if not path.exists():
-        raise InputError(f"{path}: no such file, expected a .jsonl or .parquet file with the rows")
-    if path.suffix in (".jsonl", ".json"):
-        return _checked(_json_lines(path), str(path), need_answer)
-    if path.suffix == ".parquet":
-        return _checked(_parquet(path), str(path), need_answer)
-    raise InputError(
-        f"{path}: unknown extension {path.suffix!r}, expected .jsonl, .json (one object a line) or .parquet"
-    )
+    """All rows of a file, or of a folder that `datasets` saved: `raft.row_files`. `InputError` if one is wrong."""
+    return _checked(rows_of(Path(path)), str(path), need_answer)
 
 
 def normalize_rows(
@@ -75,7 +64,7 @@ def _checked(rows: Iterable[tuple[str, object]], source: str, need_answer: bool)
         row = _row(raw, f"{source}, {place}", number, need_answer)
         if row["id"] in places:
             raise InputError(
-                f'{source}, {place}: field "id": {_show(row["id"])} is the id of {places[row["id"]]} too, '
+                f'{source}, {place}: field "id": {show(row["id"])} is the id of {places[row["id"]]} too, '
                 "expected an id of its own for every row"
             )
         places[row["id"]] = place
@@ -85,68 +74,15 @@ def _checked(rows: Iterable[tuple[str, object]], source: str, need_answer: bool)
     return checked
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if path.suffix == ".json" and data.lstrip().startswith(b"["):
-        yield from _json_array(path, data)
-        return
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}, line {number}: not UTF-8 text (byte {error.start} is {line[error.start]:#x})"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            shown = _show(line.decode("utf-8", "replace").strip())
-            raise InputError(f"{path}, line {number}: expected one JSON object, found {shown} ({reason})") from error
-
-
-def _json_array(path: Path, data: bytes) -> Iterator[tuple[str, object]]:
-    try:
-        rows = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected a JSON array of objects: {error}") from error
-    for number, row in enumerate(rows):
-        yield f"row {number}", row
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, object]]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(f"{path}: reading Parquet needs the package pyarrow: pip install pyarrow") from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = set(file.schema_arrow.names)
-            if not columns & {"messages", "question", "prompt", *FORM_FIELDS}:
-                found = ", ".join(sorted(columns)) or "none"
-                raise InputError(f"{path}: expected the columns {SHAPES}, found {_shorten(found)}")
-            number = 0
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    yield f"row {number}", row
-                    number += 1
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path}: not a readable Parquet file: {_shorten(str(error))}") from error
-
-
 def _row(raw: object, where: str, number: int, need_answer: bool) -> Row:
     if not isinstance(raw, Mapping):
-        raise InputError(f"{where}: expected an object with {SHAPES}, found {_show(raw)}")
+        raise InputError(f"{where}: expected an object with {SHAPES}, found {show(raw)}")
     fields: dict[str, object] = usual_form(without_nulls(raw), where)
     _refuse_unread(fields, where)
     row_id = _id(fields.get("id", number), where)
     turn = fields.pop("answer_turn", {})
     if not isinstance(turn, dict):
-        raise InputError(f'{where}: field "answer_turn": expected an object, found {_show(turn)}')
+        raise InputError(f'{where}: field "answer_turn": expected an object, found {show(turn)}')
     if "messages" in fields:
         prompt, answer, turn = _split(_messages(fields["messages"], where, "messages"), where, need_answer)
     elif "prompt" in fields:
@@ -159,7 +95,7 @@ def _row(raw: object, where: str, number: int, need_answer: bool) -> Row:
         found = ", ".join(map(str, fields)) or "no fields"
         missing = "question" if "answer" in fields else "prompt" if "completion" in fields else None
         lead = f'field "{missing}" is missing: ' if missing else ""
-        raise InputError(f"{where}: {lead}expected {SHAPES}, found {_shorten(found)}")
+        raise InputError(f"{where}: {lead}expected {SHAPES}, found {shorten(found)}")
     asked = [message["content"] for message in prompt if message["role"] == "user"]
     if not asked:
         roles = ", ".join(message["role"] for message in prompt) or "none"
@@ -194,7 +130,7 @@ def _refuse_unread(fields: Mapping[str, object], where: str) -> None:
                 if name == "system"
                 else "none, for only texts are read and the answer would be trained without it"
             )
-            raise InputError(f'{where}: field "{name}": expected {instead}; found {_show(fields[name])}')
+            raise InputError(f'{where}: field "{name}": expected {instead}; found {show(fields[name])}')
 
 
 def _template_arguments(fields: Mapping[str, object], where: str) -> dict[str, object]:
@@ -203,9 +139,9 @@ def _template_arguments(fields: Mapping[str, object], where: str) -> dict[str, o
     for name, kind, expected in (("tools", list, "a list"), ("chat_template_kwargs", Mapping, "an object")):
         if name not in fields:
             continue
-        value = _from_json(fields[name], expected, where, name)
+        value = from_json(fields[name], expected, where, name)
         if not isinstance(value, kind):
-            raise InputError(f'{where}: field "{name}": expected {expected}, found {_show(value)}')
+            raise InputError(f'{where}: field "{name}": expected {expected}, found {show(value)}')
         found[name] = value
     for name in found.get("chat_template_kwargs", ()):
         if name in OURS:
@@ -215,7 +151,7 @@ def _template_arguments(fields: Mapping[str, object], where: str) -> dict[str, o
 
 def _id(value: object, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise InputError(f'{where}: field "id": expected a text or a whole number, found {_show(value)}')
+        raise InputError(f'{where}: field "id": expected a text or a whole number, found {show(value)}')
     return _text(str(value), where, "id")
 
 
@@ -237,7 +173,7 @@ def _completion(
         return "", turn
     wanted = "completion" if "prompt" in fields and "question" not in fields else "answer"
     raise InputError(
-        f'{where}: field "{wanted}" is missing, expected a text; found {_shorten(", ".join(map(str, fields)))}'
+        f'{where}: field "{wanted}" is missing, expected a text; found {shorten(", ".join(map(str, fields)))}'
     )
 
 
@@ -270,7 +206,7 @@ def _split(messages: list[Message], where: str, need_answer: bool) -> tuple[list
 def _messages(value: object, where: str, field: str) -> list[Message]:
     if not isinstance(value, (list, tuple)):
         expected = "a list of messages" if field == "messages" else "a text or a list of messages"
-        raise InputError(f'{where}: field "{field}": expected {expected}, found {_show(value)}')
+        raise InputError(f'{where}: field "{field}": expected {expected}, found {show(value)}')
     if not value:
         raise InputError(f'{where}: field "{field}": expected at least one message, found an empty list')
     return [_message(message, where, f"{field}[{i}]") for i, message in enumerate(value)]
@@ -278,18 +214,16 @@ def _messages(value: object, where: str, field: str) -> list[Message]:
 
 def _message(value: object, where: str, field: str) -> Message:
     if not isinstance(value, Mapping):
-        raise InputError(
-            f'{where}: field "{field}": expected an object with "role" and "content", found {_show(value)}'
-        )
+        raise InputError(f'{where}: field "{field}": expected an object with "role" and "content", found {show(value)}')
     message = dict(value)
     if message.get("role") not in ROLES:
-        found = _show(message["role"]) if "role" in message else "none"
+        found = show(message["role"]) if "role" in message else "none"
         raise InputError(f'{where}: field "{field}.role": expected one of {", ".join(ROLES)}, found {found}')
     if isinstance(message.get("content"), list):
         message["content"] = _joined(message["content"], where, f"{field}.content")
     if calls := message.get("tool_calls"):
         if not isinstance(calls, list):
-            raise InputError(f'{where}: field "{field}.tool_calls": expected a list, found {_show(calls)}')
+            raise InputError(f'{where}: field "{field}.tool_calls": expected a list, found {show(calls)}')
         message["tool_calls"] = [_called(call, where, f"{field}.tool_calls") for call in calls]
         message.setdefault("content", "")
     if "content" not in message:
@@ -303,7 +237,7 @@ def _joined(parts: list[Any], where: str, field: str) -> str:
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise InputError(
-                f'{where}: field "{field}": expected parts {{"type": "text", "text": ...}}, found {_show(part)}'
+                f'{where}: field "{field}": expected parts {{"type": "text", "text": ...}}, found {show(part)}'
             )
     return "".join(part["text"] for part in parts)
 
@@ -311,11 +245,11 @@ def _joined(parts: list[Any], where: str, field: str) -> str:
 def _called(call: object, where: str, field: str) -> Mapping[str, object]:
     """A tool call with its arguments as an object, as templates expect. In OpenAI's format they are a JSON text."""
     if not isinstance(call, Mapping):
-        raise InputError(f'{where}: field "{field}": expected an object, found {_show(call)}')
+        raise InputError(f'{where}: field "{field}": expected an object, found {show(call)}')
     function = call.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
-    arguments = _from_json(function["arguments"] or "{}", "an object", where, f"{field}.function.arguments")
+    arguments = from_json(function["arguments"] or "{}", "an object", where, f"{field}.function.arguments")
     return {**call, "function": {**function, "arguments": without_nulls(arguments)}}
 
 
@@ -324,21 +258,9 @@ def _said(value: object, message: Mapping[str, object], where: str, field: str) 
     return "" if value == "" and message.get("tool_calls") else _text(value, where, field)
 
 
-def _from_json(value: object, expected: str, where: str, field: str) -> object:
-    """`value`, parsed if it is a JSON text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise InputError(
-            f'{where}: field "{field}": expected {expected} or its JSON text, found {_show(value)} ({error})'
-        ) from error
-
-
 def _text(value: object, where: str, field: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f'{where}: field "{field}": expected a text, found {_show(value)}')
+        raise InputError(f'{where}: field "{field}": expected a text, found {show(value)}')
     if not value.strip():
         raise InputError(f'{where}: field "{field}" is empty, expected a text, found {value!r}')
     try:
@@ -349,17 +271,3 @@ def _text(value: object, where: str, field: str) -> str:
             f'{where}: field "{field}": expected valid Unicode, found {value[error.start]!a} at character {error.start}'
         ) from error
     return value
-
-
-def _show(value: object) -> str:
-    """A value for an error message: as JSON, with other characters than ASCII escaped, at most 80 characters."""
-    try:
-        shown = json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        shown = ascii(value)
-    return _shorten(shown)
-
-
-def _shorten(text: str, limit: int = 80) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

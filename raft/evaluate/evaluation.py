@@ -89,7 +89,7 @@ def trained_items(run: Run, config: Config, items: Sequence[Row], data_path: str
     """Ids of the items whose question is in the training rows, as far as the run knows these rows."""
     asked: set[str] = set()
     for path in (run.refine_dir / "fused.jsonl", *([Path(config.data)] if config.data else [])):
-        if path.is_file() and path.resolve() != Path(data_path).resolve():
+        if (path.is_file() or path.is_dir()) and path.resolve() != Path(data_path).resolve():
             asked.update(row["question"].strip() for row in read_rows(path, need_answer=False))
     return [item["id"] for item in items if item["question"].strip() in asked]
 

@@ -16,5 +16,5 @@ class Plan:
     model: str
     """Folder of the model, or its name on the Hub. Of an evaluation: the model that answers."""
     data: str
-    """The file that the rows come from."""
+    """The file or folder that the rows come from."""
     rows: list[Row]

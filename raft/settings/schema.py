@@ -111,7 +111,7 @@ class Config:
     model: str | None = None
     """The instruction model to start from: a folder or a name on the Hub."""
     data: str | None = None
-    """The rows, .jsonl or .parquet."""
+    """The rows: a .jsonl, .json, .parquet, .csv or .tsv file, or a folder that datasets.save_to_disk wrote."""
     seed: Seed = 0
     """Seed of everything random in the run."""
     run: str | None = None

@@ -20,7 +20,7 @@ from raft.train.saving import check_saves
 from raft.train.targets import targets
 
 Rows = Iterable[Mapping[str, object]] | str | os.PathLike[str]
-"""Rows in a form of `raft.rows`: in memory, or the file that holds them."""
+"""Rows in a form of `raft.rows`: in memory, or the file or folder that holds them."""
 Evaluated = Rows | Mapping[str, Rows]
 """Rows for eval_loss, or several named sets of them."""
 UNSUPPORTED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "model_init")
@@ -115,7 +115,7 @@ def prepare(
 
 
 def rows_from(dataset: Rows, name: str) -> list[Row]:
-    """Rows of a file or in memory. name: how errors refer to rows in memory."""
+    """Rows of a file or folder, or in memory. name: how errors refer to rows in memory."""
     if isinstance(dataset, (str, os.PathLike)):
         return read_rows(os.fspath(dataset))
     return normalize_rows(dataset, source=name)

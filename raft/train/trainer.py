@@ -51,8 +51,8 @@ class RAFTTrainer(EvaluatingTrainer):
     """Trains a causal language model by one of the methods of `raft.methods`.
 
     model: a path or name, or a transformers model with or without LoRA adapters.
-    train_dataset, eval_dataset: rows in a form of `raft.rows`, in memory or in a file; eval_loss is the cross-entropy
-    of the answers, a mean over batches as in transformers.
+    train_dataset, eval_dataset: rows in a form of `raft.rows`, in memory, or the path of a file or folder; eval_loss is
+    the cross-entropy of the answers, a mean over batches as in transformers.
     engine: an object of the Engine protocol that follows this model's weights; it is not closed here. None: `train`
     builds one and closes it.
     teacher: a path or a model. None: the model as it is now (with LoRA: with its adapters switched off).

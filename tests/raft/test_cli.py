@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from raft.cli import main
+from raft.cli import main, plan_refinement
+from raft.row_files import FORMATS
+from raft.runs import Run
+from raft.settings import Config
 from tests.tiny import build
 
 ROOT = Path(__file__).parents[2]
@@ -69,10 +72,7 @@ def test_version_and_help_from_the_repository_root():
 def test_an_error_of_the_real_process(tmp_path):
     shown = raft("refine", "--model", "m", "--data", tmp_path / "none.jsonl", "--run", tmp_path / "run")
     assert shown.returncode == 2 and shown.stdout == ""
-    assert (
-        shown.stderr
-        == f"raft: error: {tmp_path}/none.jsonl: no such file, expected a .jsonl or .parquet file with the rows\n"
-    )
+    assert shown.stderr == f"raft: error: {tmp_path}/none.jsonl: no such file, expected {FORMATS}\n"
     assert not (tmp_path / "run").exists()
 
 
@@ -141,7 +141,8 @@ def test_bad_arguments(capsys, tmp_path, monkeypatch, arguments, part):
     [
         ("none.jsonl", None, ["no such file"]),
         ("folder.jsonl", "folder", ["is a directory"]),
-        ("d.csv", "a,b\n", ["'.csv'"]),
+        ("d.txt", "a,b\n", ["'.txt'"]),
+        ("d.csv", "a,b\n", ["line 1", "a header line", "found a, b"]),
         ("d.jsonl", "", ["no rows"]),
         ("d.jsonl", '{"question": "q", "answer": "a"}\n{"question"\n', ["line 2", "JSON"]),
         ("d.jsonl", "[1]\n", ["line 1", "expected an object"]),
@@ -372,6 +373,20 @@ def test_a_training_reads_its_rows_once(model, tmp_path):
     assert main(["train", "--model", str(model), "--data", str(rows), "--run", str(folder), *settings]) == 0
     writer.join()
     assert (folder / "model" / "config.json").exists()
+
+
+def test_the_data_may_be_a_folder_of_datasets(capsys, tmp_path, model, run):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    saved = tmp_path / "saved"
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(saved)
+    config = Config(model=str(model), data=str(saved))
+    assert [row["question"] for row in plan_refinement(config, Run(run)).rows] == [row["question"] for row in ROWS]
+    # Inside of what the command would replace, the folder counts as its input like a file.
+    inside = run / "train" / "rows"
+    shutil.copytree(saved, inside)
+    capsys.readouterr()  # what datasets says while it saves
+    message = error_of(capsys, "train", "--model", model, "--data", inside, "--run", run, "--overwrite")
+    assert f"--data: {inside} is an input of raft train" in message and (inside / "dataset_dict.json").exists()
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])

@@ -7,8 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from raft.errors import InputError, ModelError
+from raft.evaluate.evaluation import trained_items
 from raft.evaluate.suites import check_items, summarize
 from raft.merging.distance import weight_distance
+from raft.rows import normalize_rows
+from raft.runs import Run
+from raft.settings import Config
 
 ITEM = {"id": "a", "question": "Q?", "suite": "general", "skill": "copy", "check": {"kind": "upper"}}
 
@@ -118,3 +122,11 @@ def test_weight_distance_refuses_what_cannot_be_compared(tmp_path):
         weight_distance(tmp_path, base)
     with pytest.raises(ModelError, match="no tensor name has a layer number"):
         weight_distance({"w": torch.ones(1)}, {"w": torch.ones(1)})
+
+
+def test_items_that_were_trained_on_are_found_in_a_folder_of_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    rows = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}]
+    datasets.Dataset.from_list(rows[:1]).save_to_disk(tmp_path / "saved")
+    config = Config(data=str(tmp_path / "saved"))
+    assert trained_items(Run(tmp_path), config, normalize_rows(rows), tmp_path / "test.jsonl") == ["0"]

@@ -1,6 +1,8 @@
 """Rows: every accepted shape comes out the same, every bad input ends in one line that names the place."""
 
+import csv
 import json
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raft.errors import InputError
+from raft.row_files import FORMATS
 from raft.rows import Row, normalize_rows, read_rows
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -192,7 +195,7 @@ def test_files_that_cannot_hold_rows(tmp_path):
     assert "no such file" in error_of(tmp_path / "none.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
     assert "is a directory" in error_of(tmp_path / "folder.jsonl")
-    assert "'.csv'" in error_of(write(tmp_path / "d.csv", "a,b"))
+    assert "'.txt'" in error_of(write(tmp_path / "d.txt", "a,b"))
     assert "unknown extension ''" in error_of(write(tmp_path / "d", {}))
     assert "no rows" in error_of(write(tmp_path / "empty.jsonl", ""))
 
@@ -296,3 +299,132 @@ def test_a_json_file_may_be_an_array(tmp_path):
     path.write_text('[{"question": "q", "answer": "a"},')
     with pytest.raises(InputError, match="expected a JSON array of objects"):
         read_rows(path)
+
+
+def csv_file(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def as_cells(row: dict) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
+
+
+OPTIONAL = {"fused_answer": TEXTS, "skill": TEXTS, "check": st.fixed_dictionaries({"kind": st.just("contains")})}
+TOOLS = st.lists(st.fixed_dictionaries({"name": TEXTS}), min_size=1, max_size=2)
+CSV_ROWS = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"question": TEXTS, "answer": TEXTS}, optional=OPTIONAL),
+        st.fixed_dictionaries({"prompt": TEXTS, "completion": TEXTS}, optional={"kept": st.booleans()}),
+        st.fixed_dictionaries({"prompt": CHATS.filter(lambda c: len(c) % 2), "completion": TEXTS}),
+        st.fixed_dictionaries({"messages": CHATS.filter(lambda c: len(c) == 2)}, optional={"tools": TOOLS}),
+    ),
+    min_size=1,
+)
+
+
+@given(CSV_ROWS, st.sampled_from([("csv", ","), ("tsv", "\t")]), st.sampled_from(["utf-8", "utf-8-sig"]))
+def test_csv_reads_like_json(tmp_path_factory, rows, kind, encoding):
+    folder = tmp_path_factory.mktemp("rows")
+    path = folder / f"d.{kind[0]}"
+    names = sorted({name for row in rows for name in row})
+    with path.open("w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, names, delimiter=kind[1])
+        writer.writeheader()
+        writer.writerows(map(as_cells, rows))
+    assert read_rows(path) == read_rows(write(folder / "d.jsonl", *rows))
+
+
+def test_csv_as_spreadsheets_and_pandas_write_it(tmp_path):
+    limit = csv.field_size_limit()
+    long = "x" * (limit + 1)
+    content = f',question, answer ,fused_answer,kept\r\n0,"q, and\nr","a ""b""",,True\r\n\r\n1,[q],{long},f,False\r\n'
+    first, second = read_rows(csv_file(tmp_path / "d.csv", content))
+    assert (first["question"], first["answer"], first["kept"]) == ("q, and\nr", 'a "b"', True)
+    assert "fused_answer" not in first and "" not in first
+    assert (second["question"], second["answer"], second["kept"]) == ("[q]", long, False)
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("", ["is empty, expected a header line"]),
+        ("question,answer\n", ["holds no rows"]),
+        ("q,a\nr,b\n", ["line 1: expected a header line, separated by commas", '"messages", found a, q']),
+        ("question;answer\nq;a\n", ["line 1: expected a header line, separated by commas", "found question;answer"]),
+        ("question,answer,answer\nq,a,b\n", ["line 1", 'one column of a name, found "answer" twice']),
+        ('question,answer\n"q\nr",a\ns\n', ["line 4: expected 2 cells, as in the header, found 1", '"s"']),
+        ("question,answer\nq,a,b\n", ["line 2: expected 2 cells, as in the header, found 3"]),
+        ('question,answer\n"q\nr",a\n\n"s\nt",\n', ['line 5: field "answer" is missing']),
+        ('question,answer\nq,a\nr,"b\ns,c\n', ["line 3: expected a row of CSV, with quotation marks closed"]),
+        ('question,answer\n"q"r,a\n', ["line 2: expected a row of CSV"]),
+        (b'question,answer\n"q\n\xff",a\n', ["line 3: not UTF-8 text", "0xff"]),
+        ("question,answer\n".encode("utf-16"), ["line 1: not UTF-8 text"]),
+        ("messages\nq\n", ['line 2: field "messages": expected a list of messages, found "q"']),
+        ("messages\n[{'role': 'user'}]\n", ['line 2: field "messages": expected a list of messages or its JSON text']),
+        (
+            "prompt,completion\n[{'role': 'user'}],a\n",
+            ['line 2: field "prompt": expected a text or a list'],
+        ),
+        ('conversations\n"[{""from"": 1}]"\n', ['line 2: field "conversations[0].from"']),
+        ("question,answer,kept\nq,a,perhaps\n", ['line 2: field "kept": expected true or false', '"perhaps"']),
+        ("question,answer,tools\nq,a,[\n", ['line 2: field "tools": expected a list or its JSON text']),
+        (f"messages\n{'[' * 100_000}\n", ['line 2: field "messages"']),
+        ("id,question,answer\n1,q,a\n1,r,b\n", ['line 3: field "id": "1" is the id of line 2 too']),
+    ],
+)
+def test_bad_csv_is_named(tmp_path, content, parts):
+    message = error_of(csv_file(tmp_path / "bad.csv", content))
+    for part in parts:
+        assert part in message
+    assert len(message) < 400 + len(str(tmp_path))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a dataset of two rows, and again under every name that is given, as the splits of a `DatasetDict`."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+
+    def save(*splits: str, **columns: list) -> Path:
+        folder = tmp_path / "saved"
+        rows = datasets.Dataset.from_dict(
+            columns or {"messages": [[USER, ASSISTANT], [SYSTEM, USER, ASSISTANT]], "fused_answer": ["f", None]}
+        )
+        rows = rows.with_format("numpy")  # which is saved too
+        (datasets.DatasetDict(dict.fromkeys(splits, rows)) if splits else rows).save_to_disk(folder)
+        return folder
+
+    return save
+
+
+@pytest.mark.parametrize("splits", [(), ("train",), ("train", "test"), ("test",)])
+def test_a_folder_of_datasets_reads_like_json(saved, tmp_path, splits):
+    first = {"messages": [USER, ASSISTANT], "fused_answer": "f"}
+    expected = read_rows(write(tmp_path / "d.jsonl", first, {"messages": [SYSTEM, USER, ASSISTANT]}))
+    folder = saved(*splits)
+    assert read_rows(folder) == expected
+    for split in splits:
+        assert read_rows(folder / split) == expected
+
+
+def test_the_split_is_to_be_named_where_there_are_several(saved):
+    folder = saved("test", "validation")
+    message = error_of(folder)
+    assert "found test, validation" in message and str(folder / "NAME") in message
+
+
+def test_folders_that_cannot_hold_rows(saved, tmp_path, monkeypatch):
+    (tmp_path / "d.csv").mkdir()
+    assert f"is a directory without the files of a saved dataset, expected {FORMATS}" in error_of(tmp_path / "d.csv")
+    folder = saved("train", "test", question=["q", "r"], answer=["a", ""])
+    assert 'split train, row 1: field "answer" is empty' in error_of(folder)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "datasets", None)
+        assert "pip install datasets" in error_of(folder)
+    (folder / "train" / "data-00000-of-00001.arrow").write_bytes(b"no arrow")
+    assert "not a readable folder of datasets" in error_of(folder)
+
+
+def test_a_dataset_without_the_columns_is_named(saved):
+    assert "split train, expected the columns" in error_of(saved("train", text=["x"]))
