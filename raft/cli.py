@@ -22,7 +22,7 @@ from raft.models import check_model, check_top_k
 from raft.progress import say
 from raft.row_files import FORMATS
 from raft.rows import read_rows
-from raft.runs import Run
+from raft.runs import Run, read_jsonl
 from raft.runs.folder import REPORTS, add_to_run, check_run, open_run
 from raft.runs.signals import stop_on_signals
 from raft.settings.files import load_config
@@ -98,6 +98,14 @@ def _has_gpu() -> bool:
 
 def refine(args: argparse.Namespace) -> None:
     config, run = _settings(args, "refine", None if args.overwrite else "config.yaml")
+    if args.sweep_tau:
+        from raft.refine.sweep import sweep_text
+
+        fused = run.refine_dir / "fused.jsonl"
+        if not fused.exists():
+            raise RunFolderError(f"{fused}: no such file, expected a finished refinement whose taus can be swept")
+        print(sweep_text(read_jsonl(fused), config.refine.tau))
+        return
     plan = plan_refinement(config, run)
     workers = args.workers if args.executor == "ray" and not args.preview else 0
     if workers and importlib.util.find_spec("ray") is None:
@@ -298,6 +306,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--preview", metavar="N", type=_whole(1), help="show the refinement of N rows and stop")
     again = "ask again for texts that were cut, empty or refused (with --resume)"
     command.add_argument("--retry-failed", action="store_true", help=again)
+    sweep = "show what other taus would have kept of a finished refinement, and stop"
+    command.add_argument("--sweep-tau", action="store_true", help=sweep)
     where = "this process, or workers of a Ray cluster (RAY_ADDRESS, else one that is started here)"
     command.add_argument("--executor", choices=("process", "ray"), default="process", help=where)
     command.add_argument("--workers", metavar="N", type=_whole(1), default=2, help="with --executor ray (default: 2)")

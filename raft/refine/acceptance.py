@@ -43,6 +43,7 @@ REASONS = {
     "refusal": "it refuses or apologises",
     "loop": "it repeats itself",
     "length": "it is less than half or more than twice as long as the reference",
+    "margin": "the judges do not score it above the reference by the margin",
 }
 _PUT_BACK = ("numbers lost", "negation lost", "hedge lost", "words lost")  # by the fusion
 _ECHO_WORDS = 5  # in a row that prompt and text share, and the reference has not

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raft.chat import ChatModel, LocalChat
@@ -17,6 +17,7 @@ from raft.refine.lines import JudgeLine, SimilarityLine, TextLine
 from raft.refine.panel import Panel
 from raft.refine.progress import StageProgress
 from raft.refine.store import Failures, Store
+from raft.refine.vectors import StoredVectors
 from raft.settings import RefineSettings
 
 
@@ -107,4 +108,5 @@ def open_context(
         Failures(folder / "failed.jsonl") as failures,
     ):
         texts, panel = {"rewrite": rewrite, "fuse": fuse}, Panel(models.judges, judge, retry_failed)
+        models = replace(models, embedder=StoredVectors(models.embedder, folder / "vectors.bin"))
         yield RefineContext(settings, models, texts, similarities, failures, panel, seed, progress, retry_failed)

@@ -17,11 +17,11 @@ from raft.refine.acceptance import REASONS
 from raft.refine.embed import Embedder
 from raft.refine.lines import Diagnostics, FusedRow, Summary
 from raft.refine.similarity import pair_similarities
+from raft.refine.sweep import tau_sweep
 from raft.rows import Row
 from raft.text import ngram_f1, words
 
 QUANTILES = (5, 25, 50, 75, 95)
-TAUS = tuple(tau / 100 for tau in range(50, 100, 5))
 CHARACTER_CLASSES = ("lower", "upper", "letter", "digit", "space", "punctuation", "other")
 
 # Chats before the answer, answers -> mean negative log-likelihood a token of each answer.
@@ -93,19 +93,6 @@ def _reasons(fused: Sequence[FusedRow]) -> dict[str, dict[str, int]]:
             **{name: sum(name in reasons for reasons in found) for name in REASONS},
         }
         for stage, found in stages.items()
-    }
-
-
-def tau_sweep(fused: Sequence[FusedRow], taus: Sequence[float] = TAUS) -> dict[str, dict[str, int]]:
-    """tau -> how many rewritings are "similar" enough, and how many of those pass the rest of the floor ("pass"). A
-    judge that is not asked about texts below tau may speak against some of them yet."""
-    known = [(row["similarity"], row["rejected"]["rewrite"]) for row in fused if row["similarity"] is not None]
-    return {
-        f"{tau:g}": {
-            "similar": sum(similarity >= tau for similarity, _ in known),
-            "pass": sum(similarity >= tau and not set(reasons) - {"similarity"} for similarity, reasons in known),
-        }
-        for tau in taus
     }
 
 

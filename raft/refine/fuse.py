@@ -4,13 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from raft.isolate import reason
+from raft.isolate import batches, reason
+from raft.judges import Candidate, mean
 from raft.prompts import Message, Wording
 from raft.refine.context import RefineContext
 from raft.refine.filter import Assessment, assess
 from raft.refine.rewrite import in_chat, template_options
 from raft.refine.texts import Job, texts
 from raft.rows import Row
+
+REFERENCE = -1
+"""In the place of the round, where the reference itself is scored."""
 
 
 @dataclass
@@ -74,7 +78,26 @@ def fuse(context: RefineContext, rows: Sequence[Row], rewritten: Mapping[str, st
         if not fusions[row_id].problems:
             last = fusions[row_id].failed
             context.failures.add(row_id, "fuse", f"nothing to judge in {rounds} of {rounds} rounds; the last: {last}")
+    if settings.margin is not None:
+        _hold_against_references(context, [row for row in rows if fusions[row["id"]].best], fusions, settings.margin)
     return fusions
+
+
+def _hold_against_references(
+    context: RefineContext, rows: Sequence[Row], fusions: Mapping[str, Fusion], margin: float
+) -> None:
+    """Drops the candidates that the judges do not score above their references by `margin`. The best of a row decides
+    for all of its candidates."""
+    for batch in batches(rows, context.settings.batch_size):
+        references = [Candidate(row["id"], row["question"], row["answer"], row["answer"]) for row in batch]
+        judged = context.panel.judge(references, REFERENCE, [True] * len(batch))
+        for row, scores in zip(batch, judged, strict=True):
+            fusion = fusions[row["id"]]
+            if fusion.best is not None and fusion.best.mean < mean(scores) + margin:
+                for problems in fusion.problems:
+                    if not problems:
+                        problems.append("margin")
+                fusion.best = None
 
 
 def fuse_chat(row: Row, rewritten: str, wording: Wording) -> list[Message]:

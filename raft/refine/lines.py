@@ -44,7 +44,7 @@ class JudgeLine(StoredLine):
     """judge.jsonl: what one judge says of one text."""
 
     round: int
-    """Of the fusion, from 1; 0 for a rewriting."""
+    """Of the fusion, from 1; 0 for a rewriting, -1 for the reference itself (`refine.margin`)."""
     judge: str
     score: float | None
     """In [0, 1]; None where it is unusable, which counts as 0."""

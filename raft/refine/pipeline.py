@@ -57,7 +57,7 @@ def refine(
     numbers = diagnose(
         checked,
         fused,
-        models.embedder,
+        context.models.embedder,
         judges=[judge.name for judge in models.judges],
         unusable=panel.unusable,
         failed=len(failures),

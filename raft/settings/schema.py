@@ -50,6 +50,9 @@ class RefineSettings:
     """Rounds of fusion at most; the candidate with the best mean score of the judges wins."""
     accept_score: Share = 0.8
     """A candidate with this mean score ends the rounds early."""
+    margin: Share | None = None
+    """A fused answer is used only where the judges' mean score is this much above the reference's, which is scored too;
+    None: the reference is not scored."""
     rewrite_temperature: NotNegative = 0.2
     """Sampling temperature of the rewriting."""
     fuse_temperature: NotNegative = 0.2

@@ -265,6 +265,37 @@ def test_the_best_candidate_wins_and_a_good_one_stops_the_rounds(tmp_path, score
     assert engine.calls["fuse", "Q"] == rounds
 
 
+class Reference(Number):
+    """Scores references with 0.6."""
+
+    name = "reference"
+
+    def value(self, candidate):
+        return 0.6 if candidate.text == candidate.reference else super().value(candidate)
+
+
+def test_a_fused_answer_must_beat_its_reference_by_the_margin(tmp_path):
+    rows, judges = make_rows(12), [Reference()]
+    without, _ = run_it(tmp_path / "without", rows, judges=judges)
+    assert not [line for line in lines(tmp_path / "without", "judge") if line["round"] < 0]
+    fused, engine = run_it(tmp_path / "with", rows, judges=judges, margin=0.1)
+    best = [line["judge_scores"][0] if line["kept"] else None for line in without]
+    assert [line["kept"] for line in fused] == [score is not None and score >= 0.7 for score in best]
+    assert {score is None or score >= 0.7 for score in best} == {True, False}
+    for line, before in zip(fused, without, strict=True):
+        if line["kept"] or not before["kept"]:
+            assert line == before
+        else:
+            assert line["fused_answer"] == line["answer"] and line["judge_scores"] == []
+            assert [x or ["margin"] for x in before["rejected"]["fuse"]] == line["rejected"]["fuse"]
+    scored = [line for line in lines(tmp_path / "with", "judge") if line["round"] == -1]
+    assert {line["id"] for line in scored} == {line["id"] for line in without if line["kept"]}
+    assert {line["score"] for line in scored} == {0.6}
+    stored = contents(tmp_path / "with")
+    run_it(tmp_path / "with", rows, judges=judges, margin=0.1, engine=engine)
+    assert contents(tmp_path / "with") == stored and len(lines(tmp_path / "with", "judge")) == len(stored[0]["judge"])
+
+
 def test_greedy_fusion_has_one_round(tmp_path):
     _, engine = run_it(
         tmp_path,

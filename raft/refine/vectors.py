@@ -1,0 +1,75 @@
+"""Embeddings on disk, by the hash of their text: what was embedded once is not embedded again."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raft.refine.embed import Embedder
+
+_HASH = 16  # bytes
+
+
+class StoredVectors:
+    """An embedder beside a file of its vectors: a line of JSON (the model's name, d), then for each text its hash and
+    its vector, d float32. Memory holds where each vector is, 100 bytes a text.
+
+    The vectors of another model are thrown away. The file can be deleted at any time between two runs.
+    """
+
+    def __init__(self, embedder: Embedder, path: Path):
+        self.name = embedder.name
+        self._embedder, self._path = embedder, path
+        self._places: dict[bytes, int] = {}  # hash of a text -> where its vector begins, in bytes
+        self._dimensions = 0  # until a vector is known
+        self._read()
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[n, d] float32, a row a text. Texts without a vector are embedded in one call, in their order."""
+        hashes = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_HASH).digest() for text in texts]
+        missing = {hashed: text for hashed, text in zip(hashes, texts, strict=True) if hashed not in self._places}
+        if missing or not texts:
+            made = np.asarray(self._embedder.encode(list(missing.values())), dtype=np.float32)
+            if not texts:
+                return made
+            self._add(list(missing), made)
+        size = 4 * self._dimensions
+        with open(self._path, "rb", buffering=0) as file:
+            stored = b"".join(os.pread(file.fileno(), size, self._places[hashed]) for hashed in hashes)
+        return np.frombuffer(stored, dtype=np.float32).reshape(len(texts), self._dimensions).copy()
+
+    def _read(self) -> None:
+        """Finds the vectors of the file, and cuts off one that a kill has torn."""
+        try:
+            file = open(self._path, "r+b")  # noqa: SIM115
+        except FileNotFoundError:
+            return
+        with file:
+            try:
+                header = json.loads(file.readline())
+                self._dimensions = header["d"] if header["name"] == self.name else 0
+            except (ValueError, TypeError, KeyError):
+                pass
+            if not self._dimensions:
+                file.truncate(0)
+                return
+            begin, size = file.tell(), _HASH + 4 * self._dimensions
+            count = (os.fstat(file.fileno()).st_size - begin) // size
+            for place in range(begin, begin + count * size, size):
+                self._places[os.pread(file.fileno(), _HASH, place)] = place + _HASH
+            file.truncate(begin + count * size)
+
+    def _add(self, hashes: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "ab") as file:
+            if not self._dimensions:
+                self._dimensions = vectors.shape[1]
+                file.write(json.dumps({"name": self.name, "d": self._dimensions}).encode() + b"\n")
+            place = file.tell()
+            file.write(b"".join(hashed + vector.tobytes() for hashed, vector in zip(hashes, vectors, strict=True)))
+        size = _HASH + 4 * self._dimensions
+        self._places.update({hashed: place + i * size + _HASH for i, hashed in enumerate(hashes)})
