@@ -84,5 +84,11 @@ def filter_rewritings(
                     assessed[row_id] = result
                     kept += not result.problems
             skipped = len(batch) - len(usable)  # without a rewriting there is nothing to do, neither now nor before
-            bar.add_rows(len(batch), fresh=fresh + (skipped if fresh else 0), kept=kept)
+            bar.add_rows(
+                len(batch),
+                fresh=fresh + (skipped if fresh else 0),
+                kept=kept,
+                new=fresh,
+                failed=sum(isinstance(result, Exception) for result in found.values()),
+            )
     return assessed

@@ -68,7 +68,14 @@ def fuse(context: RefineContext, rows: Sequence[Row], rewritten: Mapping[str, st
                 closed = [one for one in made if number == rounds or one.accepted(settings.accept_score)]
                 kept += sum(one.best is not None for one in closed)
                 fresh = min(batch.fresh_rows, len(closed))
-                bar.add_rows(len(closed), fresh=fresh, tokens=batch.fresh_tokens, kept=kept)
+                bar.add_rows(
+                    len(closed),
+                    fresh=fresh,
+                    tokens=batch.fresh_tokens,
+                    kept=kept,
+                    failed=sum(not one.problems for one in closed),
+                    made=batch.made,
+                )
             open_rows = {i: row for i, row in open_rows.items() if not fusions[i].accepted(settings.accept_score)}
     for row_id in open_rows:
         if not fusions[row_id].problems:
