@@ -158,14 +158,18 @@ class Progress:
             f"{self._done} of {amount(self._total, self._unit)}",
             *self._call_so_far(),
             *self._rate(),
-            *self._figures,
+            *self._shown(),
             *self._left(self._total),
         ]
 
     def _summary(self) -> list[str]:
         before = self._done - self._fresh
         earlier = [f"{before} of them done before"] if before else []
-        return [f"{amount(self._done, self._unit)} in {self.seconds:.1f} s", *earlier, *self._rate(), *self._figures]
+        return [f"{amount(self._done, self._unit)} in {self.seconds:.1f} s", *earlier, *self._rate(), *self._shown()]
+
+    def _shown(self) -> Sequence[str]:
+        """The figures at this moment."""
+        return self._figures
 
     def _call_so_far(self) -> list[str]:
         call = self._call
@@ -196,7 +200,7 @@ class Progress:
         bare = bar.format_meter(**{**meter, "ncols": None, "postfix": None})  # draws a bar of ten columns
         room = (meter["ncols"] or 80) - len(bare)
         text = ""
-        for figure in self._figures:
+        for figure in self._shown():
             longer = f"{text}, {figure}" if text else figure
             if len(longer) + 2 > room:
                 break

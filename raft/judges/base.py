@@ -21,7 +21,7 @@ class Candidate:
     """In the refinement: the model's own rewriting of the reference."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Score:
     """What one judge says of one candidate."""
 

@@ -21,7 +21,7 @@ class ModelJudge:
         self.waits = isinstance(chat, EndpointChat)
         """Whether the time is spent elsewhere, so that other judges may work meanwhile."""
         self._chat = chat
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
 
     def score(self, candidates: Sequence[Candidate]) -> list[Score]:
         """One score a candidate; its `problem` says why a reply could not be used."""
@@ -40,7 +40,7 @@ class ModelJudge:
             judge_chat(candidate),
             derived_seed([self.name, attempt, candidate.row_id]),
             temperature=0.0 if attempt == 1 else 1.0,
-            max_tokens=self._max_tokens,
+            max_tokens=self.max_tokens,
             schema=Verdict.model_json_schema(),
         )
 

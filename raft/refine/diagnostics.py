@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from raft.isolate import reason
+from raft.isolate import batches, reason
 from raft.progress import Progress
 from raft.prompts import Message
 from raft.refine.acceptance import REASONS
@@ -22,6 +22,7 @@ from raft.rows import Row
 from raft.text import ngram_f1, words
 
 QUANTILES = (5, 25, 50, 75, 95)
+_AT_ONCE = 512  # rows that are embedded together
 CHARACTER_CLASSES = ("lower", "upper", "letter", "digit", "space", "punctuation", "other")
 
 # Chats before the answer, answers -> mean negative log-likelihood a token of each answer.
@@ -36,12 +37,12 @@ def diagnose(
     judges: Sequence[str],
     unusable: Mapping[str, int],
     failed: int,
-    scores: Sequence[Sequence[float]] = (),
+    agreement: float | None = None,
     nll: AnswerNLL | None = None,
     progress: bool = False,
 ) -> Diagnostics:
     """diagnostics.json. `rows` are the rows with their chats, `fused` the lines of fused.jsonl, in the same order.
-    scores: of each text that all judges have scored, in their order."""
+    agreement: of the judges."""
     kept = [row for row in fused if row["kept"]]
     raw = [row["answer"] for row in kept]
     own = [row["rewritten"] for row in kept if row["rewritten"] is not None]  # which all of them have
@@ -62,7 +63,7 @@ def diagnose(
             name: {**summary([row["judge_scores"][i] for row in kept]), "unusable": unusable.get(name, 0)}
             for i, name in enumerate(judges)
         },
-        "agreement": agreement(scores),
+        "agreement": agreement,
         "flagged": sum("judge_flag" in row for row in fused),
         "embedding": embedding,
         "overlap": {
@@ -96,18 +97,6 @@ def _reasons(fused: Sequence[FusedRow]) -> dict[str, dict[str, int]]:
     }
 
 
-def agreement(scores: Sequence[Sequence[float]]) -> float | None:
-    """Krippendorff's alpha on an interval scale; None for one judge, or where all scores are equal.
-
-    scores: [texts][judges], none missing, for which alpha is 1 less the variance within texts over that of all scores.
-    Packages for the general case need a matrix of all distinct scores for every text.
-    """
-    table = np.asarray(scores, dtype=np.float64)
-    if table.ndim < 2 or table.shape[1] < 2 or len(np.unique(table)) < 2:
-        return None
-    return float(1 - table.var(axis=1, ddof=1).mean() / table.var(ddof=1))
-
-
 def summary(values: Sequence[float | None]) -> Summary:
     """n, mean and quantiles (linear between neighbours) of the values that are not None."""
     there = [value for value in values if value is not None]
@@ -138,11 +127,13 @@ def _class(character: str) -> str:
 
 def _embedding(embedder: Embedder, raw: list[str], own: list[str], refined: list[str]) -> dict[str, Summary]:
     """Cosines of raw answer, rewriting and refined answer with one another."""
-    pairs = {"raw_refined": (raw, refined), "raw_own": (raw, own), "own_refined": (own, refined)}
-    together = [pair for a, b in pairs.values() for pair in zip(a, b, strict=True)]
-    cosines = pair_similarities(embedder, together) if together else np.empty(0)
-    values = [float(cosine) if np.isfinite(cosine) else None for cosine in cosines]
-    return {name: summary(values[i * len(raw) : (i + 1) * len(raw)]) for i, name in enumerate(pairs)}
+    found: dict[str, list[float | None]] = {"raw_refined": [], "raw_own": [], "own_refined": []}
+    for places in batches(range(len(raw)), _AT_ONCE):  # so that the vectors of all rows are not in memory at once
+        pairs = [pair for i in places for pair in ((raw[i], refined[i]), (raw[i], own[i]), (own[i], refined[i]))]
+        cosines = [float(cosine) if np.isfinite(cosine) else None for cosine in pair_similarities(embedder, pairs)]
+        for i, values in enumerate(found.values()):
+            values += cosines[i::3]
+    return {name: summary(values) for name, values in found.items()}
 
 
 def _length(raw: list[str], refined: list[str]) -> dict[str, Summary]:

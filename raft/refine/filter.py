@@ -4,7 +4,7 @@ Rewritings and fused candidates are compared, judged and held against the floor 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raft.isolate import batches, reason
 from raft.judges import Candidate, Score, mean
@@ -13,7 +13,7 @@ from raft.refine.similarity import measured
 from raft.rows import Row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Assessment:
     """What is known of a text that may take the place of a reference answer."""
 
@@ -81,8 +81,14 @@ def filter_rewritings(
                 if isinstance(result, Exception):
                     context.failures.add(row_id, "filter", reason(result))
                 else:
-                    assessed[row_id] = result
+                    assessed[row_id] = replace(result, scores=[])  # which nobody reads again: they are on disk
                     kept += not result.problems
             skipped = len(batch) - len(usable)  # without a rewriting there is nothing to do, neither now nor before
-            bar.add_rows(len(batch), fresh=fresh + (skipped if fresh else 0), kept=kept)
+            bar.add_rows(
+                len(batch),
+                fresh=fresh + (skipped if fresh else 0),
+                kept=kept,
+                new=fresh,
+                failed=sum(isinstance(result, Exception) for result in found.values()),
+            )
     return assessed

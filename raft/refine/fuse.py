@@ -72,14 +72,23 @@ def fuse(context: RefineContext, rows: Sequence[Row], rewritten: Mapping[str, st
                 closed = [one for one in made if number == rounds or one.accepted(settings.accept_score)]
                 kept += sum(one.best is not None for one in closed)
                 fresh = min(batch.fresh_rows, len(closed))
-                bar.add_rows(len(closed), fresh=fresh, tokens=batch.fresh_tokens, kept=kept)
+                bar.add_rows(
+                    len(closed),
+                    fresh=fresh,
+                    tokens=batch.fresh_tokens,
+                    kept=kept,
+                    failed=sum(not one.problems for one in closed),
+                    made=batch.made,
+                )
             open_rows = {i: row for i, row in open_rows.items() if not fusions[i].accepted(settings.accept_score)}
+        if settings.margin is not None:
+            made_it = [row for row in rows if fusions[row["id"]].best]
+            _hold_against_references(context, made_it, fusions, settings.margin)
+            bar.add_rows(0, kept=sum(fusions[row["id"]].best is not None for row in made_it))
     for row_id in open_rows:
         if not fusions[row_id].problems:
             last = fusions[row_id].failed
             context.failures.add(row_id, "fuse", f"nothing to judge in {rounds} of {rounds} rounds; the last: {last}")
-    if settings.margin is not None:
-        _hold_against_references(context, [row for row in rows if fusions[row["id"]].best], fusions, settings.margin)
     return fusions
 
 

@@ -8,6 +8,7 @@ from threading import Thread
 
 from raft.isolate import isolate, reason
 from raft.judges import Candidate, Judge, Score
+from raft.judges.agreement import Agreement
 from raft.judges.base import checked
 from raft.refine.lines import JudgeLine
 from raft.refine.store import Store, row_key
@@ -27,7 +28,7 @@ class Panel:
     retry_failed: bool = False  # whether unusable scores are asked for again
     unusable: Counter[str] = field(default_factory=Counter)  # name of the judge -> scores that counted as 0
     flagged: dict[str, str] = field(default_factory=dict)  # row id -> what a judge says that people should look at
-    scores: list[tuple[float, ...]] = field(default_factory=list)  # of each text that all judges have scored
+    agreement: Agreement = field(default_factory=Agreement)  # over the texts that all judges have scored
     warned: set[str] = field(default_factory=set)  # names of judges whose first unusable score was reported
 
     def judge(self, candidates: Sequence[Candidate], round: int, promising: Sequence[bool]) -> list[list[Score]]:
@@ -52,9 +53,9 @@ class Panel:
             self.flagged.update({line["id"]: line["flag"] for line in of_judge if line is not None and "flag" in line})
         judged = [[_score(line) for line in of_one if line is not None] for of_one in zip(*lines, strict=True)]
         for found in judged:
-            values = tuple(score.value for score in found if score.value is not None)
+            values = [score.value for score in found if score.value is not None]
             if len(values) == len(self.judges):
-                self.scores.append(values)
+                self.agreement.add(values)
         return judged
 
     def _ask_all(self, asked: Sequence[Sequence[Candidate]]) -> list[list[Score | Exception]]:

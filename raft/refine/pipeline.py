@@ -12,6 +12,7 @@ from raft.refine.filter import Assessment, filter_rewritings
 from raft.refine.fuse import Fusion, fuse
 from raft.refine.lines import FusedRow
 from raft.refine.panel import Panel
+from raft.refine.progress import StageNumbers
 from raft.refine.rewrite import rewrite
 from raft.refine.store import Failures, write_lines
 from raft.rows import Row, normalize_rows
@@ -31,12 +32,14 @@ def refine(
     nll: AnswerNLL | None = None,
     progress: bool = True,
     retry_failed: bool = False,
+    numbers: list[StageNumbers] | None = None,
 ) -> list[FusedRow]:
     """The fused rows, in input order; writes rewrite, filter, fuse, judge, failed and fused.jsonl and diagnostics.json.
 
     What an earlier call left in `run.refine_dir` is taken over where its key fits. `nll` adds the style shift to the
-    diagnostics. retry_failed: asks again, with other seeds, for texts that failed in a way that would last. InputError
-    for rows that are not what was expected, and where all of them failed.
+    diagnostics. retry_failed: asks again, with other seeds, for texts that failed in a way that would last. numbers: a
+    list that gets what each stage came to. InputError for rows that are not what was expected, and where all of them
+    failed.
     """
     checked = normalize_rows(rows, source="rows to refine")
     check_judges(models.judges)
@@ -54,19 +57,21 @@ def refine(
     failures, panel = context.failures, context.panel
     failures.finish([row["id"] for row in checked])
     _warn(failures, panel, len(checked))
-    numbers = diagnose(
+    diagnostics = diagnose(
         checked,
         fused,
         context.models.embedder,
         judges=[judge.name for judge in models.judges],
         unusable=panel.unusable,
         failed=len(failures),
-        scores=panel.scores,
+        agreement=panel.agreement.alpha,
         nll=nll,
         progress=progress,
     )
-    write_json(folder / "diagnostics.json", numbers)
-    texts = [row for row in checked if _has_wording(row)]
+    write_json(folder / "diagnostics.json", diagnostics)
+    if numbers is not None:
+        numbers += context.numbers
+    texts = [row for row in checked if has_wording(row)]
     if texts and all(row["id"] in failures for row in texts):
         first = failures.first()
         raise InputError(
@@ -80,14 +85,14 @@ def do_stages(
     context: RefineContext, rows: Sequence[Row]
 ) -> tuple[dict[str, str], dict[str, Assessment], dict[str, Fusion]]:
     """Rewritings, what is known of them, and fusions, each by row id; on disk as they are made."""
-    texts = [row for row in rows if _has_wording(row)]
+    texts = [row for row in rows if has_wording(row)]
     rewritten = rewrite(context, texts)
     rewritings = filter_rewritings(context, texts, rewritten)
     passed = [row for row in texts if row["id"] in rewritings and not rewritings[row["id"]].problems]
     return rewritten, rewritings, fuse(context, passed, rewritten)
 
 
-def _has_wording(row: Row) -> bool:
+def has_wording(row: Row) -> bool:
     """An answer that calls tools stays as it is: there is no wording to change."""
     return not row.get("answer_turn", {}).get("tool_calls")
 

@@ -1,20 +1,28 @@
 """What `raft refine` runs: everything built from the settings, then the stages."""
 
+import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raft.errors import InputError
+from raft.progress import say
 from raft.prompts import WORDINGS, Message, Wording
 from raft.refine.lines import FailedLine, FusedRow, JudgeLine, TextLine
 from raft.refine.parts import merge_parts
+from raft.refine.progress import StageNumbers
+from raft.refine.summary import summary_text
 from raft.rows import Row
-from raft.runs import Run, read_jsonl
+from raft.runs import Run, read_json, read_jsonl
 from raft.settings import Plan, save_config
+from raft.settings.files import to_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from raft.refine.roles import Roles
 
 
 def refine_run(plan: Plan, preview: int = 0, *, retry_failed: bool = False, ray_workers: int = 0) -> None:
@@ -22,7 +30,8 @@ def refine_run(plan: Plan, preview: int = 0, *, retry_failed: bool = False, ray_
 
     The settings go to config.yaml of the run. What an earlier refinement left there and still fits is used, failures
     too, unless `retry_failed`: those that may pass, such as a lost connection, are not kept anyway. ray_workers: worker
-    processes of a Ray cluster that do the work; 0: this process does.
+    processes of a Ray cluster that do the work; 0: this process does. Says before what all rows may cost, and prints
+    what came of them.
     """
     config, run, rows = plan.config, plan.run, plan.rows
 
@@ -33,28 +42,51 @@ def refine_run(plan: Plan, preview: int = 0, *, retry_failed: bool = False, ray_
     roles = Roles(settings, plan.model)
     _check_template(rows, roles.tokenizer, WORDINGS[settings.prompts], plan.data)
     roles.load()
+    stages: list[StageNumbers] = []
     try:
         if preview:
+            _say_estimate(plan, roles, retry_failed)  # of all rows
             with tempfile.TemporaryDirectory(prefix="raft-preview-") as folder:
                 shown = rows[:preview]
                 fused = refine(shown, roles.models, Run(folder), settings, seed=config.seed, progress=False)
                 print(preview_text(shown, fused, Path(folder), WORDINGS[settings.prompts]))
             return
+        merge_parts(run.refine_dir)  # what a run over Ray that was killed has left
+        _say_estimate(plan, roles, retry_failed)
         # Only now: a refused refinement leaves nothing behind, and one that is cut short no rows that others made.
         save_config(config, run.config_path)
         for name in ("fused.jsonl", "diagnostics.json"):
             (run.refine_dir / name).unlink(missing_ok=True)
-        merge_parts(run.refine_dir)  # what a run over Ray that was killed has left
         if ray_workers:
             from raft.refine.scale import refine_on_ray
 
             refine_on_ray(plan, ray_workers, retry_failed=retry_failed)
             retry_failed = False  # the workers have
-        fused = refine(rows, roles.models, run, settings, seed=config.seed, nll=roles.nll, retry_failed=retry_failed)
+        fused = refine(
+            rows, roles.models, run, settings,
+            seed=config.seed, nll=roles.nll, retry_failed=retry_failed, numbers=stages,
+        )  # fmt: skip
     finally:
         roles.close()
     kept = sum(row["kept"] for row in fused)
     print(f"refined {len(fused)} rows, kept {kept} ({100 * kept / len(fused):.1f} %): {run.refine_dir / 'fused.jsonl'}")
+    reasons = read_json(run.refine_dir / "diagnostics.json")["reasons"]
+    print(summary_text(stages, reasons, made_here=not ray_workers))
+
+
+def _say_estimate(plan: Plan, roles: "Roles", retry_failed: bool) -> None:
+    """To stderr, what all rows would cost, less what is stored."""
+    from raft.refine.estimate import estimate, estimate_lines
+
+    config, path = plan.config, plan.run.config_path
+    found = estimate(
+        plan.rows, roles.models, config.refine, roles.tokenizer, plan.run.refine_dir,
+        seed=config.seed,
+        retry_failed=retry_failed,
+        same_settings=path.exists() and path.read_text(encoding="utf-8") == to_yaml(asdict(config)),
+    )  # fmt: skip
+    for line in estimate_lines(found):
+        say(line, sys.stderr)
 
 
 def _check_template(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", wording: Wording, path: str) -> None:

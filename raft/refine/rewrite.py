@@ -27,6 +27,8 @@ def rewrite(context: RefineContext, rows: Sequence[Row]) -> dict[str, str]:
                 fresh=batch.fresh_rows,
                 tokens=batch.fresh_tokens,
                 kept=len(rewritten),
+                failed=len(batch.failed),
+                made=batch.made,
             )
     return rewritten
 

@@ -40,8 +40,9 @@ def refine_on_ray(plan: Plan, workers: int, *, retry_failed: bool = False) -> No
     try:
         DataContext.get_current().enable_progress_bars = False
         needs_gpu = ray.cluster_resources().get("GPU", 0) and Roles.uses_this_machine(config.refine)
+        worker: Any = Worker  # Ray's types know functions alone
         done = ray.data.from_items(given, override_num_blocks=len(given)).map(
-            Worker,
+            worker,
             fn_constructor_args=(config, _as_folder(plan.model), retry_failed),
             concurrency=workers,
             num_gpus=1 if needs_gpu else 0,

@@ -16,6 +16,7 @@ from raft.prompts import Message
 from raft.refine.context import RefineContext
 from raft.refine.lines import TextLine
 from raft.refine.store import row_key
+from raft.settings import RefineSettings
 
 Item = TypeVar("Item")
 
@@ -37,8 +38,12 @@ class TextBatch:
 
     texts: dict[str, str]  # row id -> text
     failed: dict[str, str]  # row id -> why there is no text
-    fresh_rows: int
+    made: list[str]  # ids of the rows whose text, or failure, was not in the store
     fresh_tokens: int
+
+    @property
+    def fresh_rows(self) -> int:
+        return len(self.made)
 
 
 def texts(
@@ -49,23 +54,19 @@ def texts(
     All that is missing is asked for at once; a batch is given when the last of its texts is there.
     """
     settings, store = context.settings, context.texts[stage]
-    keys = [text_key(model.name, _request(context, stage, job, temperature)) for job in jobs]
+    keys = [text_key(model.name, text_request(settings, context.seed, stage, job, temperature)) for job in jobs]
     missing: list[int] = []
     retries: dict[int, int] = {}
     for i, job in enumerate(jobs):
         line = store.get(job.row_id, keys[i])
-        if line is not None and line["failed"]:
-            if context.retry_failed:
-                retries[i] = line.get("retry", 0) + 1
-            # One that did not fit may fit into another context.
-            if context.retry_failed or line["max_model_len"] != settings.max_model_len:
-                line = None
-        if line is None:
+        if is_missing(line, settings, context.retry_failed):
             missing.append(i)
+            if line is not None and context.retry_failed:
+                retries[i] = line.get("retry", 0) + 1
 
     def request(place: int) -> ChatRequest:
         i = missing[place]
-        return _request(context, stage, jobs[i], temperature, retries.get(i, 0))
+        return text_request(settings, context.seed, stage, jobs[i], temperature, retries.get(i, 0))
 
     replies = model.replies(Lazily(request, len(missing)))
     waiting, passing = set(missing), dict[int, TextLine]()  # passing: failures that no store has
@@ -88,14 +89,25 @@ def texts(
         yield TextBatch(
             {line["id"]: line["text"] for line in lines if line["text"] is not None},
             {line["id"]: line["failed"] for line in lines if line["failed"] is not None},
-            len(made),
+            [line["id"] for line in made],
             sum(line["tokens"] for line in made),
         )
 
 
-def _request(context: RefineContext, stage: str, job: Job, temperature: float, retry: int = 0) -> ChatRequest:
-    seed = text_seed(context.seed, stage, job.row_id, job.round or 1, retry)
-    return ChatRequest(job.chat(), seed, temperature, context.settings.max_tokens, job.options)
+def is_missing(line: TextLine | None, settings: RefineSettings, retry_failed: bool) -> bool:
+    """Whether a text is asked for. line: what the store has of it."""
+    if line is None or not line["failed"]:
+        return line is None
+    # One that did not fit may fit into another context.
+    return retry_failed or line.get("max_model_len") != settings.max_model_len
+
+
+def text_request(
+    settings: RefineSettings, seed: int, stage: str, job: Job, temperature: float, retry: int = 0
+) -> ChatRequest:
+    """seed: of the run."""
+    own = text_seed(seed, stage, job.row_id, job.round or 1, retry)
+    return ChatRequest(job.chat(), own, temperature, settings.max_tokens, job.options)
 
 
 class Lazily(Sequence[Item]):

@@ -168,6 +168,28 @@ def test_a_bar_is_a_bar_on_80_columns(open_terminal):
         assert bar and len(bar[1]) >= 10, line
 
 
+def test_a_stage_says_how_many_rows_failed_and_how_many_requests_are_on_their_way(often, capsys):
+    class Server:
+        in_flight = 0
+
+    server, said = Server(), []
+
+    def shown(words):
+        return lambda: said.append(capsys.readouterr().err) or words in "".join(said)
+
+    with StageProgress("rewrite", 300, model=server) as stage:
+        stage.add_rows(120, fresh=120, tokens=600, kept=120)
+        until(shown("kept 100.0 %, "))
+        assert "failed" not in "".join(said) and "in flight" not in "".join(said)
+        server.in_flight = 17  # without any further row
+        until(shown("tokens/s, 17 in flight"))
+        stage.add_rows(20, fresh=20, tokens=60, kept=138, failed=2)
+        until(shown("kept 98.6 %, 2 failed, "))
+        server.in_flight = 0
+    summary = capsys.readouterr().err.splitlines()[-1]
+    assert "140 rows in" in summary and "2 failed" in summary and "in flight" not in summary
+
+
 def test_a_bar_moves_while_a_call_lasts(open_terminal):
     terminal = open_terminal()
     with Progress("answer", 600, "item", per_call=True), call(600) as answers:

@@ -7,9 +7,9 @@ import pytest
 from raft.chat.pool import ChatPool, check_names
 from raft.errors import ConfigError, ModelError
 from raft.judges import Program, Score
+from raft.judges.agreement import Agreement
 from raft.refine import refine
 from raft.refine.context import Models
-from raft.refine.diagnostics import agreement
 from raft.refine.parts import merge_parts, split_rows
 from raft.rows import normalize_rows
 from raft.runs import JsonlAppender, Run, read_json, read_jsonl
@@ -180,6 +180,13 @@ def test_parts_take_the_lines_of_their_rows_and_give_back_what_is_new(tmp_path):
     assert read_jsonl(tmp_path / "fuse.jsonl") == [] and not (tmp_path / "parts").exists()
     merge_parts(tmp_path)
     assert len(read_jsonl(tmp_path / "rewrite.jsonl")) == 5
+
+
+def agreement(table):
+    found = Agreement()
+    for scores in table:
+        found.add(scores)
+    return found.alpha
 
 
 def test_agreement_of_judges():

@@ -1,0 +1,35 @@
+"""How far several judges agree."""
+
+from collections.abc import Sequence
+
+
+class Agreement:
+    """Krippendorff's alpha on an interval scale of all texts that every judge has scored, in constant memory.
+
+    Without missing scores alpha is 1 less the variance within texts over that of all scores. Packages for the general
+    case need a matrix of all distinct scores for every text.
+    """
+
+    def __init__(self) -> None:
+        self._texts = self._scores = 0
+        self._sum = self._squares = self._within = 0.0
+        self._least, self._most = float("inf"), float("-inf")
+
+    def add(self, scores: Sequence[float]) -> None:
+        """scores: of one text, by each judge; of as many judges every time."""
+        n, mean = len(scores), sum(scores) / len(scores)
+        if n > 1:
+            self._within += sum((score - mean) ** 2 for score in scores) / (n - 1)
+        self._texts += 1
+        self._scores += n
+        self._sum += sum(scores)
+        self._squares += sum(score * score for score in scores)
+        self._least, self._most = min(self._least, *scores), max(self._most, *scores)
+
+    @property
+    def alpha(self) -> float | None:
+        """1 is perfect, 0 is chance. None for one judge, and where all scores are equal."""
+        if self._scores <= self._texts or self._least == self._most:
+            return None
+        variance = (self._squares - self._sum**2 / self._scores) / (self._scores - 1)
+        return 1 - self._within / self._texts / variance
