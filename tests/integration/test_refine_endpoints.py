@@ -152,7 +152,7 @@ def vllm_server():
 @pytest.mark.timeout(600)
 def test_a_server_of_the_same_model_gives_the_same_rows(vllm_server, tmp_path):
     data = tmp_path / "d.jsonl"
-    rows = draw_world(DOMAIN, seed=0).train[:60]
+    rows = draw_world(DOMAIN, seed=0).train[: ROWS // 2]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = [f"refine.{name}={getattr(REFINE, name)}" for name in ("prompts", "max_tokens", "max_model_len", "tau")]
     common += ["refine.rewrite_temperature=0", "refine.fuse_temperature=0", "refine.min_score=0.5"]
@@ -169,7 +169,7 @@ def test_a_server_of_the_same_model_gives_the_same_rows(vllm_server, tmp_path):
         )  # fmt: skip
         found[where] = read_jsonl(run / "refine" / "fused.jsonl")
     assert found["here"] == found["there"]
-    assert sum(line["kept"] for line in found["here"]) >= 20
+    assert 3 * sum(line["kept"] for line in found["here"]) >= len(rows)
 
 
 @pytest.mark.slow

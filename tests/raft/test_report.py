@@ -544,7 +544,7 @@ def test_marks_lie_where_the_data_say_and_a_gap_breaks_the_line():
     assert 0 < first[0] < other[0] <= width and 0 <= other[1] < first[1] < height
 
 
-def test_a_drawing_has_the_colours_of_the_page_in_light_and_dark(run):
+def test_a_drawing_has_the_colours_of_the_page_in_light_and_dark(run, page):
     drawings = {file.stem: file.read_text() for file in (run / "report").glob("*.svg")}
     style = template("chart.css")
     light, dark = style.split("@media (prefers-color-scheme: dark)")
