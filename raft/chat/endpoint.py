@@ -6,14 +6,15 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from raft.chat.base import ChatRequest, Failure, Reply
-from raft.chat.traffic import Traffic
+from raft.chat.traffic import Place, Traffic
 from raft.errors import ConfigError, EngineError
 from raft.isolate import reason
 from raft.rendering.thoughts import split_thought
@@ -39,28 +40,28 @@ Found = queue.Queue[tuple[int, Reply | Failure] | BaseException | None]  # None:
 class _Exchange:
     """One request with all its repetitions, as the hooks of the HTTP client see it."""
 
-    def __init__(self, place: int, traffic: Traffic, room: asyncio.Event):
-        """room: set when another request may be sent."""
-        self.place = place
-        self.traffic, self._room = traffic, room
-        self._rests = False
+    def __init__(self, place: Place, traffic: Traffic):
+        self.traffic, self._place = traffic, place
 
-    def sends(self) -> None:
-        if self._rests:
-            self._rests = False
-            self.traffic.resume()
+    async def sends(self) -> None:
+        if self._place.state == "rests":
+            room = asyncio.Event()
+            self.traffic.ask_again(self._place, _waker(room))
+            await room.wait()
 
     def hears(self, status: int) -> None:
         self.traffic.hears(refused=status in (429, 503))
         if status in (408, 409, 429) or status >= 500:  # which the client sends again after a while
-            self._rests = True
-            self.traffic.rest()
-            self._room.set()
+            self.traffic.rest(self._place)
 
-    def ends(self, task: "asyncio.Task[tuple[int, Reply | Failure]]") -> None:
+    def ends(self, task: "asyncio.Task[Reply | Failure]") -> None:
         """Called also where the task was given up before it began."""
-        self.traffic.end(rested=self._rests)
-        self._room.set()
+        self.traffic.end(self._place)
+
+
+def _waker(event: asyncio.Event) -> Callable[[], object]:
+    """Sets the event of the running loop, from any thread."""
+    return partial(asyncio.get_running_loop().call_soon_threadsafe, event.set)
 
 
 _exchange: ContextVar[_Exchange] = ContextVar("exchange")
@@ -152,11 +153,12 @@ class EndpointChat:
     async def _ask_all(self, requests: Sequence[ChatRequest], found: Found, stop: threading.Event) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
-        waiting = iter(range(len(requests)))
-        place = next(waiting, None)
-        flying: set[asyncio.Task[tuple[int, Reply | Failure]]] = set()
-        done: list[asyncio.Task[tuple[int, Reply | Failure]]] = []
-        room = asyncio.Event()
+        left = iter(range(len(requests)))
+        at = next(left, None)
+        flying: dict[asyncio.Task[Reply | Failure], int] = {}
+        done: list[asyncio.Task[Reply | Failure]] = []
+        traffic, room = self._traffic, asyncio.Event()
+        place: Place | None = None
         async with AsyncOpenAI(
             api_key=self._key or "none",  # the client insists on one
             base_url=self._base_url,
@@ -165,28 +167,32 @@ class EndpointChat:
             http_client=DefaultAsyncHttpxClient(event_hooks={"request": [_sends], "response": [_hears]}),
         ) as client:
             try:
-                while (flying or place is not None) and not stop.is_set():
-                    wait = 0.2
+                while (flying or at is not None) and not stop.is_set():
                     # What was answered and not yet taken would be lost by a kill: it is held small.
-                    if place is not None and found.qsize() < self._traffic.most and not (wait := self._traffic.admit()):
-                        exchange = _Exchange(place, self._traffic, room)
-                        task = asyncio.create_task(self._ask(client, exchange, requests[place]))
+                    if at is not None and place is None and found.qsize() < traffic.most:
+                        request = requests[at]
+                        place = traffic.ask(_waker(room))
+                    if at is not None and place is not None and place.state == "flies":
+                        exchange = _Exchange(place, traffic)
+                        task = asyncio.create_task(self._ask(client, exchange, request))
                         task.add_done_callback(exchange.ends)
                         task.add_done_callback(done.append)
-                        flying.add(task)
-                        place = next(waiting, None)
+                        task.add_done_callback(lambda _: room.set())
+                        flying[task], place, at = at, None, next(left, None)
                         continue
                     room.clear()
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(room.wait(), min(wait, 0.2))
+                        await asyncio.wait_for(room.wait(), min(0.2, traffic.pause or 0.2))
+                    traffic.look()
                     ended = [done.pop() for _ in range(len(done))]
-                    flying.difference_update(ended)
                     # Those with an error last: it ends the loop, and the others are answered and paid for.
                     for task in sorted(ended, key=lambda task: task.exception() is not None):
-                        at, reply = task.result()
-                        found.put((at, reply))
+                        number, reply = flying.pop(task), task.result()
+                        found.put((number, reply))
                         self._count(reply)
             finally:
+                if place is not None:
+                    traffic.end(place)
                 for task in flying:
                     task.cancel()
                 await asyncio.gather(*flying, return_exceptions=True)
@@ -204,10 +210,7 @@ class EndpointChat:
                 "answered before is kept, and the same command goes on from there"
             )
 
-    async def _ask(
-        self, client: "AsyncOpenAI", exchange: _Exchange, request: ChatRequest
-    ) -> tuple[int, Reply | Failure]:
-        """The place of the request and what came of it."""
+    async def _ask(self, client: "AsyncOpenAI", exchange: _Exchange, request: ChatRequest) -> Reply | Failure:
         import openai
 
         _exchange.set(exchange)
@@ -235,7 +238,7 @@ class EndpointChat:
                     continue
                 reply = Failure(f"the answer cannot be read: {reason(error)}", lasting=False)
             break
-        return exchange.place, reply
+        return reply
 
     def _said(self, error: "APIError") -> str:
         """The server's words, in one line, without the key."""
@@ -295,7 +298,7 @@ def result(completion: "ChatCompletion") -> Reply | Failure:
 
 async def _sends(request: object) -> None:
     """Hook of the HTTP client: it also sees what the client sends again."""
-    _exchange.get().sends()
+    await _exchange.get().sends()
 
 
 async def _hears(response: "Response") -> None:

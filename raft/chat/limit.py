@@ -4,11 +4,11 @@
 class Limit:
     """Doubles at first, later grows by a quarter, after each group of as many answers as were in flight, 16 at least.
 
-    Halved where the endpoint refused more than half of a group for now (429, 503, or late in all repetitions), which it
-    soon does where it is full, since it refuses faster than it answers; the group after that was asked before and says
-    nothing. Fewer refusals may come by chance, whatever the limit. Taken back where the last growth made the answers
-    later and not more: less than a twentieth more a second. Then it waits for `PATIENCE` groups before it tries again,
-    since an endpoint that others use may have room later.
+    Halved where the endpoint refused more than half of a group for now (429, 503, or late in all repetitions, which
+    counts once). It soon does so where it is full, since it refuses faster than it answers; fewer refusals may come by
+    chance, whatever the limit. The group after that was asked before and says nothing. Taken back where the last growth
+    made the answers later and not more: less than a twentieth more a second. Then it waits for `PATIENCE` groups before
+    it tries again, since an endpoint that others use may have room later.
     """
 
     GROUP = 16
@@ -25,12 +25,12 @@ class Limit:
         self._settles = False
         self._answers, self._refused, self._since = 0, 0, 0.0
 
-    def began(self, now: float) -> None:
-        """now: seconds on any clock, when a request is sent after a time without any."""
-        self._answers, self._refused, self._since = 0, 0, now
+    def idled(self, seconds: float) -> None:
+        """So long nothing was asked. The first time: since the beginning of the clock."""
+        self._since += seconds
 
     def heard(self, now: float, *, refused: bool) -> None:
-        """After each answer, refusals too. refused: the endpoint was too busy."""
+        """After each answer, refusals too. now: seconds on any clock. refused: the endpoint was too busy."""
         self._answers += 1
         self._refused += refused
         if self._answers < max(self.value, self.GROUP):

@@ -92,13 +92,14 @@ def chat_server(answer: Callable[[dict[str, Any], int], Answer], at_once: int = 
                 server.most_at_once = max(server.most_at_once, flying)
             try:
                 with gate:
-                    self._reply(answer(body, n))
+                    made = answer(body, n)
+                    time.sleep(made.seconds)
             finally:
-                with lock:
+                with lock:  # before the client knows, which may then send another one
                     flying -= 1
+            self._reply(made)
 
         def _reply(self, made: Answer) -> None:
-            time.sleep(made.seconds)
             if made.status != 200:
                 payload: dict[str, Any] = {"error": {"message": made.text, "type": "scripted", "code": made.status}}
             else:

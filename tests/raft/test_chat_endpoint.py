@@ -10,7 +10,7 @@ from raft.chat import ChatRequest, Failure, Reply
 from raft.chat.endpoint import EndpointChat, split_endpoint
 from raft.chat.limit import Limit
 from raft.chat.pool import ChatPool
-from raft.chat.traffic import RESTING, Traffic
+from raft.chat.traffic import RESTING, Place, Traffic
 from raft.errors import ConfigError, EngineError
 from raft.settings import RefineSettings
 from tests.raft.chat_server import BROKEN, CUT, Answer, chat_server
@@ -243,7 +243,6 @@ def test_names_with_slashes_and_with_secrets():
 def run_limit(limit: Limit, answers: int, rate, refuses=lambda value: False) -> list[int]:
     """The limits while `answers` answers come in from a server that gives rate(in flight) of them a second."""
     now, values = 0.0, []
-    limit.began(now)
     for _ in range(answers):
         now += 1 / rate(limit.value)
         limit.heard(now, refused=refuses(limit.value))
@@ -278,7 +277,7 @@ def test_a_request_that_waits_to_be_sent_again_leaves_its_place_to_others():
     def answer(body, n):
         text = body["messages"][-1]["content"]
         late = text == "text 0" and n == 0
-        return Answer("busy", status=503, headers={"Retry-After": "1"}) if late else Answer(text)
+        return Answer("busy", status=503, headers={"Retry-After": "3"}) if late else Answer(text)
 
     with chat_server(answer) as server:
         replies = EndpointChat(server.name(), traffic=Traffic(1)).replies([request(f"text {i}") for i in range(3)])
@@ -286,30 +285,107 @@ def test_a_request_that_waits_to_be_sent_again_leaves_its_place_to_others():
         assert server.most_at_once == 1
 
 
+def ask(traffic: Traffic) -> Place:
+    return traffic.ask(lambda: None)
+
+
 def test_many_that_wait_hold_new_ones_back():
     traffic = Traffic(1)
-    for _ in range(RESTING):
-        assert traffic.admit() == 0.0
-        traffic.rest()
-    assert traffic.admit() > 0 and traffic.in_flight == 0
-    traffic.resume()
-    assert traffic.admit() > 0 and traffic.in_flight == 1
-    traffic.end(rested=False)
-    assert traffic.admit() == 0.0
-    traffic.end(rested=False)
-    for _ in range(RESTING - 1):
-        traffic.end(rested=True)
-    assert traffic.admit() == 0.0
+    resting = [ask(traffic) for _ in range(RESTING)]
+    for place in resting:
+        assert place.state == "flies" and traffic.in_flight == 1
+        traffic.rest(place)
+    new = ask(traffic)
+    assert new.state == "waits" and traffic.in_flight == 0
+    woken = []
+    traffic.ask_again(resting[0], lambda: woken.append(0))
+    traffic.ask_again(resting[1], lambda: woken.append(1))
+    # One is in flight at most, and those that are sent again go before new ones.
+    assert woken == [0] and traffic.in_flight == 1 and (resting[0].state, new.state) == ("flies", "waits")
+    traffic.end(resting[0])
+    assert woken == [0, 1] and (resting[1].state, new.state) == ("flies", "waits")
+    traffic.end(resting[1])
+    assert new.state == "flies"
+    traffic.end(new)
+    traffic.end(resting[2])
+    assert traffic.in_flight == 0 and ask(traffic).state == "flies"
 
 
-def test_what_is_given_up_holds_no_place():
-    traffic = Traffic(64)
-    with chat_server(lambda body, n: Answer("x", seconds=0.02)) as server:
+def test_places_are_given_in_the_order_in_which_they_are_asked_for():
+    traffic = Traffic(1)
+    first, second, third = (ask(traffic) for _ in range(3))
+    traffic.end(second)  # given up while it waited
+    traffic.end(first)
+    assert third.state == "flies"
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_limit_that_has_fallen_grows_again(at_once):
+    traffic = Traffic(256)
+    for _ in range(400):
+        traffic.hears(refused=True)
+    flying = [ask(traffic) for _ in range(at_once)]
+    assert [place.state for place in flying] == ["flies"] + ["waits"] * (at_once - 1)
+    most = 0
+    for _ in range(2000):  # each answer is followed by another request, and there may be a moment without any
+        place = next(place for place in flying if place.state == "flies")
+        traffic.hears(refused=False)
+        traffic.end(place)
+        flying = [*(one for one in flying if one is not place), ask(traffic)]
+        most = max(most, sum(one.state == "flies" for one in flying))
+    assert most == at_once
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_what_is_given_up_holds_no_place(status):
+    traffic = Traffic(8)
+    answer = Answer("x", seconds=0.02, status=status, headers={"Retry-After": "5"})
+    good = Answer("x", seconds=0.02)
+    with chat_server(lambda body, n: answer if int(asked(body)) % 3 else good) as server:
         replies = EndpointChat(server.name(), traffic=traffic).replies([request(f"{i}") for i in range(200)])
-        for _ in range(20):
+        for _ in range(4):
             next(replies)
         replies.close()
+    # All places are free: as many as ever are in flight at once, and as many as ever may rest.
     assert traffic.in_flight == 0
+    places = [ask(traffic) for _ in range(8)]
+    assert [place.state for place in places] == ["flies"] * 8
+    for place in places:
+        traffic.rest(place)
+    assert ask(traffic).state == "flies"
+
+
+def test_those_that_are_sent_again_hold_the_limit_too():
+    def answer(body, n):
+        return Answer("busy", status=503, headers={"Retry-After": "0.5"}) if n == 0 else Answer("x", seconds=0.1)
+
+    with chat_server(answer) as server:
+        chat = EndpointChat(server.name(), traffic=Traffic(2))
+        assert len(list(chat.replies([request(f"{i}") for i in range(7)]))) == 7
+        assert len(server.bodies) == 14 and server.most_at_once <= 2
+
+
+def test_a_role_that_asks_later_need_not_wait_for_the_others_end():
+    traffic, order, began = Traffic(2), [], threading.Event()
+
+    def answer(body, n):
+        order.append(body["model"])
+        began.set()
+        return Answer("x", seconds=0.02)
+
+    with chat_server(answer) as server:
+
+        def go(model: str) -> None:
+            list(EndpointChat(server.name(model), traffic=traffic).replies([request(f"{i}") for i in range(60)]))
+
+        first = threading.Thread(target=go, args=("a",))
+        first.start()
+        began.wait()
+        go("b")
+        first.join()
+    # From b's first request on they take turns.
+    rest = order[order.index("b") :]
+    assert rest[: 2 * rest.count("a")].count("b") >= rest.count("a") / 2
 
 
 def test_all_models_of_a_server_share_its_limit(tmp_path):
