@@ -114,6 +114,8 @@ def _csv(path: Path) -> Iterator[tuple[str, object]]:
                     f"{where}: expected {len(names)} cells, as in the header, found {len(cells)}: "
                     f"{shorten(', '.join(map(show, cells)))}"
                 )
+            if not any(cells):  # spreadsheets leave such lines at the end
+                continue
             # A column without a name has nothing to be called by; pandas writes one with the numbers of the rows.
             named = [(name, cell) for name, cell in zip(names, cells, strict=True) if name and cell]
             yield f"line {number}", {name: _field(name, cell, where) for name, cell in named}
@@ -152,7 +154,9 @@ def _lines(path: Path) -> Iterator[str]:
 def _field(name: str, cell: str, where: str) -> object:
     """What a cell holds: its text, or a list or object if the text is the JSON of one."""
     if name == "kept":
-        return from_json(cell.lower(), "true or false", where, name)  # Python writes True
+        if cell.lower() not in ("true", "false"):
+            raise InputError(f'{where}: field "kept": expected true or false, found {show(cell)}')
+        return cell.lower() == "true"  # Python writes True
     begins, expected = _JSON_CELLS.get(name, (None, ""))
     return from_json(cell, expected, where, name) if begins and begins.match(cell) else cell
 

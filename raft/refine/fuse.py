@@ -96,13 +96,14 @@ def _hold_against_references(
     context: RefineContext, rows: Sequence[Row], fusions: Mapping[str, Fusion], margin: float
 ) -> None:
     """Drops the candidates that the judges do not score above their references by `margin`. The best of a row decides
-    for all of its candidates."""
+    for all of its candidates. None is above a reference that a judge could not score."""
     for batch in batches(rows, context.settings.batch_size):
         references = [Candidate(row["id"], row["question"], row["answer"], row["answer"]) for row in batch]
         judged = context.panel.judge(references, REFERENCE, [True] * len(batch))
         for row, scores in zip(batch, judged, strict=True):
             fusion = fusions[row["id"]]
-            if fusion.best is not None and fusion.best.mean < mean(scores) + margin:
+            unknown = any(score.value is None for score in scores)
+            if fusion.best is not None and (unknown or fusion.best.mean < mean(scores) + margin):
                 for problems in fusion.problems:
                     if not problems:
                         problems.append("margin")

@@ -103,7 +103,7 @@ def _check_template(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", w
 
 def preview_text(rows: list[Row], fused: list[FusedRow], folder: Path, wording: Wording) -> str:
     """Every prompt with what came of it, row by row. `folder` is the run that refined the rows."""
-    from raft.refine.fuse import fuse_chat
+    from raft.refine.fuse import REFERENCE, fuse_chat
     from raft.refine.rewrite import rewrite_chat
 
     refine_dir = Run(folder).refine_dir
@@ -130,16 +130,22 @@ def preview_text(rows: list[Row], fused: list[FusedRow], folder: Path, wording: 
         came = {rewritten: 0}
         for candidate in tried:
             scores = verdicts.get((row["id"], came.setdefault(candidate["text"], candidate["round"])), {})
-            shown = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+            shown = _scores(scores)
             shown += _against("" if candidate["failed"] else ", ".join(next(against_fused, [])))
             parts += [
                 f"--- fuse, output of round {candidate['round']} ({candidate['failed'] or shown})",
                 candidate["text"] or "",
             ]
+        if (row["id"], REFERENCE) in verdicts:
+            parts.append(f"--- the reference itself ({_scores(verdicts[row['id'], REFERENCE])})")
         if row["id"] in failed:
             parts.append(f"--- failed in {failed[row['id']]['stage']}: {failed[row['id']]['reason']}")
         parts += [f"--- {'fused answer' if line['kept'] else 'the answer stays'}", line["fused_answer"], ""]
     return "\n".join(parts)
+
+
+def _scores(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
 
 
 def _against(reasons: str) -> str:

@@ -43,7 +43,7 @@ def measured(
     keys = [row_key(embedder.name, {}, pair) for pair in pairs]
     lines = [store.get(row_id, key) for (row_id, _, _), key in zip(texts, keys, strict=True)]
     fresh = [i for i, line in enumerate(lines) if line is None]
-    # All of the batch once more, not the missing ones alone: so a restart finds the digits that it would have found.
+    # All of the batch once more: so a restart that has lost the vectors finds the digits that it would have found.
     made = isolate(lambda part: pair_similarities(embedder, part).tolist(), pairs) if fresh else []
     found: list[float | Exception] = []
     for i, (row_id, _, _) in enumerate(texts):

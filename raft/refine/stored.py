@@ -9,7 +9,7 @@ from typing import Any
 
 from raft.prompts import WORDINGS
 from raft.refine.context import Models
-from raft.refine.fuse import fuse_chat
+from raft.refine.fuse import REFERENCE, fuse_chat
 from raft.refine.lines import TextLine
 from raft.refine.rewrite import rewrite_chat, template_options
 from raft.refine.texts import Job, is_missing, text_key, text_request
@@ -71,6 +71,8 @@ class Stored:
         one has replaced counts too."""
         judged = {(row_id, 0) for row_id, line in rewritings.items() if line["text"] is not None}
         judged |= {place for place, there in fusions.items() if there}
+        if self.settings.margin is not None:
+            judged |= {(row_id, REFERENCE) for row_id in rewritings}
         found = set()
         for line in _lines(self.refine_dir / "judge.jsonl"):
             place = line["id"], line["round"]

@@ -24,8 +24,8 @@ def tau_sweep(fused: Sequence[FusedRow], taus: Sequence[float] = TAUS) -> dict[s
 def sweep_text(fused: Sequence[FusedRow], tau: float) -> str:
     """`tau_sweep` as a table, with a histogram of the similarities. tau: of the settings, which is marked."""
     known = [row["similarity"] for row in fused if row["similarity"] is not None]
-    found = tau_sweep(fused, sorted({*TAUS, tau}))
-    counts = list(found.values())
+    taus = sorted({*TAUS, tau})
+    counts = [tau_sweep(fused, [one])[f"{one:g}"] for one in taus]
     # From each tau to the next one; those below the first are in the line above it.
     within = [a["similar"] - b["similar"] for a, b in zip(counts, [*counts[1:], {"similar": 0}], strict=True)]
     below = len(known) - counts[0]["similar"]
@@ -36,13 +36,13 @@ def sweep_text(fused: Sequence[FusedRow], tau: float) -> str:
         f"{'tau':>7} {'similar':>16} {'pass':>16}   similarities from here to the next line",
         f"{'below':>7} {'':>16} {'':>16}   {_bar(below, most)}",
     ]
-    for (name, count), inside in zip(found.items(), within, strict=True):
+    for one, count, inside in zip(taus, counts, within, strict=True):
         shares = " ".join(
             f"{count[kind]:>8,} {100 * count[kind] / max(len(known), 1):5.1f} %" for kind in ("similar", "pass")
         )
-        mark = "*" if float(name) == tau else " "
-        lines.append(f"{mark}{float(name):>6.3g} {shares}   {_bar(inside, most)}")
-    return "\n".join([*lines, "* the setting of this run"])
+        mark = "*" if one == tau else " "
+        lines.append(f"{mark}{one:>6.3g} {shares}   {_bar(inside, most)}")
+    return "\n".join([*lines, "* refine.tau"])
 
 
 def _bar(count: int, most: int) -> str:

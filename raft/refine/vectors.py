@@ -16,7 +16,7 @@ _HASH = 16  # bytes
 
 class StoredVectors:
     """An embedder beside a file of its vectors: a line of JSON (the model's name, d), then for each text its hash and
-    its vector, d float32. Memory holds where each vector is, 100 bytes a text.
+    its vector, d float32. Memory holds where each vector is, 140 bytes a text.
 
     The vectors of another model are thrown away. The file can be deleted at any time between two runs.
     """
@@ -50,8 +50,10 @@ class StoredVectors:
             return
         with file:
             try:
-                header = json.loads(file.readline())
-                self._dimensions = header["d"] if header["name"] == self.name else 0
+                line = file.readline()
+                header = json.loads(line)
+                if line.endswith(b"\n") and header["name"] == self.name:
+                    self._dimensions = header["d"]
             except (ValueError, TypeError, KeyError):
                 pass
             if not self._dimensions:
@@ -65,11 +67,17 @@ class StoredVectors:
 
     def _add(self, hashes: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "ab") as file:
-            if not self._dimensions:
-                self._dimensions = vectors.shape[1]
-                file.write(json.dumps({"name": self.name, "d": self._dimensions}).encode() + b"\n")
-            place = file.tell()
-            file.write(b"".join(hashed + vector.tobytes() for hashed, vector in zip(hashes, vectors, strict=True)))
-        size = _HASH + 4 * self._dimensions
+        dimensions = vectors.shape[1]
+        records = b"".join(hashed + vector.tobytes() for hashed, vector in zip(hashes, vectors, strict=True))
+        with open(self._path, "ab", buffering=0) as file:
+            end = file.tell()
+            header = b"" if end else json.dumps({"name": self.name, "d": dimensions}).encode() + b"\n"
+            try:
+                if file.write(header + records) < len(header) + len(records):
+                    raise OSError(f"{self._path}: the disk is full")
+            except OSError:
+                file.truncate(end)  # for the next records to begin where a reader expects them
+                raise
+        place, size = end + len(header), _HASH + 4 * dimensions
+        self._dimensions = dimensions
         self._places.update({hashed: place + i * size + _HASH for i, hashed in enumerate(hashes)})

@@ -296,6 +296,31 @@ def test_a_fused_answer_must_beat_its_reference_by_the_margin(tmp_path):
     assert contents(tmp_path / "with") == stored and len(lines(tmp_path / "with", "judge")) == len(stored[0]["judge"])
 
 
+class Speechless(Number):
+    """Has no score for references."""
+
+    name = "speechless"
+
+    def value(self, candidate):
+        if candidate.text == candidate.reference:
+            raise ConnectionError("gone")
+        return super().value(candidate)
+
+
+def test_nothing_is_above_a_reference_that_could_not_be_scored(tmp_path):
+    fused, engine = run_it(tmp_path, make_rows(6), judges=[Speechless()], margin=0.0)
+    assert not any(line["kept"] for line in fused)
+    assert ["margin"] in [found for line in fused for found in line["rejected"]["fuse"]]
+    # It was bad luck: the next run asks again, and generates nothing.
+    calls = engine.calls.total()
+    again, _ = run_it(tmp_path, make_rows(6), judges=[Fixed()], engine=engine, margin=0.0)
+    assert any(line["kept"] for line in again) and engine.calls.total() == calls
+
+
+class Fixed(Reference):
+    name = "speechless"
+
+
 def test_greedy_fusion_has_one_round(tmp_path):
     _, engine = run_it(
         tmp_path,

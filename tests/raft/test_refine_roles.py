@@ -1,6 +1,7 @@
 """Who does what in the refinement: models by name, judges that cost something, failures that are tried again."""
 
 import json
+import math
 
 import pytest
 
@@ -198,6 +199,8 @@ def test_agreement_of_judges():
     expected = sum((a - b) ** 2 for a in values for b in values) / (4 * 3)
     observed = sum(2 * (a - b) ** 2 for a, b in table) / 4
     assert agreement(table) == pytest.approx(1 - observed / expected)
+    almost = [(1.0, 1.0, 1.0), (1.0, 1.0, math.nextafter(1, 0))]
+    assert agreement(almost) is None and agreement([*almost, (0.2, 0.3, 0.2)]) > 0.9
     assert agreement([]) is agreement([(0.5,), (0.6,)]) is agreement([(0.5, 0.5)] * 3) is None
 
 

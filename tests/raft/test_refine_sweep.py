@@ -56,6 +56,6 @@ def test_rows_without_rewritings_give_an_empty_table():
     assert sweep_text([fused(None)], 0.8).splitlines()[0].startswith("0 rewritings of 1 rows")
 
 
-@pytest.mark.parametrize("tau", [0.5, 0.8, 0.951, 1.0])
+@pytest.mark.parametrize("tau", [0.5, 0.8, 0.951, 0.80000001, 1.0])
 def test_the_runs_own_tau_is_marked_once(tau):
     assert sum(line.startswith("*") for line in sweep_text(ROWS, tau).splitlines()[:-1]) == 1

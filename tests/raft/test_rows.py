@@ -338,7 +338,9 @@ def test_csv_reads_like_json(tmp_path_factory, rows, kind, encoding):
 def test_csv_as_spreadsheets_and_pandas_write_it(tmp_path):
     limit = csv.field_size_limit()
     long = "x" * (limit + 1)
-    content = f',question, answer ,fused_answer,kept\r\n0,"q, and\nr","a ""b""",,True\r\n\r\n1,[q],{long},f,False\r\n'
+    content = (
+        f',question, answer ,fused_answer,kept\r\n0,"q, and\nr","a ""b""",,True\r\n\r\n1,[q],{long},f,False\r\n,,,,\r\n'
+    )
     first, second = read_rows(csv_file(tmp_path / "d.csv", content))
     assert (first["question"], first["answer"], first["kept"]) == ("q, and\nr", 'a "b"', True)
     assert "fused_answer" not in first and "" not in first
@@ -368,6 +370,7 @@ def test_csv_as_spreadsheets_and_pandas_write_it(tmp_path):
             ['line 2: field "prompt": expected a text or a list'],
         ),
         ('conversations\n"[{""from"": 1}]"\n', ['line 2: field "conversations[0].from"']),
+        ("question,answer,kept\nq,a,1\n", ['line 2: field "kept": expected true or false', '"1"']),
         ("question,answer,kept\nq,a,perhaps\n", ['line 2: field "kept": expected true or false', '"perhaps"']),
         ("question,answer,tools\nq,a,[\n", ['line 2: field "tools": expected a list or its JSON text']),
         (f"messages\n{'[' * 100_000}\n", ['line 2: field "messages"']),
