@@ -153,7 +153,7 @@ def summary(found: Sequence[dict[str, Any]]) -> list[str]:
     if record := parts.get("server"):
         # Of three answers two are good, so that a server that works on as many requests gives two thirds of the rows.
         share = record["faulty_rows_s"] / (record["sound_rows_s"] * 2 / 3)
-        what = f"{record['rows']:,} rows, {record['sound_rows_s']:.0f} rows/s without faults and "
+        what = f"{record['rows']:,.0f} rows, {record['sound_rows_s']:.0f} rows/s without faults and "
         what += f"{record['faulty_rows_s']:.0f} where a third of the answers fails, "
         lines.append(goal_line(">= 0.8", share, "of what the good answers allow", what))
     if record := parts.get("batches"):
@@ -162,7 +162,7 @@ def summary(found: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(goal_line(">= 5", ratio, "times", what))
     if record := parts.get("memory"):
         growth = (record["many_mib"] - record["few_mib"]) * 1024 / (record["many"] - record["few"])
-        what = f"peak {record['few_mib']:,.0f} MiB with {record['few']:,} rows, {record['many_mib']:,.0f} with "
-        what += f"{record['many']:,}: {growth:.1f} KiB a row, "
+        what = f"peak {record['few_mib']:,.0f} MiB with {record['few']:,.0f} rows, {record['many_mib']:,.0f} with "
+        what += f"{record['many']:,.0f}: {growth:.1f} KiB a row, "
         lines.append(goal_line("<= 1.1", record["many_mib"] / record["few_mib"], "times", what))
     return lines
