@@ -1,11 +1,10 @@
 """What the stores of a refinement have, read without opening them for a run: how much of the work is done."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from raft.prompts import WORDINGS
 from raft.refine.context import Models
@@ -14,7 +13,7 @@ from raft.refine.lines import TextLine
 from raft.refine.rewrite import rewrite_chat, template_options
 from raft.refine.texts import Job, is_missing, text_key, text_request
 from raft.rows import Row
-from raft.runs.files import parse_line, read_json
+from raft.runs.files import iter_jsonl, read_json
 from raft.settings import RefineSettings
 
 CHECKED = 200
@@ -41,7 +40,7 @@ class Stored:
     def rewritings(self) -> dict[str, TextLine]:
         """Row id -> the rewriting, or its failure; by the keys of the store."""
         lines: dict[tuple[str, str], TextLine] = {}
-        for line in _lines(self.refine_dir / "rewrite.jsonl"):
+        for line in iter_jsonl(self.refine_dir / "rewrite.jsonl"):
             lines[line["id"], line["key"]] = line  # of two lines the newer one counts
         found = {}
         for row_id in self.rows.keys() & {row_id for row_id, _ in lines}:
@@ -53,7 +52,7 @@ class Stored:
     def fusions(self, rewritings: Rewritings, rounds: int) -> dict[tuple[str, int], bool]:
         """Row id and round -> whether there is a text, for those that are not asked for again."""
         known: dict[tuple[str, int, str], bool] = {}
-        for line in _lines(self.refine_dir / "fuse.jsonl"):
+        for line in iter_jsonl(self.refine_dir / "fuse.jsonl"):
             rewriting = rewritings.get(line["id"])
             if rewriting is not None and rewriting["text"] is not None and line["round"] <= rounds:
                 place = line["id"], line["round"], line["key"]
@@ -74,7 +73,7 @@ class Stored:
         if self.settings.margin is not None:
             judged |= {(row_id, REFERENCE) for row_id in rewritings}
         found = set()
-        for line in _lines(self.refine_dir / "judge.jsonl"):
+        for line in iter_jsonl(self.refine_dir / "judge.jsonl"):
             place = line["id"], line["round"]
             # Lines of earlier versions, which name no judge, are not read.
             if place in judged and "judge" in line and (line["score"] is not None or not self.retry_failed):
@@ -89,10 +88,10 @@ class Stored:
             return set()
         if any(judge["unusable"] for judge in read_json(path)["judges"].values()):
             return set()
-        failed = {line["id"] for line in _lines(self.refine_dir / "failed.jsonl")}
+        failed = {line["id"] for line in iter_jsonl(self.refine_dir / "failed.jsonl")}
         return {
             line["id"]
-            for line in _lines(self.refine_dir / "fused.jsonl")
+            for line in iter_jsonl(self.refine_dir / "fused.jsonl")
             if line["id"] in rewritings
             and line["id"] not in failed
             and all((line["id"], number) in fusions for number in range(1, line["rounds"] + 1))
@@ -111,12 +110,3 @@ class Stored:
         job = Job(row_id, chat, template_options(row), number)
         request = text_request(settings, self.seed, "fuse", job, settings.fuse_temperature)
         return text_key(self.models.fuser.name, request) == key
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    """The lines of a store one by one, without a last one that a kill has torn."""
-    if path.exists():
-        with open(path, "rb") as file:
-            for number, data in enumerate(file, 1):
-                if data.strip() and data.endswith(b"\n"):
-                    yield parse_line(path, number, data)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,14 +70,20 @@ def read_jsonl(path: str | Path) -> list[Any]:
 
     They are dicts; which fields they have, their readers know.
     """
+    return list(iter_jsonl(path))
+
+
+def iter_jsonl(path: str | Path) -> Iterator[Any]:
+    """The objects of `read_jsonl` one by one, for files that need not be in memory as a whole."""
     path = Path(path)
     if not path.exists():
-        return []
-    *lines, last = path.read_bytes().split(b"\n")
-    values = [parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if _whole(last):
-        values.append(json.loads(last))
-    return values
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n") and line.strip():
+                yield parse_line(path, number, line)
+            elif _whole(line):
+                yield json.loads(line)
 
 
 def repair_jsonl(path: str | Path) -> None:
