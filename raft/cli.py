@@ -22,7 +22,8 @@ from raft.models import check_model, check_top_k
 from raft.progress import say
 from raft.row_files import FORMATS
 from raft.rows import read_rows
-from raft.runs import Run, read_jsonl
+from raft.runs import Run
+from raft.runs.files import iter_jsonl
 from raft.runs.folder import REPORTS, add_to_run, check_run, open_run
 from raft.runs.signals import stop_on_signals
 from raft.settings.files import load_config
@@ -104,7 +105,7 @@ def refine(args: argparse.Namespace) -> None:
         fused = run.refine_dir / "fused.jsonl"
         if not fused.exists():
             raise RunFolderError(f"{fused}: no such file, expected a finished refinement whose taus can be swept")
-        print(sweep_text(read_jsonl(fused), config.refine.tau))
+        print(sweep_text(iter_jsonl(fused), config.refine.tau))
         return
     plan = plan_refinement(config, run)
     workers = args.workers if args.executor == "ray" and not args.preview else 0

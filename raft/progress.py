@@ -50,10 +50,11 @@ class Progress:
     ):
         self._label, self._total, self._unit = label, total, unit
         self._done, self._fresh, self._per_call, self._final = done, 0, per_call, final and total is not None
-        self._show = show and total != 0 and os.environ.get("RANK", "0") == "0"
+        self._show = show and os.environ.get("RANK", "0") == "0"
         self._figures: Sequence[str] = ()
         self._call: Call | None = None
         self._start = self._drawn = time.monotonic()
+        self._before = 0.0  # seconds until the last stop
         self._stream = stream
         self._bar: tqdm | None = None
         self._end = threading.Event()
@@ -79,11 +80,13 @@ class Progress:
         self.stop(whole=kind is None)
 
     def start(self) -> Self:
-        if not self._show:
+        """Also after a stop: then the phase goes on, and the time in between does not count."""
+        self._start = time.monotonic() - self._before
+        if not self._show or self._total == 0:
             return self
-        self._start = time.monotonic()
+        self._end.clear()
         if not _open:
-            Progress._said = self._start
+            Progress._said = time.monotonic()
         stream = self._stream or sys.stderr
         if getattr(stream, "isatty", lambda: False)():
             bar = self._draw(stream)
@@ -91,13 +94,18 @@ class Progress:
                 self._show = False
                 return self
             self._bar = bar
+            if self._before:
+                bar.start_t -= self._before
+                self._redraw(bar)
         _open.append(self)
         self._ticker = threading.Thread(target=self._tick, name=f"progress of {self._label}", daemon=True)
         self._ticker.start()
         return self
 
-    def stop(self, whole: bool = True) -> None:
-        """Ends the phase; further calls do nothing. whole: False after an error, to print no summary."""
+    def stop(self, whole: bool = True, *, pause: bool = False) -> None:
+        """Ends the phase; further calls do nothing. whole: False after an error, to print no summary. pause: the phase
+        will be started again; nothing is printed, and no bar is left."""
+        self._before = self.seconds
         if self not in _open:
             return
         _open.remove(self)
@@ -106,8 +114,10 @@ class Progress:
             self._ticker.join(timeout=1)  # it may be blocked by writing to a terminal that is gone
         if self._bar is not None:
             self._redraw(self._bar)
+            self._bar.leave = self._bar.leave and not pause
             self._bar.close()
-        elif self._final and whole:
+            self._bar = None
+        elif self._final and whole and not pause:
             self._print(self._summary())
 
     def _draw(self, stream: IO[str]) -> "tqdm":

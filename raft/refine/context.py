@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raft.chat import ChatModel, LocalChat
@@ -15,7 +15,7 @@ from raft.refine.acceptance import Acceptance
 from raft.refine.embed import Embedder, load_embedder
 from raft.refine.lines import JudgeLine, SimilarityLine, TextLine
 from raft.refine.panel import Panel
-from raft.refine.progress import StageNumbers, StageProgress
+from raft.refine.progress import Stages
 from raft.refine.store import Failures, Store
 from raft.refine.vectors import StoredVectors
 from raft.settings import RefineSettings
@@ -76,12 +76,10 @@ class RefineContext:
     panel: Panel
     seed: int
     """Of the run."""
-    progress: bool
-    """Whether the stages show how far they are."""
     retry_failed: bool
     """Whether texts that failed, in a way that would last, are asked for again."""
-    bars: list[StageProgress] = field(default_factory=list)
-    """Of the stages, in their order."""
+    stages: Stages
+    """How far they are."""
 
     @property
     def wording(self) -> Wording:
@@ -91,17 +89,6 @@ class RefineContext:
     @property
     def acceptance(self) -> Acceptance:
         return Acceptance(self.wording, self.settings)
-
-    def bar(self, stage: str, rows: int, *, per_call: bool = False) -> StageProgress:
-        """Progress of a stage over `rows` rows, to be entered."""
-        model = {"rewrite": self.models.rewriter, "fuse": self.models.fuser}.get(stage)
-        self.bars.append(StageProgress(stage, rows, per_call=per_call, show=self.progress, model=model))
-        return self.bars[-1]
-
-    @property
-    def numbers(self) -> list[StageNumbers]:
-        """What each stage came to, in their order."""
-        return [bar.numbers for bar in self.bars]
 
 
 @contextmanager
@@ -118,4 +105,5 @@ def open_context(
     ):
         texts, panel = {"rewrite": rewrite, "fuse": fuse}, Panel(models.judges, judge, retry_failed)
         models = replace(models, embedder=StoredVectors(models.embedder, folder / "vectors.bin"))
-        yield RefineContext(settings, models, texts, similarities, failures, panel, seed, progress, retry_failed)
+        stages = Stages(show=progress)
+        yield RefineContext(settings, models, texts, similarities, failures, panel, seed, retry_failed, stages)

@@ -72,7 +72,7 @@ def filter_rewritings(
     """
     assessed: dict[str, Assessment] = {}
     kept = 0
-    with context.bar("filter", len(rows)) as bar:
+    with context.stages.slice("filter", len(rows)) as bar:
         # Batches fixed by the input order, for the last digits of the embeddings.
         for batch in batches(rows, context.settings.batch_size):
             usable = [row for row in batch if row["id"] in rewritten]

@@ -56,7 +56,7 @@ def fuse(context: RefineContext, rows: Sequence[Row], rewritten: Mapping[str, st
     rounds = settings.rounds if settings.fuse_temperature > 0 else 1  # greedy: every round would say the same
     open_rows = {row["id"]: row for row in rows}
     kept = 0
-    with context.bar("fuse", len(rows)) as bar:
+    with context.stages.slice("fuse", len(rows), model=context.models.fuser) as bar:
         for number in range(1, rounds + 1):
             jobs = [
                 Job(row_id, partial(fuse_chat, row, rewritten[row_id], wording), template_options(row), number)

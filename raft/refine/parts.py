@@ -1,13 +1,16 @@
 """Parts of the rows, each with stores of its own: how the stores of a run are split over them and merged again."""
 
-import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+from raft.refine.lines import StoredLine
+from raft.refine.store import Store
 from raft.rows import Row
-from raft.runs import JsonlAppender, read_jsonl
+from raft.runs import JsonlAppender
+from raft.runs.files import iter_jsonl
 
 STORES = ("rewrite.jsonl", "filter.jsonl", "fuse.jsonl", "judge.jsonl")
 PARTS_OF_A_WORKER = 4
@@ -27,12 +30,11 @@ def split_rows(
     for folder in folders:
         folder.mkdir(parents=True)
     for name in STORES:
-        lines: list[list[str]] = [[] for _ in parts]
-        for line in read_jsonl(refine_dir / name):
-            if line["id"] in part_of:
-                lines[part_of[line["id"]]].append(json.dumps(line, ensure_ascii=False) + "\n")
-        for folder, of_part in zip(folders, lines, strict=True):
-            (folder / name).write_text("".join(of_part), encoding="utf-8")
+        with ExitStack() as stack:
+            files = [stack.enter_context(JsonlAppender(folder / name)) for folder in folders]
+            for line in iter_jsonl(refine_dir / name):
+                if line["id"] in part_of:
+                    files[part_of[line["id"]]].append(line)
     return list(zip(folders, parts, strict=True))
 
 
@@ -46,18 +48,16 @@ def merge_parts(refine_dir: Path) -> None:
     if not folder.exists():
         return
     for name in STORES:
-        failed = {(line["id"], line["key"]): _has_failed(line) for line in read_jsonl(refine_dir / name)}
-        with JsonlAppender(refine_dir / name) as store:
+        with Store[StoredLine](refine_dir / name) as store:
             for part in sorted(folder.glob("*")):
-                for line in read_jsonl(part / name):
-                    key = line["id"], line["key"]
-                    if key not in failed or (failed[key] and not _has_failed(line)):
-                        store.append(line)
-                        failed[key] = _has_failed(line)
+                for line in iter_jsonl(part / name):
+                    there = store.get(line["id"], line["key"])
+                    if there is None or (_has_failed(there) and not _has_failed(line)):
+                        store.add(line)
     shutil.rmtree(folder)
 
 
-def _has_failed(line: dict[str, object]) -> bool:
+def _has_failed(line: Mapping[str, object]) -> bool:
     return bool(line.get("failed")) or ("judge" in line and line["score"] is None)
 
 

@@ -1,10 +1,13 @@
 """Stage 1 from rows to fused rows, every stage on disk as it goes."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from raft.errors import InputError
+from raft.isolate import batches
 from raft.judges import check_judges
 from raft.refine.context import Models, RefineContext, open_context
 from raft.refine.diagnostics import AnswerNLL, diagnose
@@ -16,10 +19,25 @@ from raft.refine.progress import StageNumbers
 from raft.refine.rewrite import rewrite
 from raft.refine.store import Failures, write_lines
 from raft.rows import Row, normalize_rows
-from raft.runs import Run, write_json
+from raft.runs import Run, read_jsonl, write_json
+from raft.runs.files import iter_jsonl
 from raft.settings import RefineSettings
 
 log = logging.getLogger(__name__)
+
+
+SLICE_ROWS = 4096
+"""Rows that go through all stages before the next ones begin. Memory holds what was made of these alone; a server idles
+for an answer or two at the end of each stage."""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What came of a refinement."""
+
+    rows: int
+    kept: int
+    stages: list[StageNumbers]
 
 
 def refine(
@@ -32,34 +50,47 @@ def refine(
     nll: AnswerNLL | None = None,
     progress: bool = True,
     retry_failed: bool = False,
-    numbers: list[StageNumbers] | None = None,
 ) -> list[FusedRow]:
-    """The fused rows, in input order; writes rewrite, filter, fuse, judge, failed and fused.jsonl and diagnostics.json.
+    """`refine_rows` of any rows, which are checked: the lines of fused.jsonl, in input order."""
+    checked = normalize_rows(rows, source="rows to refine")
+    refine_rows(
+        checked, models, run, settings, seed=seed, nll=nll, progress=progress, retry_failed=retry_failed,
+    )  # fmt: skip
+    fused: list[FusedRow] = read_jsonl(run.refine_dir / "fused.jsonl")
+    return fused
+
+
+def refine_rows(
+    rows: Sequence[Row],
+    models: Models,
+    run: Run,
+    settings: RefineSettings,
+    *,
+    seed: int = 0,
+    nll: AnswerNLL | None = None,
+    progress: bool = True,
+    retry_failed: bool = False,
+    slice_rows: int = SLICE_ROWS,
+) -> Refined:
+    """Writes rewrite, filter, fuse, judge, failed and fused.jsonl, the last in input order, and diagnostics.json.
 
     What an earlier call left in `run.refine_dir` is taken over where its key fits. `nll` adds the style shift to the
-    diagnostics. retry_failed: asks again, with other seeds, for texts that failed in a way that would last. numbers: a
-    list that gets what each stage came to. InputError for rows that are not what was expected, and where all of them
-    failed.
+    diagnostics. retry_failed: asks again, with other seeds, for texts that failed in a way that would last. slice_rows:
+    so many go through all stages at once, which changes no text. InputError where all rows failed.
     """
-    checked = normalize_rows(rows, source="rows to refine")
     check_judges(models.judges)
     folder = run.refine_dir
+    fused_path = folder / "fused.jsonl"
+    for torn in folder.glob(f".{fused_path.name}.*.tmp"):  # of a run that was killed
+        torn.unlink()
     with open_context(folder, settings, models, seed=seed, progress=progress, retry_failed=retry_failed) as context:
-        rewritten, rewritings, fusions = do_stages(context, checked)
-    fused = [
-        _fused_row(row, rewritten.get(row["id"]), rewritings.get(row["id"]), fusions.get(row["id"], Fusion()))
-        for row in checked
-    ]
-    for line in fused:
-        if line["id"] in context.panel.flagged:
-            line["judge_flag"] = context.panel.flagged[line["id"]]
-    write_lines(folder / "fused.jsonl", fused)
+        write_lines(fused_path, _fused_rows(context, rows, slice_rows))
     failures, panel = context.failures, context.panel
-    failures.finish([row["id"] for row in checked])
-    _warn(failures, panel, len(checked))
+    failures.finish(row["id"] for row in rows)
+    _warn(failures, panel, len(rows))
     diagnostics = diagnose(
-        checked,
-        fused,
+        rows,
+        iter_jsonl(fused_path),
         context.models.embedder,
         judges=[judge.name for judge in models.judges],
         unusable=panel.unusable,
@@ -69,27 +100,44 @@ def refine(
         progress=progress,
     )
     write_json(folder / "diagnostics.json", diagnostics)
-    if numbers is not None:
-        numbers += context.numbers
-    texts = [row for row in checked if has_wording(row)]
-    if texts and all(row["id"] in failures for row in texts):
+    texts = sum(map(has_wording, rows))
+    if texts and all(row["id"] in failures for row in rows if has_wording(row)):
         first = failures.first()
         raise InputError(
-            f"{folder}: the refinement failed for all {len(texts)} rows, row {first['id']} in {first['stage']}: "
+            f"{folder}: the refinement failed for all {texts} rows, row {first['id']} in {first['stage']}: "
             f"{first['reason']}; nothing is refined"
         )
-    return fused
+    return Refined(diagnostics["rows"], diagnostics["kept"], context.stages.numbers)
+
+
+def slices(rows: Sequence[Row], batch_size: int, size: int = SLICE_ROWS) -> Iterator[Sequence[Row]]:
+    """Of `size` rows or a few more: whole batches, so that a row is embedded beside the same rows in any slice."""
+    return batches(rows, batch_size * math.ceil(size / batch_size))
 
 
 def do_stages(
     context: RefineContext, rows: Sequence[Row]
 ) -> tuple[dict[str, str], dict[str, Assessment], dict[str, Fusion]]:
-    """Rewritings, what is known of them, and fusions, each by row id; on disk as they are made."""
+    """Rewritings, what is known of them, and fusions, each by row id; on disk as they are made. rows: of a slice."""
     texts = [row for row in rows if has_wording(row)]
     rewritten = rewrite(context, texts)
     rewritings = filter_rewritings(context, texts, rewritten)
     passed = [row for row in texts if row["id"] in rewritings and not rewritings[row["id"]].problems]
     return rewritten, rewritings, fuse(context, passed, rewritten)
+
+
+def _fused_rows(context: RefineContext, rows: Sequence[Row], slice_rows: int) -> Iterator[FusedRow]:
+    """The fused row of each, made slice by slice."""
+    context.stages.later = sum(map(has_wording, rows))
+    for part in slices(rows, context.settings.batch_size, slice_rows):
+        context.stages.later -= sum(map(has_wording, part))
+        rewritten, rewritings, fusions = do_stages(context, part)
+        for row in part:
+            row_id = row["id"]
+            line = _fused_row(row, rewritten.get(row_id), rewritings.get(row_id), fusions.get(row_id, Fusion()))
+            if row_id in context.panel.flagged:
+                line["judge_flag"] = context.panel.flagged[row_id]
+            yield line
 
 
 def has_wording(row: Row) -> bool:

@@ -1,6 +1,7 @@
-"""Progress of a stage of the refinement: rows, tokens, and the share of rows that are still in."""
+"""Progress of the stages of the refinement: rows, tokens, and the share of rows that are still in."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from raft.progress import Progress
@@ -24,17 +25,25 @@ class StageNumbers:
 
 
 class StageProgress(Progress):
-    """Rows of one stage. per_call: whether one answer of the model finishes a row; a fusion may take several. model:
-    the chat model that the stage asks; one behind a server may have `in_flight`, its requests that are on their way."""
+    """Rows of one stage, which come in slices: each is begun by `take`, and done between a start and a stop.
+
+    per_call: whether one answer of the model finishes a row; a fusion may take several. model: the chat model that the
+    stage asks; one behind a server may have `in_flight`, its requests that are on their way.
+    """
 
     def __init__(
-        self, stage: str, total: int, *, per_call: bool = False, show: bool = True, model: object | None = None
+        self, stage: str, total: int = 0, *, per_call: bool = False, show: bool = True, model: object | None = None
     ):
         super().__init__(f"refine: {stage}", total, per_call=per_call, show=show)
         self._stage, self._model = stage, model
-        self._tokens = self._kept = self._failed = self._new = 0
+        self._tokens = self._kept = self._kept_before = self._failed = self._new = 0
         self._made_for: set[str] = set()
         self._took = 0.0
+
+    def take(self, rows: int, later: int) -> None:
+        """rows: of the slice. later: rows that may come after it."""
+        self._total = self._done + rows + later
+        self._kept_before = self._kept
 
     def add_rows(
         self,
@@ -48,29 +57,61 @@ class StageProgress(Progress):
         made: Collection[str] = (),
     ) -> None:
         """rows: how many more are done. fresh: those of them that no earlier run has done. tokens: generated for them.
-        kept: those of all rows done so far that are still in. failed: those of `rows` that failed. made: ids of rows
-        that texts were made for, which may come before the rows are done, and in several rounds. new: in a stage that
-        makes no texts, how many of `rows` something was made for."""
+        kept: those of all rows of the slice done so far that are still in. failed: those of `rows` that failed. made:
+        ids of rows that texts were made for, which may come before the rows are done, and in several rounds. new: in a
+        stage that makes no texts, how many of `rows` something was made for."""
         self._tokens += tokens
-        self._kept = kept
+        self._kept = self._kept_before + kept
         self._failed += failed
         self._made_for.update(made)
         self._new += new
-        share = f"kept {100 * kept / max(self._done + rows, 1):.1f} %"
+        share = f"kept {100 * self._kept / max(self._done + rows, 1):.1f} %"
         lost = [f"{self._failed} failed"] if self._failed else []
         speed = [f"{self._tokens / self.seconds:,.0f} tokens/s"] if self._tokens else []
         self.add(rows, fresh=fresh, figures=[share, *lost, *speed])
 
-    def stop(self, whole: bool = True) -> None:
+    def stop(self, whole: bool = True, *, pause: bool = False) -> None:
         self._took = self.seconds
-        super().stop(whole)
+        self._new += len(self._made_for)
+        self._made_for.clear()
+        super().stop(whole, pause=pause)
 
     @property
     def numbers(self) -> StageNumbers:
         """Of a stage that has stopped."""
-        new = len(self._made_for) + self._new
-        return StageNumbers(self._stage, self._done, new, self._kept, self._failed, self._tokens, self._took)
+        return StageNumbers(self._stage, self._done, self._new, self._kept, self._failed, self._tokens, self._took)
 
     def _shown(self) -> Sequence[str]:
         flying = getattr(self._model, "in_flight", 0)
         return [*super()._shown(), *([f"{flying} in flight"] if flying else [])]
+
+
+class Stages:
+    """Progress of each stage. later: rows that come after the present slice, to be set for each."""
+
+    def __init__(self, show: bool):
+        self.later = 0
+        self._show = show
+        self._stages: dict[str, StageProgress] = {}
+
+    @contextmanager
+    def slice(
+        self, stage: str, rows: int, *, per_call: bool = False, model: object | None = None
+    ) -> Iterator[StageProgress]:
+        """A stage while it does its rows of the present slice."""
+        if stage not in self._stages:
+            self._stages[stage] = StageProgress(stage, per_call=per_call, show=self._show, model=model)
+        progress = self._stages[stage]
+        progress.take(rows, self.later)
+        progress.start()
+        try:
+            yield progress
+        except BaseException:
+            progress.stop(whole=False)
+            raise
+        progress.stop(pause=self.later > 0)
+
+    @property
+    def numbers(self) -> list[StageNumbers]:
+        """What each stage came to, in their order."""
+        return [progress.numbers for progress in self._stages.values()]

@@ -12,7 +12,6 @@ from raft.progress import say
 from raft.prompts import WORDINGS, Message, Wording
 from raft.refine.lines import FailedLine, FusedRow, JudgeLine, TextLine
 from raft.refine.parts import merge_parts
-from raft.refine.progress import StageNumbers
 from raft.refine.summary import summary_text
 from raft.rows import Row
 from raft.runs import Run, read_json, read_jsonl
@@ -35,14 +34,13 @@ def refine_run(plan: Plan, preview: int = 0, *, retry_failed: bool = False, ray_
     """
     config, run, rows = plan.config, plan.run, plan.rows
 
-    from raft.refine.pipeline import refine
+    from raft.refine.pipeline import refine, refine_rows
     from raft.refine.roles import Roles
 
     settings = config.refine
     roles = Roles(settings, plan.model)
     _check_template(rows, roles.tokenizer, WORDINGS[settings.prompts], plan.data)
     roles.load()
-    stages: list[StageNumbers] = []
     try:
         if preview:
             _say_estimate(plan, roles, retry_failed)  # of all rows
@@ -62,16 +60,15 @@ def refine_run(plan: Plan, preview: int = 0, *, retry_failed: bool = False, ray_
 
             refine_on_ray(plan, ray_workers, retry_failed=retry_failed)
             retry_failed = False  # the workers have
-        fused = refine(
-            rows, roles.models, run, settings,
-            seed=config.seed, nll=roles.nll, retry_failed=retry_failed, numbers=stages,
-        )  # fmt: skip
+        refined = refine_rows(
+            rows, roles.models, run, settings, seed=config.seed, nll=roles.nll, retry_failed=retry_failed
+        )
     finally:
         roles.close()
-    kept = sum(row["kept"] for row in fused)
-    print(f"refined {len(fused)} rows, kept {kept} ({100 * kept / len(fused):.1f} %): {run.refine_dir / 'fused.jsonl'}")
+    share = 100 * refined.kept / refined.rows
+    print(f"refined {refined.rows} rows, kept {refined.kept} ({share:.1f} %): {run.refine_dir / 'fused.jsonl'}")
     reasons = read_json(run.refine_dir / "diagnostics.json")["reasons"]
-    print(summary_text(stages, reasons, made_here=not ray_workers))
+    print(summary_text(refined.stages, reasons, made_here=not ray_workers))
 
 
 def _say_estimate(plan: Plan, roles: "Roles", retry_failed: bool) -> None:

@@ -16,9 +16,9 @@ def rewrite(context: RefineContext, rows: Sequence[Row]) -> dict[str, str]:
     wording = context.wording
     jobs = [Job(row["id"], partial(rewrite_chat, row, wording), template_options(row)) for row in rows]
     rewritten: dict[str, str] = {}
-    with context.bar("rewrite", len(rows), per_call=True) as bar:
-        temperature = context.settings.rewrite_temperature
-        for batch in texts(context, "rewrite", context.models.rewriter, jobs, temperature):
+    model, temperature = context.models.rewriter, context.settings.rewrite_temperature
+    with context.stages.slice("rewrite", len(rows), per_call=True, model=model) as bar:
+        for batch in texts(context, "rewrite", model, jobs, temperature):
             rewritten |= batch.texts
             for row_id, why in batch.failed.items():
                 context.failures.add(row_id, "rewrite", why)

@@ -16,7 +16,7 @@ from raft.errors import EngineError, RaftError
 from raft.progress import Progress
 from raft.refine.context import open_context
 from raft.refine.parts import merge_parts, split_rows
-from raft.refine.pipeline import do_stages
+from raft.refine.pipeline import do_stages, slices
 from raft.refine.roles import Roles
 from raft.rows import Row
 from raft.settings import Plan, RefineSettings
@@ -80,7 +80,8 @@ class Worker:
                 progress=False,
                 retry_failed=self._retry_failed,
             ) as context:
-                do_stages(context, rows)
+                for some in slices(rows, self._config.refine.batch_size):
+                    do_stages(context, some)
         except RaftError as error:
             return {"rows": 0, "error": str(error)}
         return {"rows": len(rows), "error": ""}

@@ -6,14 +6,15 @@ parameter or text the hash is another one, the row is done again, and its old li
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 from raft import prompts
 from raft.refine.lines import FailedLine, StoredLine
-from raft.runs import JsonlAppender, write_text
-from raft.runs.files import parse_line
+from raft.refine.places import Places
+from raft.runs import JsonlAppender
+from raft.runs.files import parse_line, replacing
 
 
 def row_key(model: str, parameters: Mapping[str, object], messages: Sequence[object]) -> str:
@@ -29,18 +30,18 @@ Line = TypeVar("Line", bound=StoredLine)
 class Store(Generic[Line]):
     """The lines of one stage. Of two lines with the same id and key the newest counts.
 
-    Lines stay on disk, and memory holds where each begins: 100 bytes a line, whatever its length.
+    Lines stay on disk, and memory holds where each begins.
     """
 
     def __init__(self, path: Path):
         self._file = JsonlAppender(path)  # cuts off a line that a kill has torn
         self._reader = open(path, "rb")  # noqa: SIM115
-        self._places: dict[int, int] = {}  # hash of id and key -> where the newest line of them begins
+        self._places = Places()  # by the hash of id and key
         place = 0
         for number, data in enumerate(self._reader, 1):
             if data.strip():
                 line = parse_line(path, number, data)
-                self._places[hash((line.get("id"), line.get("key")))] = place
+                self._places.add(hash((line.get("id"), line.get("key"))), place)
             place += len(data)
 
     def get(self, row_id: str, key: str) -> Line | None:
@@ -54,7 +55,7 @@ class Store(Generic[Line]):
 
     def add(self, line: Line) -> None:
         """Appends one line, on disk before this returns."""
-        self._places[hash((line["id"], line["key"]))] = self._file.append(line)
+        self._places.add(hash((line["id"], line["key"])), self._file.append(line))
 
     def __enter__(self) -> Self:
         return self
@@ -89,9 +90,9 @@ class Failures:
     def first(self) -> FailedLine:
         return next(iter(self._failed.values()))
 
-    def finish(self, order: Sequence[str]) -> None:
+    def finish(self, order: Iterable[str]) -> None:
         """Replaces what earlier, interrupted runs left, in the order of the input."""
-        write_lines(self._path, [self._failed[row_id] for row_id in order if row_id in self._failed])
+        write_lines(self._path, (self._failed[row_id] for row_id in order if row_id in self._failed))
 
     def __enter__(self) -> Self:
         return self
@@ -100,6 +101,8 @@ class Failures:
         self._file.close()
 
 
-def write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Writes JSON Lines as a whole: readers see the old file or the new one."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Writes JSON Lines, each row as it comes; readers see the old file until the new one is whole."""
+    with replacing(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

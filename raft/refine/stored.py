@@ -39,15 +39,12 @@ class Stored:
 
     def rewritings(self) -> dict[str, TextLine]:
         """Row id -> the rewriting, or its failure; by the keys of the store."""
-        lines: dict[tuple[str, str], TextLine] = {}
+        found: dict[str, TextLine] = {}
         for line in iter_jsonl(self.refine_dir / "rewrite.jsonl"):
-            lines[line["id"], line["key"]] = line  # of two lines the newer one counts
-        found = {}
-        for row_id in self.rows.keys() & {row_id for row_id, _ in lines}:
-            known = lines.get((row_id, self._rewrite_key(self.rows[row_id])))
-            if known is not None and not is_missing(known, self.settings, self.retry_failed):
-                found[row_id] = known
-        return found
+            row = self.rows.get(line["id"])
+            if row is not None and line["key"] == self._rewrite_key(row):
+                found[row["id"]] = line  # of two lines the newer one counts
+        return {i: line for i, line in found.items() if not is_missing(line, self.settings, self.retry_failed)}
 
     def fusions(self, rewritings: Rewritings, rounds: int) -> dict[tuple[str, int], bool]:
         """Row id and round -> whether there is a text, for those that are not asked for again."""

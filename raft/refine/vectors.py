@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raft.refine.embed import Embedder
+from raft.refine.places import Places
 
 _HASH = 16  # bytes
 
 
 class StoredVectors:
     """An embedder beside a file of its vectors: a line of JSON (the model's name, d), then for each text its hash and
-    its vector, d float32. Memory holds where each vector is, 140 bytes a text.
+    its vector, d float32. Memory holds where each vector is.
 
     The vectors of another model are thrown away. The file can be deleted at any time between two runs.
     """
@@ -24,14 +25,16 @@ class StoredVectors:
     def __init__(self, embedder: Embedder, path: Path):
         self.name = embedder.name
         self._embedder, self._path = embedder, path
-        self._places: dict[bytes, int] = {}  # hash of a text -> where its vector begins, in bytes
+        self._places = Places()  # of the vectors, by the first bytes of the hash of their texts
         self._dimensions = 0  # until a vector is known
         self._read()
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[n, d] float32, a row a text. Texts without a vector are embedded in one call, in their order."""
         hashes = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_HASH).digest() for text in texts]
-        missing = {hashed: text for hashed, text in zip(hashes, texts, strict=True) if hashed not in self._places}
+        missing = {
+            hashed: text for hashed, text in zip(hashes, texts, strict=True) if _short(hashed) not in self._places
+        }
         if missing or not texts:
             made = np.asarray(self._embedder.encode(list(missing.values())), dtype=np.float32)
             if not texts:
@@ -39,7 +42,8 @@ class StoredVectors:
             self._add(list(missing), made)
         size = 4 * self._dimensions
         with open(self._path, "rb", buffering=0) as file:
-            stored = b"".join(os.pread(file.fileno(), size, self._places[hashed]) for hashed in hashes)
+            places = [self._places.get(_short(hashed)) for hashed in hashes]
+            stored = b"".join(os.pread(file.fileno(), size, place) for place in places if place is not None)
         return np.frombuffer(stored, dtype=np.float32).reshape(len(texts), self._dimensions).copy()
 
     def _read(self) -> None:
@@ -62,7 +66,7 @@ class StoredVectors:
             begin, size = file.tell(), _HASH + 4 * self._dimensions
             count = (os.fstat(file.fileno()).st_size - begin) // size
             for place in range(begin, begin + count * size, size):
-                self._places[os.pread(file.fileno(), _HASH, place)] = place + _HASH
+                self._places.add(_short(os.pread(file.fileno(), _HASH, place)), place + _HASH)
             file.truncate(begin + count * size)
 
     def _add(self, hashes: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
@@ -80,4 +84,9 @@ class StoredVectors:
                 raise
         place, size = end + len(header), _HASH + 4 * dimensions
         self._dimensions = dimensions
-        self._places.update({hashed: place + i * size + _HASH for i, hashed in enumerate(hashes)})
+        for i, hashed in enumerate(hashes):
+            self._places.add(_short(hashed), place + i * size + _HASH)
+
+
+def _short(hashed: bytes) -> int:
+    return int.from_bytes(hashed[:8], "little", signed=True)

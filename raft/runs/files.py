@@ -3,25 +3,36 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, TextIO
 
 from raft.errors import InputError
 
+_BLOCK = 65_536  # bytes
 
-def write_text(path: str | Path, text: str) -> None:
-    """Replaces a file atomically: readers see the old content or the new, never a part."""
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[TextIO]:
+    """A file to write to, which takes the place of `path` when the context is left without an error: readers see the
+    old content or the new, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replaces a file atomically."""
+    with replacing(path) as file:
+        file.write(text)
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -92,11 +103,12 @@ def repair_jsonl(path: str | Path) -> None:
     if not path.exists():
         return
     with open(path, "r+b") as file:
-        data = file.read()
-        start = data.rfind(b"\n") + 1
-        if start == len(data):
+        start = _start_of_last_line(file)
+        file.seek(start)
+        rest = file.read()
+        if not rest:
             return
-        if _whole(data[start:]):
+        if _whole(rest):
             file.write(b"\n")
         else:
             file.truncate(start)
@@ -111,6 +123,19 @@ def parse_line(path: Path, number: int, line: bytes) -> dict[str, object]:
     if not isinstance(value, dict):
         raise InputError(f"{path}, line {number}: expected one JSON object, found {type(value).__name__}")
     return value
+
+
+def _start_of_last_line(file: BinaryIO) -> int:
+    """Where the bytes after the last newline begin, found from the end."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        begin = max(end - _BLOCK, 0)
+        file.seek(begin)
+        found = file.read(end - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
 
 
 def _whole(line: bytes) -> bool:

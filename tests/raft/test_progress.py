@@ -13,7 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from raft import progress
 from raft.progress import Progress, amount, call, clock, lasting_stderr, say
-from raft.refine.progress import StageProgress
+from raft.refine.progress import StageProgress, Stages
 from raft.runs import read_jsonl
 from raft.train.progress import TrainingProgress
 from tests.golden.training import trainer
@@ -188,6 +188,37 @@ def test_a_stage_says_how_many_rows_failed_and_how_many_requests_are_on_their_wa
         server.in_flight = 0
     summary = capsys.readouterr().err.splitlines()[-1]
     assert "140 rows in" in summary and "2 failed" in summary and "in flight" not in summary
+
+
+def test_a_stage_goes_on_with_the_next_slice(often, open_terminal, capsys):
+    def go(wait=lambda: None, between_s=0.0):
+        stages = Stages(show=True)
+        for rows, later in ((40, 60), (60, 0)):
+            stages.later = later
+            with stages.slice("rewrite", rows) as stage:
+                stage.add_rows(rows // 2, fresh=rows // 2, kept=rows // 4, made=["a", "b"])
+                stage.add_rows(rows // 2, fresh=rows // 2, kept=rows // 2, made=["b", "c"])
+                wait()
+            time.sleep(between_s)
+        return stages.numbers[0]
+
+    said = []
+
+    def shown():
+        said.extend(capsys.readouterr().err.splitlines())
+        return re.search(r"refine: rewrite: (40|100) of 100 rows, .*kept 50.0 %", "".join(said[-1:]))
+
+    begin = time.monotonic()
+    found = go(wait=lambda: until(shown), between_s=0.5)
+    assert found.seconds <= time.monotonic() - begin - 1.0  # the time in between is not the stage's
+    assert (found.rows, found.new, found.passed) == (100, 6, 50)
+    said.extend(capsys.readouterr().err.splitlines())
+    assert [re.match(r"refine: rewrite: 100 rows in .*kept 50.0 %", line) is not None for line in said][-2:] == [0, 1]
+    terminal = open_terminal()
+    go()
+    last = terminal.screens()[-1]
+    assert "40/100" in terminal.getvalue() and "100/100" in last and "kept 50.0 %" in last
+    assert sum("100/100" in line for line in terminal.getvalue().split("\n")) == 1
 
 
 def test_a_bar_moves_while_a_call_lasts(open_terminal):

@@ -103,12 +103,11 @@ def test_overlap_length_and_characters():
 def test_character_classes():
     found = character_classes(["aB1 ", "日-\u200b", "é"])
     counts = {"lower": 2, "upper": 1, "letter": 1, "digit": 1, "space": 1, "punctuation": 1, "other": 1}
-    assert found == {name: count / 8 for name, count in counts.items()}
-    assert set(character_classes([""]).values()) == {0.0}
+    assert found == counts and not character_classes([""])
 
 
 def test_summary():
-    assert summary([4, None, 1, 2, 3, 5]) == {
+    assert summary([4, 1, 2, 3, 5]) == {
         "n": 5,
         "mean": 3.0,
         "p05": 1.2,
@@ -117,7 +116,7 @@ def test_summary():
         "p75": 4.0,
         "p95": 4.8,
     }
-    assert summary([None]) == {"n": 0, "mean": None, "p05": None, "p25": None, "p50": None, "p75": None, "p95": None}
+    assert summary([]) == {"n": 0, "mean": None, "p05": None, "p25": None, "p50": None, "p75": None, "p95": None}
 
 
 def test_nothing_kept_is_no_error():

@@ -14,6 +14,7 @@ from raft.refine import estimate as estimates
 from raft.refine import refine
 from raft.refine.context import Models
 from raft.refine.estimate import Estimate, estimate, estimate_lines
+from raft.refine.pipeline import refine_rows
 from raft.refine.progress import StageNumbers
 from raft.refine.refinement import refine_run
 from raft.refine.summary import summary_text
@@ -282,9 +283,9 @@ def test_the_numbers_are_those_of_the_stores(tmp_path):
     run_it(tmp_path, rows[::2], chosen, Roles(say))
     skip = {name: len(lines(tmp_path, name)) for name in ("rewrite", "filter", "fuse")}
     for given, before in [(rows, skip), (rows, {name: 10_000 for name in skip})]:
-        numbers = []
-        fused = refine(given, Roles(say).models, Run(tmp_path), chosen, progress=False, numbers=numbers)
-        by_stage = {one.stage: one for one in numbers}
+        refined = refine_rows(normalize_rows(given), Roles(say).models, Run(tmp_path), chosen, progress=False)
+        fused = lines(tmp_path, "fused")
+        by_stage = {one.stage: one for one in refined.stages}
         assert list(by_stage) == ["rewrite", "filter", "fuse"]
         ids, tokens = from_stores(tmp_path, before)
         failed = Counter(line["stage"] for line in lines(tmp_path, "failed"))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from raft.cli import main
-from raft.refine.sweep import sweep_text, tau_sweep
+from raft.refine.sweep import Similarities, sweep_text
 from raft.runs import Run, write_text
 
 
@@ -24,7 +24,7 @@ ROWS = [
 
 
 def test_the_table_has_every_tau_with_its_counts():
-    counts = tau_sweep(ROWS, [0.5, 0.8, 0.9])
+    counts = Similarities(ROWS).sweep([0.5, 0.8, 0.9])
     assert counts == {
         "0.5": {"similar": 4, "pass": 3},
         "0.8": {"similar": 2, "pass": 2},

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from raft.errors import InputError
 from raft.runs import JsonlAppender, read_json, read_jsonl, repair_jsonl, write_json
+from raft.runs.files import replacing
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +73,35 @@ def test_repair_keeps_whole_files_as_they_are(tmp_path):
     path.write_bytes(DATA)
     repair_jsonl(path)
     assert path.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("torn", ["", '{"id": "torn", "text": "', '{"id": "torn"'])
+@pytest.mark.parametrize("length", [10, 65_530, 65_536, 65_537, 200_000])
+def test_lines_of_any_length_are_repaired_from_the_end(tmp_path, length, torn):
+    path = tmp_path / "a.jsonl"
+    whole = json.dumps({"id": "a", "text": "x" * length}) + "\n"
+    path.write_text(whole + torn + "y" * (length if torn.endswith(' "') else 0))
+    repair_jsonl(path)
+    assert path.read_text() == whole
+    path.write_text(whole.removesuffix("\n"))
+    repair_jsonl(path)
+    assert path.read_text() == whole
+
+
+def test_a_file_is_replaced_only_as_a_whole(tmp_path):
+    path = tmp_path / "folder" / "a.txt"
+    with replacing(path) as file:
+        file.write("old")
+        assert not path.exists()
+    with pytest.raises(KeyError), replacing(path) as file:
+        file.write("a part of the ne")
+        raise KeyError
+    assert path.read_text() == "old" and [found.name for found in path.parent.iterdir()] == ["a.txt"]
+    with replacing(path) as file:
+        file.write("new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
 
 
 def test_a_broken_line_before_the_last_is_an_error(tmp_path):
