@@ -21,7 +21,8 @@ from raft.errors import ConfigError, Interrupted, ModelError, RaftError, RunFold
 from raft.models import check_model, check_top_k
 from raft.progress import say
 from raft.row_files import FORMATS
-from raft.rows import read_rows
+from raft.row_spool import SpooledRows
+from raft.rows import iter_rows, read_rows
 from raft.runs import Run
 from raft.runs.files import iter_jsonl
 from raft.runs.folder import REPORTS, add_to_run, check_run, open_run
@@ -120,7 +121,7 @@ def refine(args: argparse.Namespace) -> None:
 
 def plan_refinement(config: Config, run: Run) -> Plan:
     model, data = _need(config.model, "model"), _need(config.data, "data")
-    rows = read_rows(data)
+    rows = SpooledRows(iter_rows(data))
     check_model(model)
     refined = config.refine
     if (refined.rewriter, refined.fuser, *refined.judges) != ("local", "local", "programs"):

@@ -84,8 +84,8 @@ class Progress:
         self._start = time.monotonic() - self._before
         if not self._show or self._total == 0:
             return self
-        self._end.clear()
-        if not _open:
+        self._end = threading.Event()
+        if not _open and not self._before:
             Progress._said = time.monotonic()
         stream = self._stream or sys.stderr
         if getattr(stream, "isatty", lambda: False)():
@@ -98,7 +98,9 @@ class Progress:
                 bar.start_t -= self._before
                 self._redraw(bar)
         _open.append(self)
-        self._ticker = threading.Thread(target=self._tick, name=f"progress of {self._label}", daemon=True)
+        self._ticker = threading.Thread(
+            target=self._tick, args=(self._end,), name=f"progress of {self._label}", daemon=True
+        )
         self._ticker.start()
         return self
 
@@ -145,9 +147,9 @@ class Progress:
             bar.set_postfix_str(self._that_fit(bar), refresh=False)
         bar.refresh()
 
-    def _tick(self) -> None:
+    def _tick(self, end: threading.Event) -> None:
         """Shows the progress at intervals, in a thread of its own, since one call of the work may take minutes."""
-        while not self._end.wait(self._pause()):
+        while not end.wait(self._pause()):
             if _open[-1:] != [self]:
                 continue
             if self._bar is not None:

@@ -4,7 +4,7 @@ A row may have question and answer, prompt and completion (texts or chat message
 of `raft.row_forms`. Errors are one line with file, line, field, what was expected and what was found.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -47,6 +47,11 @@ class Row(TypedDict):
 
 def read_rows(path: str | Path, *, need_answer: bool = True) -> list[Row]:
     """All rows of a file, or of a folder that `datasets` saved: `raft.row_files`. `InputError` if one is wrong."""
+    return list(iter_rows(path, need_answer=need_answer))
+
+
+def iter_rows(path: str | Path, *, need_answer: bool = True) -> Iterator[Row]:
+    """The same one by one; a wrong row is known when it is reached."""
     return _checked(rows_of(Path(path)), str(path), need_answer)
 
 
@@ -54,11 +59,10 @@ def normalize_rows(
     rows: Iterable[Mapping[str, object]], source: str = "train_dataset", need_answer: bool = True
 ) -> list[Row]:
     """The same for rows in memory: a list of dicts or a `datasets.Dataset`. source: names the rows in errors."""
-    return _checked(((f"row {i}", row) for i, row in enumerate(rows)), source, need_answer)
+    return list(_checked(((f"row {i}", row) for i, row in enumerate(rows)), source, need_answer))
 
 
-def _checked(rows: Iterable[tuple[str, object]], source: str, need_answer: bool) -> list[Row]:
-    checked: list[Row] = []
+def _checked(rows: Iterable[tuple[str, object]], source: str, need_answer: bool) -> Iterator[Row]:
     places: dict[str, str] = {}
     for number, (place, raw) in enumerate(rows):
         row = _row(raw, f"{source}, {place}", number, need_answer)
@@ -68,10 +72,9 @@ def _checked(rows: Iterable[tuple[str, object]], source: str, need_answer: bool)
                 "expected an id of its own for every row"
             )
         places[row["id"]] = place
-        checked.append(row)
-    if not checked:
+        yield row
+    if not places:
         raise InputError(f"{source}: holds no rows, expected at least one")
-    return checked
 
 
 def _row(raw: object, where: str, number: int, need_answer: bool) -> Row:

@@ -78,6 +78,11 @@ class ChatPool:
         for engine in self._engines.values():
             engine.release()
 
+    def make_room(self) -> None:
+        """`release`, where there are several engines."""
+        if len(self._engines) > 1:
+            self.release()
+
     def close(self) -> None:
         for engine in reversed(self._engines.values()):
             engine.close()

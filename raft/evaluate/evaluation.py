@@ -103,7 +103,7 @@ def _check_base(config: Config, path: str) -> None:
         )
 
 
-def _base(config: Config, run: Run, path: str, items: list[Row], data_path: str | Path) -> Result:
+def _base(config: Config, run: Run, path: str, items: Sequence[Row], data_path: str | Path) -> Result:
     """The result of the base model; an earlier one with the same model, items and settings is reused."""
     file, identity = run.eval_dir / "base.json", _identity(config, path, items)
     known: Result | None = kept_result(file, identity)
@@ -129,7 +129,7 @@ def _identity(config: Config, path: str, items: Sequence[Row]) -> Identity:
     }
 
 
-def _check_lengths(config: Config, path: str, items: list[Row], data_path: str | Path) -> None:
+def _check_lengths(config: Config, path: str, items: Sequence[Row], data_path: str | Path) -> None:
     """Refuse prompts without room for an answer, by id and before any work; the engine would do so later, by number."""
     from raft.rendering import chat_ids, chat_options
 
@@ -144,7 +144,9 @@ def _check_lengths(config: Config, path: str, items: list[Row], data_path: str |
             raise InputError(f"{data_path}, item {item['id']!r}: {found}")
 
 
-def _evaluate_model(config: Config, path: str, items: list[Row], data_path: str | Path, identity: Identity) -> Result:
+def _evaluate_model(
+    config: Config, path: str, items: Sequence[Row], data_path: str | Path, identity: Identity
+) -> Result:
     from raft.engines import Sampling, make_engine
 
     settings = config.evaluate

@@ -34,4 +34,5 @@ class Agreement:
         if self._scores <= self._texts:
             return None
         variance = (self._squares - self._sum**2 / self._scores) / (self._scores - 1)
-        return 1 - self._within / self._texts / variance if variance > 1e-12 else None
+        # Nine digits: the others depend on the order in which texts were added.
+        return round(1 - self._within / self._texts / variance, 9) if variance > 1e-12 else None

@@ -1,6 +1,6 @@
 """What every stage of one refinement works with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,8 @@ class Models:
     fuser: ChatModel
     embedder: Embedder
     judges: Sequence[Judge]
+    make_room: Callable[[], None] = lambda: None
+    """Called after a stage: where several models share this machine, they give back what the next one may need."""
 
     @classmethod
     def local(
@@ -60,7 +62,7 @@ class Models:
         judges: list[Judge] = []
         for name in settings.judges:
             judges += default_judges() if name == "programs" else [ModelJudge(pool[name], name=judge_name(name))]
-        return cls(pool[settings.rewriter], pool[settings.fuser], embedder, judges)
+        return cls(pool[settings.rewriter], pool[settings.fuser], embedder, judges, pool.make_room)
 
 
 @dataclass(frozen=True)

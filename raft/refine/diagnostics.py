@@ -58,7 +58,7 @@ def diagnose(
         lines = zip(rows, fused, strict=True)
         while piece := list(islice(lines, _AT_ONCE)):
             for _, line in piece:
-                counts.update(rows=1, kept=line["kept"], flagged="judge_flag" in line)
+                counts.update(rows=1, kept=int(line["kept"]), flagged=int("judge_flag" in line))
                 rewritings.add(line)
                 if line["similarity"] is not None:
                     _count(reasons["rewrite"], line["rejected"]["rewrite"])

@@ -22,10 +22,11 @@ from raft.progress import amount
 from raft.prompts import WORDINGS, Message
 from raft.refine.context import Models
 from raft.refine.fuse import fuse_chat
-from raft.refine.pipeline import has_wording
 from raft.refine.rewrite import rewrite_chat, template_options
-from raft.refine.stored import Stored
+from raft.refine.slices import has_wording
+from raft.refine.stored import Scored, Stored
 from raft.rendering import Controls, chat_text
+from raft.row_spool import RowsById
 from raft.rows import Row
 from raft.settings import RefineSettings
 
@@ -87,12 +88,11 @@ def estimate(
     """For the rewriter, the fuser, and each judge that is a model. Reads the stores in `refine_dir`, if there are any,
     and writes nothing. tokenizer: of the model that is refined for, also for what others are asked.
     same_settings: whether a run in the folder that came to its end had these settings, so that its rows are done."""
-    texts = {row["id"]: row for row in rows if has_wording(row)}
+    texts = RowsById(rows, {row["id"]: i for i, row in enumerate(rows) if has_wording(row)})
     store = Stored(texts, models, settings, refine_dir, seed, retry_failed)
     rounds = settings.rounds if settings.fuse_temperature > 0 else 1
     rewritings = store.rewritings()
     fusions = store.fusions(rewritings, rounds)
-    scores = store.scores(rewritings, fusions)
     wording = WORDINGS[settings.prompts]
     quiet: Any = partial(tokenizer, verbose=False)  # a prompt for another model may be longer than this one reads
 
@@ -110,38 +110,43 @@ def estimate(
         """With its end."""
         return min(length(row["answer"]) + 1, settings.max_tokens)
 
-    new = [row for row_id, row in texts.items() if row_id not in rewritings]
-    about = _about(new, len(new), lambda row: tokens(rewrite_chat(row, wording), template_options(row)), answer)
+    new = [row_id for row_id in texts if row_id not in rewritings]
+    about = _about(texts, new, len(new), lambda row: tokens(rewrite_chat(row, wording), template_options(row)), answer)
     model = judge_name(settings.rewriter)
     found = [Estimate("rewriter", model, len(new), len(rewritings), *about, len(new) * settings.max_tokens)]
 
-    closed = {row_id for row_id, line in rewritings.items() if line["text"] is None}
+    closed = {row_id for row_id, there in rewritings.items() if not there}
     if same_settings:
         closed |= store.finished(rewritings, fusions)
-    left = [row for row_id, row in texts.items() if row_id not in closed]
+    left = [row_id for row_id in texts if row_id not in closed]
     most = len(left) * rounds - sum(row_id not in closed for row_id, _ in fusions)
     about = _about(
-        left, most, lambda row: tokens(fuse_chat(row, row["answer"], wording), template_options(row)), answer
+        texts, left, most, lambda row: tokens(fuse_chat(row, row["answer"], wording), template_options(row)), answer
     )
     found.append(Estimate("fuser", judge_name(settings.fuser), most, len(fusions), *about, most * settings.max_tokens))
 
+    scores = store.scores(rewritings, fusions, closed)
     failed = sum(not there for (row_id, _), there in fusions.items() if row_id not in closed)
     verdict = length(VERDICT)
     for judge in models.judges:
         if isinstance(judge, ModelJudge):
-            scored = [row_id for name, row_id, _ in scores if name == judge.name]
+            scored = scores.get(judge.name, Scored())
             texts_each = 1 + rounds + (settings.margin is not None)  # the reference too
-            most = len(left) * texts_each - failed - sum(row_id not in closed for row_id in scored)
-            about = _about(left, most, lambda row: tokens(judge_chat(_candidate(row))), lambda _: verdict)
-            found.append(Estimate("judge", judge.name, most, len(scored), *about, most * judge.max_tokens))
+            most = len(left) * texts_each - failed - scored.of_open_rows
+            about = _about(texts, left, most, lambda row: tokens(judge_chat(_candidate(row))), lambda _: verdict)
+            found.append(Estimate("judge", judge.name, most, scored.texts, *about, most * judge.max_tokens))
     return found
 
 
 def _about(
-    rows: Sequence[Row], requests: int, prompt: Callable[[Row], int], reply: Callable[[Row], int]
+    rows: Mapping[str, Row],
+    ids: Sequence[str],
+    requests: int,
+    prompt: Callable[[Row], int],
+    reply: Callable[[Row], int],
 ) -> tuple[int, int]:
     """Tokens of so many prompts and replies, from those of rows that are drawn."""
-    drawn = random.Random(0).sample(rows, min(SAMPLE, len(rows)))
+    drawn = [rows[row_id] for row_id in random.Random(0).sample(ids, min(SAMPLE, len(ids)))]
     if not requests or not drawn:
         return 0, 0
     prompts, replies = sum(map(prompt, drawn)), sum(map(reply, drawn))

@@ -4,9 +4,12 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
+from raft.isolate import batches
 from raft.refine.lines import StoredLine
+from raft.refine.slices import has_wording, slices
 from raft.refine.store import Store
 from raft.rows import Row
 from raft.runs import JsonlAppender
@@ -15,6 +18,8 @@ from raft.runs.files import iter_jsonl
 STORES = ("rewrite.jsonl", "filter.jsonl", "fuse.jsonl", "judge.jsonl")
 PARTS_OF_A_WORKER = 4
 """So that one slow part does not leave the other workers idle for long."""
+OPEN_FILES = 64
+"""At once, while the stores are split: a process may have 256 open on some systems."""
 
 
 def split_rows(
@@ -22,19 +27,18 @@ def split_rows(
 ) -> list[tuple[Path, Sequence[Row]]]:
     """The folder and the rows of each part. The folders have the lines that the run already has of their rows. Parts
     are whole batches, so that the batches of the embedding model are those of one process."""
-    batches = math.ceil(len(rows) / batch_size)
-    size = batch_size * math.ceil(batches / (workers * PARTS_OF_A_WORKER))
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    texts = sum(map(has_wording, rows))
+    parts = list(slices(rows, batch_size, math.ceil(max(texts, 1) / (workers * PARTS_OF_A_WORKER))))
     part_of = {row["id"]: i for i, part in enumerate(parts) for row in part}
     folders = [_parts(refine_dir) / f"{i:05d}" for i in range(len(parts))]
     for folder in folders:
         folder.mkdir(parents=True)
-    for name in STORES:
+    for name, some in product(STORES, batches(range(len(parts)), OPEN_FILES)):
         with ExitStack() as stack:
-            files = [stack.enter_context(JsonlAppender(folder / name)) for folder in folders]
+            files = {i: stack.enter_context(JsonlAppender(folders[i] / name)) for i in some}
             for line in iter_jsonl(refine_dir / name):
-                if line["id"] in part_of:
-                    files[part_of[line["id"]]].append(line)
+                if (i := part_of.get(line["id"])) in files:
+                    files[i].append(line)
     return list(zip(folders, parts, strict=True))
 
 

@@ -1,13 +1,11 @@
 """Stage 1 from rows to fused rows, every stage on disk as it goes."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raft.errors import InputError
-from raft.isolate import batches
 from raft.judges import check_judges
 from raft.refine.context import Models, RefineContext, open_context
 from raft.refine.diagnostics import AnswerNLL, diagnose
@@ -17,6 +15,7 @@ from raft.refine.lines import FusedRow
 from raft.refine.panel import Panel
 from raft.refine.progress import StageNumbers
 from raft.refine.rewrite import rewrite
+from raft.refine.slices import SLICE_ROWS, has_wording, slices
 from raft.refine.store import Failures, write_lines
 from raft.rows import Row, normalize_rows
 from raft.runs import Run, read_jsonl, write_json
@@ -24,11 +23,6 @@ from raft.runs.files import iter_jsonl
 from raft.settings import RefineSettings
 
 log = logging.getLogger(__name__)
-
-
-SLICE_ROWS = 4096
-"""Rows that go through all stages before the next ones begin. Memory holds what was made of these alone; a server idles
-for an answer or two at the end of each stage."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +75,6 @@ def refine_rows(
     check_judges(models.judges)
     folder = run.refine_dir
     fused_path = folder / "fused.jsonl"
-    for torn in folder.glob(f".{fused_path.name}.*.tmp"):  # of a run that was killed
-        torn.unlink()
     with open_context(folder, settings, models, seed=seed, progress=progress, retry_failed=retry_failed) as context:
         write_lines(fused_path, _fused_rows(context, rows, slice_rows))
     failures, panel = context.failures, context.panel
@@ -110,20 +102,18 @@ def refine_rows(
     return Refined(diagnostics["rows"], diagnostics["kept"], context.stages.numbers)
 
 
-def slices(rows: Sequence[Row], batch_size: int, size: int = SLICE_ROWS) -> Iterator[Sequence[Row]]:
-    """Of `size` rows or a few more: whole batches, so that a row is embedded beside the same rows in any slice."""
-    return batches(rows, batch_size * math.ceil(size / batch_size))
-
-
 def do_stages(
     context: RefineContext, rows: Sequence[Row]
 ) -> tuple[dict[str, str], dict[str, Assessment], dict[str, Fusion]]:
     """Rewritings, what is known of them, and fusions, each by row id; on disk as they are made. rows: of a slice."""
     texts = [row for row in rows if has_wording(row)]
     rewritten = rewrite(context, texts)
+    context.models.make_room()
     rewritings = filter_rewritings(context, texts, rewritten)
     passed = [row for row in texts if row["id"] in rewritings and not rewritings[row["id"]].problems]
-    return rewritten, rewritings, fuse(context, passed, rewritten)
+    fusions = fuse(context, passed, rewritten)
+    context.models.make_room()
+    return rewritten, rewritings, fusions
 
 
 def _fused_rows(context: RefineContext, rows: Sequence[Row], slice_rows: int) -> Iterator[FusedRow]:
@@ -138,11 +128,6 @@ def _fused_rows(context: RefineContext, rows: Sequence[Row], slice_rows: int) ->
             if row_id in context.panel.flagged:
                 line["judge_flag"] = context.panel.flagged[row_id]
             yield line
-
-
-def has_wording(row: Row) -> bool:
-    """An answer that calls tools stays as it is: there is no wording to change."""
-    return not row.get("answer_turn", {}).get("tool_calls")
 
 
 def _fused_row(row: Row, rewritten: str | None, rewriting: Assessment | None, fusion: Fusion) -> FusedRow:

@@ -98,7 +98,7 @@ def _check_template(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", w
             raise InputError(f"{path}, row {row['id']!r}: {error}") from error
 
 
-def preview_text(rows: list[Row], fused: list[FusedRow], folder: Path, wording: Wording) -> str:
+def preview_text(rows: Sequence[Row], fused: list[FusedRow], folder: Path, wording: Wording) -> str:
     """Every prompt with what came of it, row by row. `folder` is the run that refined the rows."""
     from raft.refine.fuse import REFERENCE, fuse_chat
     from raft.refine.rewrite import rewrite_chat

@@ -16,8 +16,9 @@ from raft.errors import EngineError, RaftError
 from raft.progress import Progress
 from raft.refine.context import open_context
 from raft.refine.parts import merge_parts, split_rows
-from raft.refine.pipeline import do_stages, slices
+from raft.refine.pipeline import do_stages
 from raft.refine.roles import Roles
+from raft.refine.slices import slices
 from raft.rows import Row
 from raft.settings import Plan, RefineSettings
 from raft.settings.schema import Config

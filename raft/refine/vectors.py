@@ -42,8 +42,7 @@ class StoredVectors:
             self._add(list(missing), made)
         size = 4 * self._dimensions
         with open(self._path, "rb", buffering=0) as file:
-            places = [self._places.get(_short(hashed)) for hashed in hashes]
-            stored = b"".join(os.pread(file.fileno(), size, place) for place in places if place is not None)
+            stored = b"".join(os.pread(file.fileno(), size, self._places[_short(hashed)]) for hashed in hashes)
         return np.frombuffer(stored, dtype=np.float32).reshape(len(texts), self._dimensions).copy()
 
     def _read(self) -> None:

@@ -1,5 +1,6 @@
 """What a command works with: all that it reads of files and settings, read and checked once, then handed on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raft.rows import Row
@@ -17,4 +18,4 @@ class Plan:
     """Folder of the model, or its name on the Hub. Of an evaluation: the model that answers."""
     data: str
     """The file or folder that the rows come from."""
-    rows: list[Row]
+    rows: Sequence[Row]

@@ -221,6 +221,19 @@ def test_a_stage_goes_on_with_the_next_slice(often, open_terminal, capsys):
     assert sum("100/100" in line for line in terminal.getvalue().split("\n")) == 1
 
 
+def test_short_slices_put_no_line_off(often, capsys):
+    stages, said = Stages(show=True), []
+    end = time.monotonic() + 20
+    stages.later = 1_000_000
+    while len(said) < 5 and time.monotonic() < end:
+        for stage in ("rewrite", "fuse"):
+            with stages.slice(stage, 1) as progress:
+                time.sleep(0.03)  # each ends before it would say anything
+                progress.add_rows(1)
+        said.extend(capsys.readouterr().err.splitlines())
+    assert len(said) >= 5
+
+
 def test_a_bar_moves_while_a_call_lasts(open_terminal):
     terminal = open_terminal()
     with Progress("answer", 600, "item", per_call=True), call(600) as answers:

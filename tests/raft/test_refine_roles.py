@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import resource
 
 import pytest
 
@@ -181,6 +183,23 @@ def test_parts_take_the_lines_of_their_rows_and_give_back_what_is_new(tmp_path):
     assert read_jsonl(tmp_path / "fuse.jsonl") == [] and not (tmp_path / "parts").exists()
     merge_parts(tmp_path)
     assert len(read_jsonl(tmp_path / "rewrite.jsonl")) == 5
+
+
+def test_many_parts_open_few_files(tmp_path):
+    rows = normalize_rows(make_rows(130))
+    with JsonlAppender(tmp_path / "judge.jsonl") as store:
+        for row in rows:
+            store.append({"id": row["id"], "key": "k"})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 100, before[1]))
+    try:
+        parts = split_rows(tmp_path, rows, batch_size=1, workers=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(parts) == 130
+    for folder, part in parts:
+        assert [line["id"] for line in read_jsonl(folder / "judge.jsonl")] == [row["id"] for row in part]
 
 
 def agreement(table):
