@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.errors import EngineError, RaftError
+from raft.isolate import reason
 from raft.progress import Progress
 from raft.refine.context import open_context
 from raft.refine.parts import merge_parts, split_rows
@@ -23,6 +24,8 @@ from raft.rows import Row
 from raft.settings import Plan, RefineSettings
 from raft.settings.schema import Config
 
+STARTS = 3
+"""Tries to start a cluster: Ray gives a node 30 seconds, which may be too few where the machine is busy."""
 RESTARTS = 3
 """Of a worker, and of a part: one that kills its worker each time ends the run."""
 
@@ -33,12 +36,12 @@ def refine_on_ray(plan: Plan, workers: int, *, retry_failed: bool = False) -> No
     from ray.data import DataContext
 
     config = replace(plan.config, refine=_absolute(plan.config.refine))
-    parts = split_rows(plan.run.refine_dir, plan.rows, batch_size=config.refine.batch_size, workers=workers)
-    given = [{"folder": str(folder.resolve()), "rows": json.dumps(rows)} for folder, rows in parts]
     started = not ray.is_initialized()
     if started:
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
+        _start_ray(os.environ.get("RAY_ADDRESS"))
     try:
+        parts = split_rows(plan.run.refine_dir, plan.rows, batch_size=config.refine.batch_size, workers=workers)
+        given = [{"folder": str(folder.resolve()), "rows": json.dumps(rows)} for folder, rows in parts]
         DataContext.get_current().enable_progress_bars = False
         needs_gpu = ray.cluster_resources().get("GPU", 0) and Roles.uses_this_machine(config.refine)
         worker: Any = Worker  # Ray's types know functions alone
@@ -59,6 +62,21 @@ def refine_on_ray(plan: Plan, workers: int, *, retry_failed: bool = False) -> No
         if started:
             ray.shutdown()
         merge_parts(plan.run.refine_dir)
+
+
+def _start_ray(address: str | None) -> None:
+    """address: of a cluster; None: one is started on this machine. EngineError where there is none."""
+    import ray
+
+    for left in reversed(range(1 if address else STARTS)):
+        try:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False)
+            return
+        except Exception as error:  # Ray raises many kinds, Exception itself too
+            ray.shutdown()
+            if not left:
+                where = f"reached at {address}" if address else "started on this machine"
+                raise EngineError(f"Ray: no cluster could be {where}: {reason(error)}") from error
 
 
 class Worker:

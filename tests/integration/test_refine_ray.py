@@ -64,3 +64,17 @@ def test_workers_make_the_rows_of_one_process_also_when_one_is_killed(tmp_path):
     for stage in ("rewrite", "filter", "fuse", "judge"):
         made = [sorted(map(json.dumps, read_jsonl(run / "refine" / f"{stage}.jsonl"))) for run in runs.values()]
         assert made[0] == made[1], stage
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_line(tmp_path):
+    model, data = build("llama", tmp_path / "model"), tmp_path / "d.jsonl"
+    data.write_text(json.dumps(row(0)) + "\n")
+    with chat_server(reply) as server:
+        settings = [f"refine.{role}={server.name('writer')}" for role in ("rewriter", "fuser")]
+        done = subprocess.run(
+            command(model, data, tmp_path / "run", *settings, options=("--executor", "ray")),
+            env={**environment(), "RAY_ADDRESS": "nowhere://x"}, cwd=tmp_path, text=True, capture_output=True, check=False,
+        )  # fmt: skip
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "Ray: no cluster could be reached at nowhere://x: " in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run" / "refine" / "parts").exists()
