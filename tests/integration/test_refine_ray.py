@@ -73,8 +73,9 @@ def test_a_cluster_that_cannot_be_reached_is_one_line(tmp_path):
         settings = [f"refine.{role}={server.name('writer')}" for role in ("rewriter", "fuser")]
         done = subprocess.run(
             command(model, data, tmp_path / "run", *settings, options=("--executor", "ray")),
-            env={**environment(), "RAY_ADDRESS": "nowhere://x"}, cwd=tmp_path, text=True, capture_output=True, check=False,
+            env={**environment(), "RAY_ADDRESS": "nowhere://x"},
+            cwd=tmp_path, text=True, capture_output=True, check=False,
         )  # fmt: skip
-    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert done.returncode and "Traceback" not in done.stderr
     assert "Ray: no cluster could be reached at nowhere://x: " in done.stderr.splitlines()[-1]
     assert not (tmp_path / "run" / "refine" / "parts").exists()
